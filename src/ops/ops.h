@@ -1,0 +1,127 @@
+/* ops: the op table. Every back end (ref: plain C, the specification; cpu: fast; cuda) fills lg_ops.
+ * An op enqueues and returns nothing; the first failure sticks and comes out at sync. Policy stays out:
+ * ops know sets and lengths, not why a head is sparse. Arguments are copied by the op; arrays they point
+ * to must live until sync. Matrices are row-major; destination first; activations f32. */
+#ifndef LG_OPS_H
+#define LG_OPS_H
+#include "base/base.h"
+
+#define LG_PAGE 64 /* tokens of one KV page */
+
+typedef struct lg_weight {
+    lg_dtype dtype;
+    int64_t n_out, n_in;  /* [n_out, n_in], each row quantised along n_in */
+    const void *data;     /* in the file mapping (host) */
+    void *packed;         /* owned by the back end: set by weight_bind, released by weight_unbind */
+    int64_t packed_bytes;
+} lg_weight;
+
+/* K and V of one layer: page p, head h, token t of the page: row (p*n_head_kv + h)*LG_PAGE + t, row_bytes each. */
+typedef struct lg_kv_layer { uint8_t *k, *v; } lg_kv_layer;
+typedef struct lg_kv_geom { lg_dtype dtype; int32_t n_head_kv, head_dim; int64_t row_bytes; } lg_kv_geom;
+/* One sequence's page table for this step. Rows 0..len-1 are valid (len counts tokens appended this step). */
+typedef struct lg_kv_seq { const int32_t *page; int64_t len; } lg_kv_seq;
+
+typedef struct lg_op_embed { float *x; const lg_weight *w; const int32_t *ids; int64_t n_tok; } lg_op_embed; /* x[n_tok, d] */
+
+/* n = rmsnorm(x)*norm; q = rope(qnorm(Wq n + bq)); k, v alike; k, v rounded to the cache dtype into their rows. */
+typedef struct lg_op_qkv {
+    float *q;                            /* out [n_tok, n_head*head_dim], rotated */
+    const float *x;                      /* [n_tok, d] */
+    const float *norm; float eps;        /* [d] */
+    const lg_weight *wq, *wk, *wv;
+    const float *bq, *bk, *bv;           /* NULL or [n_out] */
+    const float *q_norm, *k_norm;        /* NULL or [head_dim] (Qwen3; eps as above) */
+    const float *rope_cos, *rope_sin;    /* [n_tok, head_dim/2] */
+    bool rope_interleaved;               /* pairs (2i, 2i+1); else (i, i + head_dim/2) */
+    lg_kv_layer kv; lg_kv_geom geom;
+    const int32_t *dst_page, *dst_slot;  /* [n_tok] where K, V of each token go */
+    int64_t n_tok; int32_t n_head;
+} lg_op_qkv;
+
+/* Dense causal attention of rows that extend their sequences (prefill, or dense decode).
+ * Row t belongs to sequence seq[t] and sees cache rows 0..idx[t]. Rows of one sequence are consecutive, idx ascending. */
+typedef struct lg_op_attend {
+    float *out;                          /* [n_tok, n_head*head_dim] */
+    const float *q;                      /* [n_tok, n_head*head_dim] */
+    lg_kv_layer kv; lg_kv_geom geom;
+    const lg_kv_seq *seqs; int32_t n_seq;
+    const int32_t *seq; const int64_t *idx; /* [n_tok] */
+    int64_t n_tok; int32_t n_head; float scale;
+} lg_op_attend;
+
+/* Token sets of a decode step, all in blocks of `block` tokens (1: tokens): block ids ascending.
+ * Slot j of sequence s: ids at idx + (s*n_slot + j)*cap, count n[s*n_slot + j]. The last block may be partial. */
+typedef struct lg_sets { int32_t *idx; int32_t *n; int64_t cap; int32_t n_slot, block; } lg_sets;
+
+typedef struct lg_select {               /* how retrieval heads choose; specs 1.4 */
+    lg_rule rule;
+    double value;                        /* topp: p, threshold: tau (topk, ratio: the caller computed budget[s]) */
+    float scale;                         /* topp, threshold */
+    int64_t sinks, recents;              /* topk, ratio */
+} lg_select;
+
+enum { LG_HEAD_DENSE = -1, LG_HEAD_WINDOW = -2 };
+/* One decode row per sequence (n_seq rows, row s is sequence s, sees rows 0..len-1). Per KV head h:
+ * read[h] = LG_HEAD_DENSE, LG_HEAD_WINDOW, or the set slot it reads; make[h] = slot to fill, or -1 (only with DENSE).
+ * The score of token t is mean_g(q_g) . k_t (f32, raw); block score = max over its valid tokens; ties: lower position.
+ * Budget in blocks: forced = blocks that hold the first `sinks` or last `recents` tokens; then best-scoring others while
+ * the set has fewer than floor(budget/block) blocks. A slot filled in this op is read only by later ops.
+ * dense[s] != 0: this sequence's step is dense in all heads and makes no sets. */
+typedef struct lg_op_attend_hybrid {
+    float *out; const float *q;          /* [n_seq, n_head*head_dim] */
+    lg_kv_layer kv; lg_kv_geom geom;
+    const lg_kv_seq *seqs; int32_t n_seq;
+    const int64_t *budget;               /* [n_seq] effective budget in tokens of this step (>= sinks + recents) */
+    const uint8_t *dense;                /* [n_seq] */
+    const int32_t *read, *make;          /* [n_head_kv] */
+    lg_sets sets; lg_select select;      /* window heads: first select.sinks and last budget - select.sinks tokens */
+    int32_t n_head; float scale;
+} lg_op_attend_hybrid;
+
+typedef struct lg_op_product_add { float *y; const float *x; const lg_weight *w; int64_t n_tok; } lg_op_product_add; /* y[n_tok,n_out] += x W^T */
+typedef struct lg_op_gate_up { float *h; const float *x; const float *norm; float eps; const lg_weight *gate, *up; int64_t n_tok; } lg_op_gate_up; /* silu(Wg n)*(Wu n) */
+/* logits[i] = W rmsnorm(x[row[i]]) */
+typedef struct lg_op_logits { float *logits; const float *x; const float *norm; float eps; const lg_weight *w; const int32_t *row; int64_t n_row; } lg_op_logits;
+
+typedef struct lg_ops_ctx lg_ops_ctx;
+typedef struct lg_ops_config { const char *device; int n_threads; lg_compute compute; int64_t max_tok; } lg_ops_config;
+
+typedef struct lg_ops {
+    const char *name;
+    lg_status (*open)(lg_ops_ctx **out, const lg_ops_config *c, lg_error *err);
+    void (*close)(lg_ops_ctx *c);
+    void (*describe)(lg_ops_ctx *c, char *buf, size_t n);
+    /* Device memory: on the CPU lg_base_alloc. zero: filled with 0 */
+    void *(*alloc)(lg_ops_ctx *c, int64_t bytes, bool zero, lg_error *err);
+    void (*free)(lg_ops_ctx *c, void *p);
+    void (*upload)(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes);
+    void (*download)(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes);
+    /* May repack (data may then be forgotten: lg_file_forget is the caller's). Same weight bound once. */
+    lg_status (*weight_bind)(lg_ops_ctx *c, lg_weight *w, lg_error *err);
+    void (*weight_unbind)(lg_ops_ctx *c, lg_weight *w);
+    /* Scratch for steps of up to n_tok tokens, n_seq sequences, longest length; called outside the decode loop. */
+    lg_status (*reserve)(lg_ops_ctx *c, int64_t n_tok, int64_t n_seq, int64_t max_len, int32_t n_head, const lg_kv_geom *g,
+                         int64_t max_in, int64_t max_out, lg_error *err);
+    void (*embed)(lg_ops_ctx *c, const lg_op_embed *a);
+    void (*qkv)(lg_ops_ctx *c, const lg_op_qkv *a);
+    void (*attend)(lg_ops_ctx *c, const lg_op_attend *a);
+    void (*attend_hybrid)(lg_ops_ctx *c, const lg_op_attend_hybrid *a);
+    void (*product_add)(lg_ops_ctx *c, const lg_op_product_add *a);
+    void (*gate_up)(lg_ops_ctx *c, const lg_op_gate_up *a);
+    void (*logits)(lg_ops_ctx *c, const lg_op_logits *a);
+    lg_status (*sync)(lg_ops_ctx *c, lg_error *err); /* runs what is enqueued; returns and clears the sticky error */
+} lg_ops;
+
+extern const lg_ops lg_ops_ref; /* ref/: serial plain C */
+extern const lg_ops lg_ops_cpu; /* cpu/: AVX2, AVX-512, VNNI, AMX by run-time choice */
+const lg_ops *lg_ops_find(const char *device, lg_error *err); /* NULL: unknown or not built in; says so */
+
+/* Cache rows <-> f32 (any lg_kv_geom dtype). */
+void lg_ops_kv_store(const lg_kv_geom *g, uint8_t *row, const float *src);
+void lg_ops_kv_load(const lg_kv_geom *g, float *dst, const uint8_t *row);
+/* The specification of selection: scores [len] -> ascending block ids; returns their count (<= cap). scratch: [len] floats
+ * and [len] int32. Used by ref, compared with by every other back end. */
+int64_t lg_ops_select(int32_t *out, int64_t cap, const float *score, int64_t len, int64_t budget, int32_t block,
+                      const lg_select *s, float *scratch_f, int32_t *scratch_i);
+#endif
