@@ -1,0 +1,7 @@
+/* ref: serial plain C, the specification of every op. Attention is in attend.c, the rest in ref.c. */
+#ifndef LG_REF_H
+#define LG_REF_H
+#include "ops/ops.h"
+void lg_ref_attend(const lg_op_attend *a);
+void lg_ref_attend_hybrid(const lg_op_attend_hybrid *a); /* allocates its scratch: it is the specification, not a kernel */
+#endif
