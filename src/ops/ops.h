@@ -14,6 +14,7 @@ typedef struct lg_weight {
     const void *data;     /* in the file mapping (host) */
     void *packed;         /* owned by the back end: set by weight_bind, released by weight_unbind */
     int64_t packed_bytes;
+    bool lookup;          /* only embed reads it: a back end on the host need not pack it */
 } lg_weight;
 
 /* K and V of one layer: page p, head h, token t of the page: row (p*n_head_kv + h)*LG_PAGE + t, row_bytes each. */

@@ -1,0 +1,305 @@
+/* The CPU back end. Ops are appended to a list; sync runs the whole list in one parallel region: every thread walks
+ * the list, does its share of each phase and meets the others at a spin barrier, so that a decode step of hundreds of
+ * small phases pays no fork and join. Nothing here allocates between reserve calls. */
+#include "ops/cpu/attend.h"
+#include "ops/cpu/gemm.h"
+#include <math.h>
+#include <omp.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_OPS = 512, SPINS = 20000 };
+
+typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS } kind;
+typedef struct task {
+    kind k;
+    union {
+        lg_op_embed embed;
+        lg_op_qkv qkv;
+        lg_op_attend attend;
+        lg_op_attend_hybrid hybrid;
+        lg_op_product_add product;
+        lg_op_gate_up gate_up;
+        lg_op_logits logits;
+    } u;
+} task;
+
+struct lg_ops_ctx {
+    lg_gemm g;
+    int nth;
+    int64_t max_tok;
+    int n_task;
+    task tasks[MAX_OPS];
+    void *in;          /* one input form, remade by each product */
+    float *k, *v, *rows;
+    uint8_t *thread_scratch;
+    int64_t thread_bytes;
+    void *attend;
+    int64_t in_bytes, kv_bytes, rows_bytes, attend_bytes;
+    /* Sense-reversing barrier on lines of their own. */
+    _Alignas(64) atomic_int arrived;
+    _Alignas(64) atomic_int sense;
+};
+
+static lg_status cpu_open(lg_ops_ctx **out, const lg_ops_config *c, lg_error *err) {
+    lg_ops_ctx *x = lg_base_alloc(sizeof *x);
+    if (!x) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+    x->g.compute = c->compute;
+    x->g.isa = lg_cpu_isa();
+    x->nth = c->n_threads > 0 ? c->n_threads : lg_base_n_cores();
+    *out = x;
+    return LG_OK;
+}
+
+static void cpu_close(lg_ops_ctx *c) {
+    if (!c) return;
+    lg_base_free(c->in);
+    lg_base_free(c->k);
+    lg_base_free(c->v);
+    lg_base_free(c->rows);
+    lg_base_free(c->thread_scratch);
+    lg_base_free(c->attend);
+    lg_base_free(c);
+}
+
+static void cpu_describe(lg_ops_ctx *c, char *buf, size_t n) {
+    snprintf(buf, n, "cpu: %s, %d thread%s%s", lg_isa_name(c->g.isa), c->nth, c->nth == 1 ? "" : "s",
+             c->g.compute == LG_COMPUTE_F32 ? ", f32" : "");
+}
+
+static void *cpu_alloc(lg_ops_ctx *c, int64_t bytes, bool zero, lg_error *err) {
+    (void)c; (void)zero;
+    void *p = lg_base_alloc(bytes);
+    if (!p) lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory: %lld bytes", (long long)bytes);
+    return p;
+}
+static void cpu_free(lg_ops_ctx *c, void *p) { (void)c; lg_base_free(p); }
+static void cpu_copy(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
+    (void)c;
+    memcpy(dst, src, (size_t)bytes);
+}
+
+static lg_status cpu_weight_bind(lg_ops_ctx *c, lg_weight *w, lg_error *err) {
+    return w->lookup ? LG_OK : lg_gemm_pack(&c->g, w, err);
+}
+static void cpu_weight_unbind(lg_ops_ctx *c, lg_weight *w) { (void)c; lg_gemm_unpack(w); }
+
+static bool grow(void *field, int64_t *have, int64_t need) {
+    void **p = field;
+    if (*have >= need) return true;
+    lg_base_free(*p);
+    *p = lg_base_alloc(need);
+    *have = *p ? need : 0;
+    return *p != NULL;
+}
+
+static lg_status cpu_reserve(lg_ops_ctx *c, int64_t n_tok, int64_t n_seq, int64_t max_len, int32_t n_head,
+                             const lg_kv_geom *kv, int64_t max_in, int64_t max_out, lg_error *err) {
+    int64_t in_need = 0, kv_have = c->kv_bytes;
+    for (int64_t t = 1; t <= n_tok; t++) {
+        const int64_t b = lg_gemm_input_bytes(&c->g, t, max_in);
+        if (b > in_need) in_need = b;
+    }
+    const int64_t scratch = (lg_gemm_scratch_bytes(&c->g, n_tok, max_in) + 63) / 64 * 64;
+    int64_t scratch_have = c->thread_bytes * c->nth;
+    const int64_t att = lg_attend_scratch_bytes(&c->g, n_tok, n_seq, max_len, n_head, kv, c->nth);
+    const int64_t wide = n_tok * max_out * (int64_t)sizeof(float);
+    bool ok = grow(&c->in, &c->in_bytes, in_need);
+    ok = ok && grow(&c->k, &kv_have, wide) && grow(&c->v, &c->kv_bytes, wide);
+    ok = ok && grow(&c->rows, &c->rows_bytes, n_tok * max_in * (int64_t)sizeof(float));
+    if (ok && scratch > c->thread_bytes) {
+        ok = grow(&c->thread_scratch, &scratch_have, scratch * c->nth);
+        c->thread_bytes = ok ? scratch : 0;
+    }
+    ok = ok && grow(&c->attend, &c->attend_bytes, att);
+    if (n_tok > c->max_tok) c->max_tok = n_tok;
+    return ok ? LG_OK : lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for the scratch of %lld tokens", (long long)n_tok);
+}
+
+/* ---- one thread's share ---- */
+static void barrier(lg_ops_ctx *c, int nth, int *sense) {
+    if (nth == 1) return;
+    *sense = !*sense;
+    if (atomic_fetch_add_explicit(&c->arrived, 1, memory_order_acq_rel) == nth - 1) {
+        atomic_store_explicit(&c->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&c->sense, *sense, memory_order_release);
+        return;
+    }
+    for (int i = 0; atomic_load_explicit(&c->sense, memory_order_acquire) != *sense; i++) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+        if (i >= SPINS) sched_yield(); /* more threads than free cores: let the late one run */
+    }
+}
+
+static void share(int64_t n, int ith, int nth, int64_t *first, int64_t *last) {
+    *first = n * ith / nth;
+    *last = n * (ith + 1) / nth;
+}
+
+static void head_norm(float *x, const float *w, float eps, int64_t n) {
+    float ss = 0;
+    for (int64_t i = 0; i < n; i++) ss += x[i] * x[i];
+    const float r = 1.0f / sqrtf(ss / (float)n + eps);
+    for (int64_t i = 0; i < n; i++) x[i] = x[i] * r * w[i];
+}
+
+static void rotate(float *restrict x, int64_t d, const float *restrict cs, const float *restrict sn, bool interleaved) {
+    const int64_t half = d / 2;
+    if (interleaved) {
+        for (int64_t i = 0; i < half; i++) {
+            const float a = x[2 * i], b = x[2 * i + 1];
+            x[2 * i] = a * cs[i] - b * sn[i];
+            x[2 * i + 1] = b * cs[i] + a * sn[i];
+        }
+    } else {
+        for (int64_t i = 0; i < half; i++) {
+            const float a = x[i], b = x[i + half];
+            x[i] = a * cs[i] - b * sn[i];
+            x[i + half] = b * cs[i] + a * sn[i];
+        }
+    }
+}
+
+/* Bias, head norm, rotation and, for K and V, rounding into the cache: heads of all tokens split between threads. */
+static void qkv_finish(const lg_ops_ctx *c, const lg_op_qkv *a, int ith, int nth) {
+    const int64_t d = a->geom.head_dim, n_kv = a->geom.n_head_kv, per = a->n_head + 2 * n_kv;
+    int64_t first, last;
+    share(a->n_tok * per, ith, nth, &first, &last);
+    for (int64_t i = first; i < last; i++) {
+        const int64_t t = i / per, j = i % per;
+        const bool is_q = j < a->n_head, is_k = !is_q && j < a->n_head + n_kv;
+        const int64_t h = is_q ? j : is_k ? j - a->n_head : j - a->n_head - n_kv;
+        float *x = is_q ? a->q + (t * a->n_head + h) * d : (is_k ? c->k : c->v) + (t * n_kv + h) * d;
+        const float *b = is_q ? a->bq : is_k ? a->bk : a->bv;
+        const float *norm = is_q ? a->q_norm : is_k ? a->k_norm : NULL;
+        if (b)
+            for (int64_t e = 0; e < d; e++) x[e] += b[h * d + e];
+        if (norm) head_norm(x, norm, a->eps, d);
+        if (is_q || is_k) rotate(x, d, a->rope_cos + t * (d / 2), a->rope_sin + t * (d / 2), a->rope_interleaved);
+        if (is_q) continue;
+        const int64_t row = ((int64_t)a->dst_page[t] * n_kv + h) * LG_PAGE + a->dst_slot[t];
+        lg_ops_kv_store(&a->geom, (is_k ? a->kv.k : a->kv.v) + row * a->geom.row_bytes, x);
+    }
+}
+
+static void run_embed(const lg_op_embed *a, int ith, int nth) {
+    int64_t first, last;
+    share(a->n_tok, ith, nth, &first, &last);
+    for (int64_t t = first; t < last; t++) lg_gemm_embed_row(a->x + t * a->w->n_in, a->w, a->ids[t]);
+}
+
+static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
+    const lg_gemm *g = &c->g;
+    void *mine = c->thread_scratch + (int64_t)ith * c->thread_bytes;
+    for (int i = 0; i < c->n_task; i++) {
+        const task *s = &c->tasks[i];
+        if (i) barrier(c, nth, sense);
+        switch (s->k) {
+        case K_EMBED: run_embed(&s->u.embed, ith, nth); break;
+        case K_QKV: {
+            const lg_op_qkv *a = &s->u.qkv;
+            const int64_t d = a->geom.head_dim, n_in = a->wq->n_in, nkv = a->geom.n_head_kv * d;
+            lg_gemm_input(g, c->in, a->x, n_in, a->norm, a->eps, a->n_tok, n_in, ith, nth);
+            barrier(c, nth, sense);
+            lg_gemm_run(g, a->q, a->n_head * d, false, c->in, a->wq, a->n_tok, mine, ith, nth);
+            lg_gemm_run(g, c->k, nkv, false, c->in, a->wk, a->n_tok, mine, ith, nth);
+            lg_gemm_run(g, c->v, nkv, false, c->in, a->wv, a->n_tok, mine, ith, nth);
+            barrier(c, nth, sense);
+            qkv_finish(c, a, ith, nth);
+            break;
+        }
+        case K_ATTEND: {
+            const int n = lg_attend_phases(g, &s->u.attend, nth);
+            for (int p = 0; p < n; p++) {
+                if (p) barrier(c, nth, sense);
+                lg_attend_run(g, &s->u.attend, p, c->attend, ith, nth);
+            }
+            break;
+        }
+        case K_HYBRID: {
+            const int n = lg_attend_hybrid_phases(g, &s->u.hybrid, nth);
+            for (int p = 0; p < n; p++) {
+                if (p) barrier(c, nth, sense);
+                lg_attend_hybrid_run(g, &s->u.hybrid, p, c->attend, ith, nth);
+            }
+            break;
+        }
+        case K_PRODUCT: {
+            const lg_op_product_add *a = &s->u.product;
+            lg_gemm_input(g, c->in, a->x, a->w->n_in, NULL, 0, a->n_tok, a->w->n_in, ith, nth);
+            barrier(c, nth, sense);
+            lg_gemm_run(g, a->y, a->w->n_out, true, c->in, a->w, a->n_tok, mine, ith, nth);
+            break;
+        }
+        case K_GATE_UP: {
+            const lg_op_gate_up *a = &s->u.gate_up;
+            const int64_t n_in = a->gate->n_in, n_out = a->gate->n_out;
+            int64_t first, last;
+            lg_gemm_input(g, c->in, a->x, n_in, a->norm, a->eps, a->n_tok, n_in, ith, nth);
+            barrier(c, nth, sense);
+            lg_gemm_run(g, a->h, n_out, false, c->in, a->gate, a->n_tok, mine, ith, nth);
+            lg_gemm_run(g, c->k, n_out, false, c->in, a->up, a->n_tok, mine, ith, nth);
+            lg_gemm_rows(n_out, ith, nth, &first, &last);
+            for (int64_t t = 0; t < a->n_tok && last > first; t++)
+                lg_gemm_silu_mul(g, a->h + t * n_out + first, a->h + t * n_out + first, c->k + t * n_out + first, last - first);
+            break;
+        }
+        case K_LOGITS: {
+            const lg_op_logits *a = &s->u.logits;
+            const int64_t n_in = a->w->n_in;
+            const float *x = a->x + a->row[0] * n_in;
+            bool together = true;
+            for (int64_t r = 1; r < a->n_row; r++) together = together && a->row[r] == a->row[0] + r;
+            if (!together) {
+                for (int64_t r = ith; r < a->n_row; r += nth)
+                    memcpy(c->rows + r * n_in, a->x + a->row[r] * n_in, (size_t)n_in * sizeof(float));
+                x = c->rows;
+                barrier(c, nth, sense);
+            }
+            lg_gemm_input(g, c->in, x, n_in, a->norm, a->eps, a->n_row, n_in, ith, nth);
+            barrier(c, nth, sense);
+            lg_gemm_run(g, a->logits, a->w->n_out, false, c->in, a->w, a->n_row, mine, ith, nth);
+            break;
+        }
+        }
+    }
+}
+
+static lg_status cpu_sync(lg_ops_ctx *c, lg_error *err) {
+    (void)err; /* no op of this back end can fail once reserved */
+    if (!c->n_task) return LG_OK;
+    atomic_store(&c->arrived, 0);
+    atomic_store(&c->sense, 0);
+#pragma omp parallel num_threads(c->nth)
+    {
+        int sense = 0;
+        lg_cpu_isa_thread(c->g.isa);
+        run_all(c, omp_get_thread_num(), omp_get_num_threads(), &sense);
+    }
+    c->n_task = 0;
+    return LG_OK;
+}
+
+static task *next(lg_ops_ctx *c, kind k) {
+    if (c->n_task == MAX_OPS) cpu_sync(c, NULL);
+    task *s = &c->tasks[c->n_task++];
+    s->k = k;
+    return s;
+}
+static void cpu_embed(lg_ops_ctx *c, const lg_op_embed *a) { next(c, K_EMBED)->u.embed = *a; }
+static void cpu_qkv(lg_ops_ctx *c, const lg_op_qkv *a) { next(c, K_QKV)->u.qkv = *a; }
+static void cpu_attend(lg_ops_ctx *c, const lg_op_attend *a) { next(c, K_ATTEND)->u.attend = *a; }
+static void cpu_attend_hybrid(lg_ops_ctx *c, const lg_op_attend_hybrid *a) { next(c, K_HYBRID)->u.hybrid = *a; }
+static void cpu_product_add(lg_ops_ctx *c, const lg_op_product_add *a) { next(c, K_PRODUCT)->u.product = *a; }
+static void cpu_gate_up(lg_ops_ctx *c, const lg_op_gate_up *a) { next(c, K_GATE_UP)->u.gate_up = *a; }
+static void cpu_logits(lg_ops_ctx *c, const lg_op_logits *a) { next(c, K_LOGITS)->u.logits = *a; }
+
+const lg_ops lg_ops_cpu = {
+    .name = "cpu", .open = cpu_open, .close = cpu_close, .describe = cpu_describe, .alloc = cpu_alloc, .free = cpu_free,
+    .upload = cpu_copy, .download = cpu_copy, .weight_bind = cpu_weight_bind, .weight_unbind = cpu_weight_unbind,
+    .reserve = cpu_reserve, .embed = cpu_embed, .qkv = cpu_qkv, .attend = cpu_attend, .attend_hybrid = cpu_attend_hybrid,
+    .product_add = cpu_product_add, .gate_up = cpu_gate_up, .logits = cpu_logits, .sync = cpu_sync,
+};

@@ -1,0 +1,14 @@
+/* Which back end a device name means. */
+#include "ops/ops.h"
+#include <string.h>
+
+const lg_ops *lg_ops_find(const char *device, lg_error *err) {
+    if (!device || !*device || !strcmp(device, "cpu")) return &lg_ops_cpu;
+    if (!strcmp(device, "ref")) return &lg_ops_ref;
+    if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':')) {
+        lg_base_fail(err, LG_ERR_DEVICE, -1, "device \"%s\": this build has no CUDA back end", device);
+        return NULL;
+    }
+    lg_base_fail(err, LG_ERR_USAGE, -1, "unknown device \"%s\" (cpu, ref, cuda, cuda:N)", device);
+    return NULL;
+}
