@@ -3,6 +3,7 @@
 #define LG_MODEL_H
 #include "ops/ops.h"
 #include "file/file.h"
+#include "text/text.h"
 
 typedef enum lg_rope_kind { LG_ROPE_NONE, LG_ROPE_LINEAR, LG_ROPE_LLAMA3, LG_ROPE_YARN } lg_rope_kind;
 typedef struct lg_config {
@@ -26,12 +27,55 @@ typedef struct lg_layer {
 typedef struct lg_source {
     lg_gguf *gguf; lg_st *st;            /* one of them */
     lg_json *json;                       /* config.json of a folder, else NULL */
-    char *folder;
+    char *folder, *path;
 } lg_source;
 lg_status lg_source_open(lg_source *s, const char *path, lg_error *err);
-void lg_source_close(lg_source *s);
-lg_status lg_config_read(lg_config *c, const lg_source *s, lg_error *err);
+void lg_source_close(lg_source *s);      /* legal on a zeroed or half-opened source */
 /* GGUF-style name (blk.0.attn_q.weight); translated for folders. NULL if absent. */
 const lg_tensor_ref *lg_source_find(const lg_source *s, const char *gguf_name);
+/* Translates a GGUF-style tensor name to its Hugging Face twin; false where there is none. */
+bool lg_source_hf_name(char *out, size_t n, const char *gguf_name);
+int64_t lg_source_n_tensor(const lg_source *s);
+const lg_tensor_ref *lg_source_tensor(const lg_source *s, int64_t i);
+int64_t lg_source_file_bytes(const lg_source *s);
+lg_status lg_config_read(lg_config *c, const lg_source *s, lg_error *err);
+/* Rotary frequencies [head_dim/2] (f32 as the reference implementations hold them) and the factor on cos and sin. */
+lg_status lg_config_rope(const lg_config *c, const lg_source *s, float *inv_freq, float *factor, lg_error *err);
 lg_status lg_source_family(const lg_source *s, const lg_config *c, char family[33], char fingerprint[33], lg_error *err);
+
+struct lg_model {
+    lg_source src;
+    lg_config cfg;
+    lg_tokenizer *tok;
+    lg_model_info info;
+    const lg_ops *ops;                   /* NULL when vocab_only */
+    lg_ops_ctx *ctx;
+    lg_compute compute;
+    lg_weight embed, output;             /* tied: output.data == embed.data, embed uses output's binding */
+    float *output_norm;
+    lg_layer *layer;
+    float *inv_freq; float rope_factor;
+    int64_t max_in, max_out;             /* over layer weights */
+};
+
+/* One forward pass of n_tok tokens through all layers. Every array is the caller's and lives until the call returns. */
+typedef struct lg_forward {
+    int64_t n_tok;
+    const int32_t *ids, *seq, *dst_page, *dst_slot; /* [n_tok]; seq indexes seqs */
+    const int64_t *pos, *idx;            /* [n_tok]: RoPE position; own cache row */
+    const lg_kv_seq *seqs; int32_t n_seq;
+    const lg_kv_layer *kv; lg_kv_geom geom; /* [n_layer] */
+    int64_t n_row; const int32_t *row;   /* logits of these tokens, ascending; n_row 0: cache only */
+    float *logits;                       /* [n_row, n_vocab] */
+    /* Hybrid decode (one token per sequence, token s of sequence s), NULL: dense. */
+    const int32_t *read, *make;          /* [n_layer, n_head_kv] */
+    const int64_t *budget; const uint8_t *dense; /* [n_seq] */
+    lg_sets sets; lg_select select;
+    lg_query_fn on_query; void *on_query_user;
+} lg_forward;
+typedef struct lg_work { float *x, *q, *att, *h, *cs, *sn; int64_t max_tok; } lg_work; /* activations of up to max_tok tokens */
+lg_status lg_model_work_init(lg_work *w, const lg_model *m, int64_t max_tok, lg_error *err);
+void lg_model_work_free(lg_work *w, const lg_model *m);
+/* Allocates nothing. */
+lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_error *err);
 #endif
