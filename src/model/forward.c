@@ -1,0 +1,90 @@
+/* The one forward pass: prefill chunks, dense decode and hybrid decode differ in the attention op they enqueue. */
+#include "model/model.h"
+#include <math.h>
+
+lg_status lg_model_work_init(lg_work *w, const lg_model *m, int64_t max_tok, lg_error *err) {
+    const lg_config *c = &m->cfg;
+    const int64_t f = sizeof(float), nq = c->n_head * c->head_dim;
+    *w = (lg_work){ .max_tok = max_tok };
+    w->x = m->ops->alloc(m->ctx, max_tok * c->n_embd * f, false, err);
+    w->q = m->ops->alloc(m->ctx, max_tok * nq * f, false, err);
+    w->att = m->ops->alloc(m->ctx, max_tok * nq * f, false, err);
+    w->h = m->ops->alloc(m->ctx, max_tok * c->n_ff * f, false, err);
+    w->cs = lg_base_calloc(max_tok * (c->head_dim / 2), f);
+    w->sn = lg_base_calloc(max_tok * (c->head_dim / 2), f);
+    if (w->x && w->q && w->att && w->h && w->cs && w->sn) return LG_OK;
+    lg_model_work_free(w, m);
+    return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for the activations of %lld tokens", (long long)max_tok);
+}
+
+void lg_model_work_free(lg_work *w, const lg_model *m) {
+    float *p[] = { w->x, w->q, w->att, w->h };
+    for (int i = 0; i < 4; i++)
+        if (p[i]) m->ops->free(m->ctx, p[i]);
+    lg_base_free(w->cs);
+    lg_base_free(w->sn);
+    *w = (lg_work){ 0 };
+}
+
+static lg_status show_queries(lg_model *m, const lg_work *w, const lg_forward *f, int64_t layer, lg_error *err) {
+    lg_status st;
+    const int64_t bytes = f->n_tok * m->cfg.n_head * m->cfg.head_dim * (int64_t)sizeof(float);
+    float *q = lg_base_alloc(bytes);
+    if (!q) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+    LG_TRY(m->ops->sync(m->ctx, err));
+    m->ops->download(m->ctx, q, w->q, bytes);
+    f->on_query(f->on_query_user, layer, f->idx[0], f->n_tok, q);
+done:
+    lg_base_free(q);
+    return st;
+}
+
+lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_error *err) {
+    lg_status st;
+    const lg_config *c = &m->cfg;
+    const lg_ops *o = m->ops;
+    lg_ops_ctx *x = m->ctx;
+    const int64_t half = c->head_dim / 2, nq = c->n_head * c->head_dim, nkv = c->n_head_kv;
+    const float scale = 1.0f / sqrtf((float)c->head_dim);
+
+    for (int64_t t = 0; t < f->n_tok; t++)
+        for (int64_t i = 0; i < half; i++) {
+            const float a = (float)f->pos[t] * m->inv_freq[i];
+            w->cs[t * half + i] = cosf(a) * m->rope_factor;
+            w->sn[t * half + i] = sinf(a) * m->rope_factor;
+        }
+    o->embed(x, &(lg_op_embed){ .x = w->x, .w = c->tied ? &m->output : &m->embed, .ids = f->ids, .n_tok = f->n_tok });
+    for (int64_t l = 0; l < c->n_layer; l++) {
+        const lg_layer *y = &m->layer[l];
+        o->qkv(x, &(lg_op_qkv){ .q = w->q, .x = w->x, .norm = y->attn_norm, .eps = c->norm_eps, .wq = &y->wq, .wk = &y->wk, .wv = &y->wv,
+            .bq = y->bq, .bk = y->bk, .bv = y->bv, .q_norm = y->q_norm, .k_norm = y->k_norm, .rope_cos = w->cs, .rope_sin = w->sn,
+            .rope_interleaved = c->rope_interleaved, .kv = f->kv[l], .geom = f->geom, .dst_page = f->dst_page, .dst_slot = f->dst_slot,
+            .n_tok = f->n_tok, .n_head = (int32_t)c->n_head });
+        if (f->on_query) LG_TRY(show_queries(m, w, f, l, err));
+        /* After the last layer's K and V only the rows whose logits are asked for matter. */
+        int64_t t0 = 0, n = f->n_tok;
+        if (l == c->n_layer - 1) {
+            if (!f->n_row) break;
+            if (!f->read) t0 = f->row[0];
+            n -= t0;
+        }
+        float *xs = w->x + t0 * c->n_embd, *att = w->att + t0 * nq, *h = w->h + t0 * c->n_ff;
+        const float *q = w->q + t0 * nq;
+        if (f->read)
+            o->attend_hybrid(x, &(lg_op_attend_hybrid){ .out = att, .q = q, .kv = f->kv[l], .geom = f->geom, .seqs = f->seqs, .n_seq = f->n_seq,
+                .budget = f->budget, .dense = f->dense, .read = f->read + l * nkv, .make = f->make + l * nkv, .sets = f->sets,
+                .select = f->select, .n_head = (int32_t)c->n_head, .scale = scale });
+        else
+            o->attend(x, &(lg_op_attend){ .out = att, .q = q, .kv = f->kv[l], .geom = f->geom, .seqs = f->seqs, .n_seq = f->n_seq,
+                .seq = f->seq + t0, .idx = f->idx + t0, .n_tok = n, .n_head = (int32_t)c->n_head, .scale = scale });
+        o->product_add(x, &(lg_op_product_add){ .y = xs, .x = att, .w = &y->wo, .n_tok = n });
+        o->gate_up(x, &(lg_op_gate_up){ .h = h, .x = xs, .norm = y->ffn_norm, .eps = c->norm_eps, .gate = &y->gate, .up = &y->up, .n_tok = n });
+        o->product_add(x, &(lg_op_product_add){ .y = xs, .x = h, .w = &y->down, .n_tok = n });
+    }
+    if (f->n_row)
+        o->logits(x, &(lg_op_logits){ .logits = f->logits, .x = w->x, .norm = m->output_norm, .eps = c->norm_eps, .w = &m->output,
+            .row = f->row, .n_row = f->n_row });
+    return o->sync(x, err);
+done:
+    return st;
+}
