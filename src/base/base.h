@@ -39,6 +39,15 @@ uint64_t lg_base_rng(uint64_t seed, uint64_t stream, uint64_t counter);
 double lg_base_rng_unit(uint64_t seed, uint64_t stream, uint64_t counter);            /* [0, 1) */
 int64_t lg_base_rng_below(uint64_t seed, uint64_t stream, uint64_t counter, int64_t n); /* [0, n) */
 
+/* XXH3 over a stream of pieces. */
+typedef struct lg_hash lg_hash;
+lg_hash *lg_base_hash_new(void);                     /* NULL: out of memory */
+void lg_base_hash_feed(lg_hash *h, const void *data, int64_t n);
+void lg_base_hash_hex128(const lg_hash *h, char out[33]);
+uint64_t lg_base_hash_64(const void *data, int64_t n); /* XXH3-64 of one piece */
+uint64_t lg_base_hash_digest64(const lg_hash *h);      /* low half of XXH3-128 */
+void lg_base_hash_free(lg_hash *h);
+
 double lg_base_now(void); /* monotonic seconds */
 int lg_base_n_cores(void); /* that this process may use */
 

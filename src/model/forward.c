@@ -81,10 +81,16 @@ lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_erro
         o->gate_up(x, &(lg_op_gate_up){ .h = h, .x = xs, .norm = y->ffn_norm, .eps = c->norm_eps, .gate = &y->gate, .up = &y->up, .n_tok = n });
         o->product_add(x, &(lg_op_product_add){ .y = xs, .x = h, .w = &y->down, .n_tok = n });
     }
-    if (f->n_row)
+    if (f->n_row && f->logits)
         o->logits(x, &(lg_op_logits){ .logits = f->logits, .x = w->x, .norm = m->output_norm, .eps = c->norm_eps, .w = &m->output,
             .row = f->row, .n_row = f->n_row });
     return o->sync(x, err);
 done:
     return st;
+}
+
+lg_status lg_model_logits(lg_model *m, const lg_work *w, const int32_t *row, int64_t n_row, float *logits, lg_error *err) {
+    m->ops->logits(m->ctx, &(lg_op_logits){ .logits = logits, .x = w->x, .norm = m->output_norm, .eps = m->cfg.norm_eps, .w = &m->output,
+        .row = row, .n_row = n_row });
+    return m->ops->sync(m->ctx, err);
 }

@@ -66,7 +66,7 @@ typedef struct lg_forward {
     const lg_kv_seq *seqs; int32_t n_seq;
     const lg_kv_layer *kv; lg_kv_geom geom; /* [n_layer] */
     int64_t n_row; const int32_t *row;   /* logits of these tokens, ascending; n_row 0: cache only */
-    float *logits;                       /* [n_row, n_vocab] */
+    float *logits;                       /* [n_row, n_vocab]; NULL: left to lg_model_logits */
     /* Hybrid decode (one token per sequence, token s of sequence s), NULL: dense. */
     const int32_t *read, *make;          /* [n_layer, n_head_kv] */
     const int64_t *budget; const uint8_t *dense; /* [n_seq] */
@@ -78,4 +78,6 @@ lg_status lg_model_work_init(lg_work *w, const lg_model *m, int64_t max_tok, lg_
 void lg_model_work_free(lg_work *w, const lg_model *m);
 /* Allocates nothing. */
 lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_error *err);
+/* Logits of further rows of the last pass (those at or after its first row). */
+lg_status lg_model_logits(lg_model *m, const lg_work *w, const int32_t *row, int64_t n_row, float *logits, lg_error *err);
 #endif

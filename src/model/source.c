@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <xxhash.h>
 
 static bool ends_with(const char *s, const char *end) {
     const size_t n = strlen(s), m = strlen(end);
@@ -87,21 +86,16 @@ int64_t lg_source_file_bytes(const lg_source *s) {
 }
 
 /* ---- family and fingerprint ---- */
-static void feed_int(XXH3_state_t *h, int64_t v) {
+static void feed_int(lg_hash *h, int64_t v) {
     uint8_t b[8];
     for (int i = 0; i < 8; i++) b[i] = (uint8_t)((uint64_t)v >> (8 * i));
-    XXH3_128bits_update(h, b, sizeof b);
+    lg_base_hash_feed(h, b, sizeof b);
 }
-static void feed_str(XXH3_state_t *h, const char *s) {
+static void feed_str(lg_hash *h, const char *s) {
     feed_int(h, (int64_t)strlen(s));
-    XXH3_128bits_update(h, s, strlen(s));
+    lg_base_hash_feed(h, s, (int64_t)strlen(s));
 }
-static void hex(char out[33], XXH3_state_t *h) {
-    const XXH128_hash_t d = XXH3_128bits_digest(h);
-    snprintf(out, 33, "%016llx%016llx", (unsigned long long)d.high64, (unsigned long long)d.low64);
-}
-
-static lg_status feed_norm(XXH3_state_t *h, const lg_source *s, const char *name, int64_t n, lg_error *err) {
+static lg_status feed_norm(lg_hash *h, const lg_source *s, const char *name, int64_t n, lg_error *err) {
     const lg_tensor_ref *t = lg_source_find(s, name);
     if (!t) return LG_OK; /* what must be there is the binder's business */
     if (t->n_elem != n)
@@ -110,7 +104,7 @@ static lg_status feed_norm(XXH3_state_t *h, const lg_source *s, const char *name
     float *v = lg_base_calloc(n, sizeof *v);
     if (!v) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
     lg_base_dequant(t->dtype, t->data, v, n);
-    XXH3_128bits_update(h, v, (size_t)n * sizeof *v);
+    lg_base_hash_feed(h, v, n * (int64_t)sizeof *v);
     lg_base_free(v);
     return LG_OK;
 }
@@ -124,10 +118,9 @@ lg_status lg_source_family(const lg_source *s, const lg_config *c, char family[3
     lg_status st = LG_OK;
     char name[64];
     const int64_t n = lg_source_n_tensor(s);
-    XXH3_state_t *h = XXH3_createState();
+    lg_hash *h = lg_base_hash_new();
     const lg_tensor_ref **t = lg_base_calloc(n + 1, sizeof *t);
     if (!h || !t) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
-    XXH3_128bits_reset(h);
     feed_str(h, c->arch);
     const int64_t geometry[] = { c->n_layer, c->n_head, c->n_head_kv, c->head_dim, c->n_embd, c->n_ff, c->n_vocab };
     for (size_t i = 0; i < sizeof geometry / sizeof *geometry; i++) feed_int(h, geometry[i]);
@@ -137,18 +130,18 @@ lg_status lg_source_family(const lg_source *s, const lg_config *c, char family[3
             LG_TRY(feed_norm(h, s, name, i == 1 || i == 2 ? c->head_dim : c->n_embd, err));
         }
     LG_TRY(feed_norm(h, s, "output_norm.weight", c->n_embd, err));
-    hex(family, h);
+    lg_base_hash_hex128(h, family);
     for (int64_t i = 0; i < n; i++) t[i] = lg_source_tensor(s, i);
     qsort(t, (size_t)n, sizeof *t, by_name);
     for (int64_t i = 0; i < n; i++) {
         feed_str(h, t[i]->name);
         feed_int(h, t[i]->dtype);
         for (int d = 0; d < t[i]->n_dim; d++) feed_int(h, t[i]->shape[d]);
-        XXH3_128bits_update(h, t[i]->data, (size_t)(t[i]->bytes < 4096 ? t[i]->bytes : 4096));
+        lg_base_hash_feed(h, t[i]->data, t[i]->bytes < 4096 ? t[i]->bytes : 4096);
     }
-    hex(fingerprint, h);
+    lg_base_hash_hex128(h, fingerprint);
 done:
-    XXH3_freeState(h);
+    lg_base_hash_free(h);
     lg_base_free(t);
     return st;
 }

@@ -1,0 +1,143 @@
+/* The plan of a hybrid decode step: which head reads what, which sets are built (specs: docs/SPARSE.md). The slots of
+ * the set table are the retrieval heads that somebody reads; heads are kept in the model's own order. */
+#include "session/session.h"
+#include <string.h>
+
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+static bool forced_rule(const lg_session *s) { return s->p.hybrid.rule == LG_RULE_TOPK || s->p.hybrid.rule == LG_RULE_RATIO; }
+
+lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
+    const lg_config *c = &s->m->cfg;
+    const lg_hybrid_params *h = &s->p.hybrid;
+    const lg_roles *r = s->p.roles;
+    if (!r) return LG_OK;
+    if (r->n_layer != c->n_layer || r->n_head_kv != c->n_head_kv)
+        return lg_base_fail(err, LG_ERR_MISMATCH, -1, "the roles are for %lld layers of %lld KV heads, the model has %lld of %lld",
+                            (long long)r->n_layer, (long long)r->n_head_kv, (long long)c->n_layer, (long long)c->n_head_kv);
+    if (strcmp(r->family, s->m->info.family)) {
+        if (!s->p.roles_any_model)
+            return lg_base_fail(err, LG_ERR_MISMATCH, -1, "the roles belong to family %s, the model is of family %s", r->family, s->m->info.family);
+        lg_base_log(LG_LOG_WARN, "roles of family %s are used with a model of family %s", r->family, s->m->info.family);
+    }
+    const int64_t n = c->n_layer * c->n_head_kv;
+    bool windows = false;
+    s->read = lg_base_calloc(n, sizeof(int32_t));
+    s->make = lg_base_calloc(n, sizeof(int32_t));
+    s->slot_layer = lg_base_calloc(n, sizeof(int32_t));
+    s->slot_head = lg_base_calloc(n, sizeof(int32_t));
+    s->roles = *r;
+    s->roles.role = lg_base_calloc(n, sizeof(lg_role));
+    if (!s->read || !s->make || !s->slot_layer || !s->slot_head || !s->roles.role) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+    memcpy(s->roles.role, r->role, (size_t)n * sizeof(lg_role));
+    for (int64_t i = 0; i < n; i++) s->make[i] = -1;
+    for (int64_t i = 0; i < n; i++) {
+        const lg_role *role = &s->roles.role[i];
+        if (role->kind == LG_ROLE_WINDOW) windows = true;
+        if (role->kind == LG_ROLE_DONOR) s->make[role->donor_layer * c->n_head_kv + role->donor_head] = 0;
+    }
+    for (int64_t i = 0; i < n; i++) { /* slots in head order */
+        if (s->make[i] < 0) continue;
+        s->make[i] = s->sets.n_slot;
+        s->slot_layer[s->sets.n_slot] = (int32_t)(i / c->n_head_kv);
+        s->slot_head[s->sets.n_slot++] = (int32_t)(i % c->n_head_kv);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const lg_role *role = &s->roles.role[i];
+        s->read[i] = role->kind == LG_ROLE_RETRIEVAL ? LG_HEAD_DENSE : role->kind == LG_ROLE_WINDOW ? LG_HEAD_WINDOW
+                     : s->make[role->donor_layer * c->n_head_kv + role->donor_head];
+    }
+
+    s->sinks = h->sinks >= 0 ? h->sinks : r->sinks >= 0 ? r->sinks : 128;
+    s->recents = h->recents >= 0 ? h->recents : r->recents >= 0 ? r->recents : 256;
+    s->budget = h->budget >= 0 ? h->budget : r->budget;
+    const int64_t least = s->sinks + s->recents;
+    if (h->block != 1 && h->block != 16 && h->block != 32 && h->block != 64)
+        return lg_base_fail(err, LG_ERR_USAGE, -1, "block of %lld tokens (1, 16, 32 or 64)", (long long)h->block);
+    if ((h->rule == LG_RULE_RATIO && !(h->rule_value >= 0 && h->rule_value < 1)) ||
+        (h->rule == LG_RULE_TOPP && !(h->rule_value > 0 && h->rule_value <= 1)) ||
+        (h->rule == LG_RULE_THRESHOLD && !(h->rule_value >= 0 && h->rule_value < 1)))
+        return lg_base_fail(err, LG_ERR_USAGE, -1, "rule value %g is out of range", h->rule_value);
+    if (h->correct_every < 0) return lg_base_fail(err, LG_ERR_USAGE, -1, "correction every %lld steps", (long long)h->correct_every);
+    if (s->budget < 0 && (h->rule == LG_RULE_TOPK || (!forced_rule(s) && windows)))
+        return lg_base_fail(err, LG_ERR_USAGE, -1, "no budget: neither the options nor the roles file give one");
+    if (h->rule == LG_RULE_TOPK || !forced_rule(s)) {
+        const int64_t floor_tokens = forced_rule(s) ? least : s->sinks + 1;
+        if (s->budget >= 0 && s->budget < floor_tokens) {
+            lg_base_log(LG_LOG_WARN, "budget %lld raised to %lld (sinks + recents)", (long long)s->budget, (long long)floor_tokens);
+            s->budget = floor_tokens;
+        }
+    }
+    s->select = (lg_select){ .rule = h->rule, .value = h->rule_value, .sinks = forced_rule(s) ? s->sinks : 0, .recents = forced_rule(s) ? s->recents : 0,
+                             .scale = h->rule_scale > 0 ? (float)h->rule_scale : (float)(1.0 / __builtin_sqrt((double)c->head_dim)) };
+    if (!forced_rule(s)) s->select.sinks = s->sinks; /* window heads only */
+    s->sets.block = (int32_t)h->block;
+    const int64_t all = (s->p.n_ctx + h->block - 1) / h->block + 1;
+    s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, s->budget / h->block + least / h->block + 4) : all;
+    if (s->sets.n_slot) {
+        s->sets.idx = lg_base_calloc(s->p.n_seq_max * s->sets.n_slot, s->sets.cap * (int64_t)sizeof(int32_t));
+        s->sets.n = lg_base_calloc(s->p.n_seq_max * s->sets.n_slot, sizeof(int32_t));
+        if (!s->sets.idx || !s->sets.n) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for the token sets");
+    }
+    return LG_OK;
+}
+
+void lg_session_plan_free(lg_session *s) {
+    lg_base_free(s->read);
+    lg_base_free(s->make);
+    lg_base_free(s->slot_layer);
+    lg_base_free(s->slot_head);
+    lg_base_free(s->roles.role);
+    lg_base_free(s->sets.idx);
+    lg_base_free(s->sets.n);
+}
+
+bool lg_session_plan_row(const lg_session *s, int64_t len, int64_t *budget) {
+    const lg_hybrid_params *h = &s->p.hybrid;
+    *budget = s->budget;
+    if (h->rule == LG_RULE_RATIO) *budget = max64((int64_t)(int)((1.0 - h->rule_value) * (double)len), s->sinks + s->recents);
+    if (forced_rule(s)) return len <= *budget;
+    if (*budget < 0) *budget = len; /* no windows: nobody looks */
+    return false;
+}
+
+/* Tokens of slot j of row `row` whose sequence has len tokens. */
+static int64_t set_tokens(const lg_session *s, int64_t row, int32_t j, int64_t len) {
+    const int64_t at = row * s->sets.n_slot + j, n = s->sets.n[at], b = s->sets.block;
+    if (!n) return 0;
+    const int64_t last = s->sets.idx[at * s->sets.cap + n - 1];
+    return (n - 1) * b + min64(b, len - last * b);
+}
+
+void lg_session_plan_count(lg_session *s, int64_t row, int64_t len, bool dense, int64_t budget) {
+    const int64_t n = s->m->cfg.n_layer * s->m->cfg.n_head_kv, pair = 2 * s->geom.row_bytes;
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t t = len;
+        if (!dense && s->read[i] == LG_HEAD_WINDOW) t = min64(len, budget);
+        else if (!dense && s->read[i] >= 0) t = set_tokens(s, row, s->read[i], len);
+        s->head_tokens[i] += t;
+        tokens += t;
+    }
+    s->stats.kv_bytes_read += tokens * pair;
+    s->stats.kv_bytes_dense += len * n * pair;
+    s->stats.decode_steps++;
+    s->stats.dense_steps += dense;
+}
+
+void lg_session_plan_report(lg_session *s, int64_t row, int64_t len, bool dense) {
+    if (!s->on_set) return;
+    if (dense) {
+        s->on_set(s->on_set_user, len - 1, -1, -1, NULL, 0);
+        return;
+    }
+    for (int32_t j = 0; j < s->sets.n_slot; j++) {
+        const int64_t at = row * s->sets.n_slot + j, b = s->sets.block;
+        const int32_t *block = s->sets.idx + at * s->sets.cap;
+        int64_t n = 0;
+        for (int32_t i = 0; i < s->sets.n[at]; i++)
+            for (int64_t t = block[i] * b; t < min64((block[i] + 1) * b, len); t++) s->set_tokens[n++] = (int32_t)t;
+        s->on_set(s->on_set_user, len - 1, s->slot_layer[j], s->slot_head[j], s->set_tokens, n);
+    }
+}

@@ -1,0 +1,65 @@
+/* session: one timeline of tokens per sequence over a paged, reference-counted KV cache. */
+#ifndef LG_SESSION_H
+#define LG_SESSION_H
+#include "model/model.h"
+
+typedef struct lg_timeline {
+    int32_t *ids;      /* [n_ctx] */
+    int64_t len;
+    int32_t *page;     /* [pages per sequence]; the first n_page are held */
+    int64_t n_page;
+    int64_t logit_row; /* row of session.logits, -1: none */
+    int64_t steps;     /* decode steps since the last prefill */
+} lg_timeline;
+
+struct lg_session {
+    lg_model *m;
+    lg_session_params p;
+    lg_roles roles;            /* n_layer 0: dense */
+    lg_kv_geom geom;
+    lg_kv_layer *kv;           /* [n_layer] */
+    int64_t n_page, page_bytes; /* page_bytes: K (or V) of all heads of one layer's page */
+    int32_t *ref, *free_page;  /* [n_page]; stack of free pages */
+    int64_t n_free;
+    uint8_t *page_copy;        /* host scratch of one page */
+    lg_timeline *seq;          /* [n_seq_max] */
+    int64_t max_tok;
+    lg_work work;
+    float *logits;             /* [n_seq_max, n_vocab] */
+    /* one step's arrays [max_tok] */
+    int32_t *ids, *row_seq, *dst_page, *dst_slot, *row;
+    int64_t *pos;
+    lg_kv_seq *seqs;           /* [n_seq_max] */
+    int32_t *batch;            /* [n_seq_max] sequence of each row of a step */
+    /* hybrid plan */
+    int64_t budget, sinks, recents; /* effective; budget -1: none (ratio, topp, threshold without windows) */
+    int32_t *read, *make;      /* [n_layer * n_head_kv] */
+    int32_t *slot_layer, *slot_head;
+    lg_sets sets;
+    lg_select select;
+    int64_t *step_budget;      /* [n_seq_max] */
+    uint8_t *step_dense;
+    lg_stats stats;
+    int64_t *head_tokens;
+    lg_set_fn on_set; void *on_set_user; int32_t *set_tokens;
+    lg_query_fn on_query; void *on_query_user;
+};
+
+/* cache.c */
+lg_status lg_session_cache_init(lg_session *s, lg_error *err);
+void lg_session_cache_free(lg_session *s);
+/* Rows [from, to) of the sequence get pages of their own: allocated where missing, copied where shared. */
+void lg_session_pages(lg_session *s, lg_timeline *q, int64_t from, int64_t to);
+void lg_session_drop(lg_session *s, lg_timeline *q, int64_t keep); /* releases pages past `keep` tokens */
+
+/* plan.c */
+lg_status lg_session_plan_init(lg_session *s, lg_error *err);
+void lg_session_plan_free(lg_session *s);
+/* Budget and dense switch of a row of length len; returns true when the step is dense. */
+bool lg_session_plan_row(const lg_session *s, int64_t len, int64_t *budget);
+void lg_session_plan_count(lg_session *s, int64_t row, int64_t len, bool dense, int64_t budget);
+void lg_session_plan_report(lg_session *s, int64_t row, int64_t len, bool dense);
+
+/* session.c: rows ids[first .. first+n) of a sequence as one dense chunk; logits of its last n_row rows. */
+lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, lg_error *err);
+#endif
