@@ -62,16 +62,13 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
     if (h->correct_every < 0) return lg_base_fail(err, LG_ERR_USAGE, -1, "correction every %lld steps", (long long)h->correct_every);
     if (s->budget < 0 && (h->rule == LG_RULE_TOPK || (!forced_rule(s) && windows)))
         return lg_base_fail(err, LG_ERR_USAGE, -1, "no budget: neither the options nor the roles file give one");
-    if (h->rule == LG_RULE_TOPK || !forced_rule(s)) {
-        const int64_t floor_tokens = forced_rule(s) ? least : s->sinks + 1;
-        if (s->budget >= 0 && s->budget < floor_tokens) {
-            lg_base_log(LG_LOG_WARN, "budget %lld raised to %lld (sinks + recents)", (long long)s->budget, (long long)floor_tokens);
-            s->budget = floor_tokens;
-        }
+    if (h->rule != LG_RULE_RATIO && s->budget >= 0 && s->budget < least) {
+        lg_base_log(LG_LOG_WARN, "budget %lld raised to %lld (sinks + recents)", (long long)s->budget, (long long)least);
+        s->budget = least;
     }
-    s->select = (lg_select){ .rule = h->rule, .value = h->rule_value, .sinks = forced_rule(s) ? s->sinks : 0, .recents = forced_rule(s) ? s->recents : 0,
+    /* Window heads take the sinks under every rule; top-p and threshold selection ignores them. */
+    s->select = (lg_select){ .rule = h->rule, .value = h->rule_value, .sinks = s->sinks, .recents = s->recents,
                              .scale = h->rule_scale > 0 ? (float)h->rule_scale : (float)(1.0 / __builtin_sqrt((double)c->head_dim)) };
-    if (!forced_rule(s)) s->select.sinks = s->sinks; /* window heads only */
     s->sets.block = (int32_t)h->block;
     const int64_t all = (s->p.n_ctx + h->block - 1) / h->block + 1;
     s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, s->budget / h->block + least / h->block + 4) : all;

@@ -1,0 +1,407 @@
+/* One timeline per sequence: prefill, decode steps, rewind, fork. Nothing here allocates between two syncs. */
+#include "session/session.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { DEFAULT_CHUNK = 512, EVAL_ROWS = 64 };
+
+void lg_hybrid_defaults(lg_hybrid_params *p) {
+    *p = (lg_hybrid_params){ .budget = -1, .sinks = -1, .recents = -1, .rule = LG_RULE_TOPK, .block = 1, .correct = LG_CORRECT_STEP };
+}
+void lg_session_defaults(lg_session_params *p) {
+    *p = (lg_session_params){ .kv = LG_DTYPE_COUNT, .n_seq_max = 1 };
+    lg_hybrid_defaults(&p->hybrid);
+}
+
+static lg_status nomem(lg_error *err) { return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"); }
+
+static lg_status session_init(lg_session *s, lg_error *err) {
+    lg_status st;
+    lg_model *m = s->m;
+    const lg_config *c = &m->cfg;
+    lg_session_params *p = &s->p;
+    if (!m->ops) return lg_base_fail(err, LG_ERR_USAGE, -1, "the model was opened for its vocabulary only");
+    if (p->n_ctx == 0) p->n_ctx = c->n_ctx_train;
+    if (p->n_ctx < 1 || (p->n_ctx > c->n_ctx_train && !m->info.rope_scaled && !p->allow_beyond))
+        return lg_base_fail(err, LG_ERR_LIMIT, -1, "a context of %lld tokens: the model was trained for %lld and has no rope scaling",
+                            (long long)p->n_ctx, (long long)c->n_ctx_train);
+    if (p->n_ctx >= INT32_MAX) return lg_base_fail(err, LG_ERR_LIMIT, -1, "a context of %lld tokens is too long", (long long)p->n_ctx);
+    if (p->kv == LG_DTYPE_COUNT) p->kv = m->compute == LG_COMPUTE_F32 ? LG_DTYPE_F32 : LG_DTYPE_F16;
+    if (p->kv != LG_DTYPE_F32 && p->kv != LG_DTYPE_F16 && p->kv != LG_DTYPE_BF16 && p->kv != LG_DTYPE_KV8)
+        return lg_base_fail(err, LG_ERR_USAGE, -1, "a cache cannot have that dtype (f32, f16, bf16, q8)");
+    if (p->n_seq_max == 0) p->n_seq_max = 1;
+    if (p->n_seq_max < 1 || p->n_seq_max > 4096)
+        return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld sequences (1 to 4096)", (long long)p->n_seq_max);
+    if (p->chunk == 0) p->chunk = DEFAULT_CHUNK;
+    if (p->chunk < 1 || p->chunk > 1 << 16) return lg_base_fail(err, LG_ERR_USAGE, -1, "chunk of %lld tokens (1 to 65536)", (long long)p->chunk);
+    if (p->chunk > p->n_ctx) p->chunk = p->n_ctx;
+
+    LG_TRY(lg_session_cache_init(s, err));
+    LG_TRY(lg_session_plan_init(s, err));
+    p->roles = NULL; /* the caller's; copied */
+    s->max_tok = p->chunk > p->n_seq_max ? p->chunk : p->n_seq_max;
+    const int64_t rows = p->n_seq_max > EVAL_ROWS ? p->n_seq_max : EVAL_ROWS;
+    LG_TRY(lg_model_work_init(&s->work, m, s->max_tok, err));
+    LG_TRY(m->ops->reserve(m->ctx, s->max_tok, p->n_seq_max, (p->n_ctx + LG_PAGE - 1) / LG_PAGE * LG_PAGE, (int32_t)c->n_head, &s->geom,
+                           m->max_in, m->max_out, err));
+    s->logits = lg_base_calloc(rows, c->n_vocab * (int64_t)sizeof(float));
+    s->ids = lg_base_calloc(s->max_tok, sizeof(int32_t));
+    s->row_seq = lg_base_calloc(s->max_tok, sizeof(int32_t));
+    s->dst_page = lg_base_calloc(s->max_tok, sizeof(int32_t));
+    s->dst_slot = lg_base_calloc(s->max_tok, sizeof(int32_t));
+    s->row = lg_base_calloc(s->max_tok, sizeof(int32_t));
+    s->pos = lg_base_calloc(s->max_tok, sizeof(int64_t));
+    s->seqs = lg_base_calloc(p->n_seq_max, sizeof *s->seqs);
+    s->batch = lg_base_calloc(p->n_seq_max, sizeof(int32_t));
+    s->step_budget = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
+    s->step_dense = lg_base_calloc(p->n_seq_max, 1);
+    s->head_tokens = lg_base_calloc(c->n_layer * c->n_head_kv, sizeof(int64_t));
+    if (!s->logits || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->seqs || !s->batch ||
+        !s->step_budget || !s->step_dense || !s->head_tokens)
+        return nomem(err);
+done:
+    return st;
+}
+
+lg_status lg_session_new(lg_session **out, lg_model *m, const lg_session_params *p, lg_error *err) {
+    *out = NULL;
+    lg_session *s = lg_base_alloc(sizeof *s);
+    if (!s) return nomem(err);
+    s->m = m;
+    s->p = *p;
+    const lg_status st = session_init(s, err);
+    if (st != LG_OK) lg_session_free(s);
+    else *out = s;
+    return st;
+}
+
+void lg_session_free(lg_session *s) {
+    if (!s) return;
+    if (s->m->ops) {
+        lg_session_cache_free(s);
+        lg_session_plan_free(s);
+        lg_model_work_free(&s->work, s->m);
+    }
+    void *p[] = { s->logits, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->seqs, s->batch,
+                  s->step_budget, s->step_dense, s->head_tokens, s->set_tokens };
+    for (size_t i = 0; i < sizeof p / sizeof *p; i++) lg_base_free(p[i]);
+    lg_base_free(s);
+}
+
+static lg_status check_seq(const lg_session *s, int64_t seq, lg_error *err) {
+    if (seq >= 0 && seq < s->p.n_seq_max) return LG_OK;
+    return lg_base_fail(err, LG_ERR_USAGE, -1, "sequence %lld (0 to %lld)", (long long)seq, (long long)s->p.n_seq_max - 1);
+}
+static lg_status check_ids(const lg_session *s, const int32_t *ids, int64_t n, lg_error *err) {
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= s->m->cfg.n_vocab)
+            return lg_base_fail(err, LG_ERR_LIMIT, -1, "id %d at index %lld is outside the vocabulary of %lld", ids[i], (long long)i,
+                                (long long)s->m->cfg.n_vocab);
+    return LG_OK;
+}
+static void forget_logits(lg_session *s) {
+    for (int64_t i = 0; i < s->p.n_seq_max; i++) s->seq[i].logit_row = -1;
+}
+
+/* Places row t of the coming pass at the end of sequence `seq` (its pages must be there). */
+static void place(lg_session *s, int64_t t, int64_t seq, int32_t row_seq, int32_t id, int64_t at) {
+    s->ids[t] = id;
+    s->row_seq[t] = row_seq;
+    s->pos[t] = at;
+    s->dst_page[t] = s->seq[seq].page[at / LG_PAGE];
+    s->dst_slot[t] = (int32_t)(at % LG_PAGE);
+}
+
+static lg_forward forward_of(lg_session *s, int64_t n_tok, int32_t n_seq) {
+    return (lg_forward){ .n_tok = n_tok, .ids = s->ids, .seq = s->row_seq, .dst_page = s->dst_page, .dst_slot = s->dst_slot, .pos = s->pos,
+                         .idx = s->pos, .seqs = s->seqs, .n_seq = n_seq, .kv = s->kv, .geom = s->geom, .row = s->row };
+}
+
+lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, lg_error *err) {
+    lg_timeline *q = &s->seq[seq];
+    const int64_t at = q->len;
+    lg_session_pages(s, q, at, at + n);
+    for (int64_t t = 0; t < n; t++) place(s, t, seq, 0, ids[t], at + t);
+    for (int64_t i = 0; i < n_row; i++) s->row[i] = (int32_t)(n - n_row + i);
+    s->seqs[0] = (lg_kv_seq){ .page = q->page, .len = at + n };
+    lg_forward f = forward_of(s, n, 1);
+    f.n_row = n_row;
+    f.logits = logits;
+    f.on_query = s->on_query;
+    f.on_query_user = s->on_query_user;
+    const lg_status st = lg_model_forward(s->m, &s->work, &f, err);
+    if (st != LG_OK) return st;
+    memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
+    q->len = at + n;
+    return LG_OK;
+}
+
+static lg_status prefill(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, lg_error *err) {
+    const double start = lg_base_now();
+    const int64_t total = n;
+    lg_status st = LG_OK;
+    forget_logits(s);
+    s->seq[seq].steps = 0;
+    while (n > 0 && st == LG_OK) {
+        const int64_t k = n < s->p.chunk ? n : s->p.chunk;
+        st = lg_session_chunk(s, seq, ids, k, n == k, s->logits, err);
+        ids += k;
+        n -= k;
+        if (st == LG_OK) s->stats.prefill_tokens += k;
+        if (st == LG_OK && s->p.progress && !s->p.progress(s->p.progress_user, "prefill", total - n, total) && n > 0)
+            st = lg_base_fail(err, LG_ERR_CANCELLED, -1, "prefill cancelled after %lld of %lld tokens", (long long)(total - n), (long long)total);
+    }
+    if (st == LG_OK) s->seq[seq].logit_row = 0;
+    s->stats.prefill_s += lg_base_now() - start;
+    return st;
+}
+
+static lg_status check_fit(const lg_session *s, int64_t n, lg_error *err) {
+    if (n <= s->p.n_ctx) return LG_OK;
+    return lg_base_fail(err, LG_ERR_LIMIT, -1, "%lld tokens do not fit into the context of %lld", (long long)n, (long long)s->p.n_ctx);
+}
+
+lg_status lg_session_sync(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, lg_error *err) {
+    lg_status st;
+    LG_TRY(check_seq(s, seq, err));
+    if (n < 1) return lg_base_fail(err, LG_ERR_USAGE, -1, "no ids: a sequence needs at least one");
+    LG_TRY(check_fit(s, n, err));
+    LG_TRY(check_ids(s, ids, n, err));
+    lg_timeline *q = &s->seq[seq];
+    int64_t keep = 0;
+    while (keep < n && keep < q->len && q->ids[keep] == ids[keep]) keep++;
+    if (keep == n && q->len == n && q->logit_row >= 0) return LG_OK;
+    if (keep == n) keep = n - 1;
+    lg_session_drop(s, q, keep);
+    q->len = keep;
+    LG_TRY(prefill(s, seq, ids + keep, n - keep, err));
+done:
+    return st;
+}
+
+/* Cache correction, reading B: the last correct_every tokens (this one included) run again as one dense chunk. */
+static lg_status rerun(lg_session *s, int64_t seq, int32_t id, float *logits, lg_error *err) {
+    lg_timeline *q = &s->seq[seq];
+    const int64_t n = s->p.hybrid.correct_every;
+    q->ids[q->len] = id;
+    const int64_t from = q->len + 1 - n, to = q->len + 1;
+    q->len = from;
+    for (int64_t at = from; at < to;) {
+        const int64_t k = to - at < s->max_tok ? to - at : s->max_tok;
+        const lg_status st = lg_session_chunk(s, seq, q->ids + at, k, at + k == to, logits, err);
+        if (st != LG_OK) return st;
+        at += k;
+    }
+    return LG_OK;
+}
+
+lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n, lg_error *err) {
+    lg_status st = LG_OK;
+    const int64_t n_vocab = s->m->cfg.n_vocab;
+    const lg_hybrid_params *h = &s->p.hybrid;
+    const double start = lg_base_now();
+    if (n < 1 || n > s->p.n_seq_max) return lg_base_fail(err, LG_ERR_USAGE, -1, "a step of %lld sequences (1 to %lld)", (long long)n, (long long)s->p.n_seq_max);
+    LG_TRY(check_ids(s, ids, n, err));
+    for (int64_t i = 0; i < n; i++) {
+        LG_TRY(check_seq(s, seqs[i], err));
+        LG_TRY(check_fit(s, s->seq[seqs[i]].len + 1, err));
+        for (int64_t j = 0; j < i; j++)
+            if (seqs[j] == seqs[i]) return lg_base_fail(err, LG_ERR_USAGE, -1, "sequence %d is twice in one step", seqs[i]);
+    }
+    const bool guarded = s->m->ops != &lg_ops_ref && !s->on_query; /* the specification allocates its scratch */
+    forget_logits(s);
+    if (guarded) lg_base_alloc_guard(true);
+    int64_t k = 0; /* rows of the common step; rerun rows go alone */
+    bool all_dense = true;
+    for (int64_t i = 0; i < n; i++) {
+        lg_timeline *q = &s->seq[seqs[i]];
+        const bool correct = s->roles.n_layer && h->correct_every > 0 && (q->steps + 1) % h->correct_every == 0;
+        if (correct && h->correct == LG_CORRECT_RERUN) continue;
+        lg_session_pages(s, q, q->len, q->len + 1);
+        place(s, k, seqs[i], (int32_t)k, ids[i], q->len);
+        s->seqs[k] = (lg_kv_seq){ .page = q->page, .len = q->len + 1 };
+        s->row[k] = (int32_t)k;
+        s->batch[k] = (int32_t)i;
+        s->step_budget[k] = 0;
+        s->step_dense[k] = !s->roles.n_layer || lg_session_plan_row(s, q->len + 1, &s->step_budget[k]) || correct;
+        all_dense = all_dense && s->step_dense[k];
+        k++;
+    }
+    if (k) {
+        lg_forward f = forward_of(s, k, (int32_t)k);
+        f.n_row = k;
+        f.logits = s->logits;
+        if (!all_dense) {
+            f.read = s->read;
+            f.make = s->make;
+            f.budget = s->step_budget;
+            f.dense = s->step_dense;
+            f.sets = s->sets;
+            f.select = s->select;
+        }
+        st = lg_model_forward(s->m, &s->work, &f, err);
+    }
+    if (guarded) lg_base_alloc_guard(false);
+    LG_TRY(st);
+    for (int64_t r = 0; r < k; r++) {
+        lg_timeline *q = &s->seq[seqs[s->batch[r]]];
+        q->ids[q->len++] = ids[s->batch[r]];
+        q->steps++;
+        q->logit_row = r;
+        lg_session_plan_count(s, r, q->len, s->step_dense[r], s->step_budget[r]);
+        if (s->roles.n_layer) lg_session_plan_report(s, r, q->len, s->step_dense[r]);
+    }
+    for (int64_t i = 0, r = k; i < n && r < n; i++) {
+        lg_timeline *q = &s->seq[seqs[i]];
+        if (q->logit_row >= 0) continue;
+        LG_TRY(rerun(s, seqs[i], ids[i], s->logits + r * n_vocab, err));
+        q->steps++;
+        q->logit_row = r++;
+        lg_session_plan_count(s, 0, q->len, true, 0);
+        lg_session_plan_report(s, 0, q->len, true);
+    }
+    s->stats.decode_s += lg_base_now() - start;
+done:
+    return st;
+}
+
+const float *lg_session_logits(lg_session *s, int64_t seq) {
+    if (seq < 0 || seq >= s->p.n_seq_max || s->seq[seq].logit_row < 0) return NULL;
+    return s->logits + s->seq[seq].logit_row * s->m->cfg.n_vocab;
+}
+int64_t lg_session_len(const lg_session *s, int64_t seq) { return seq >= 0 && seq < s->p.n_seq_max ? s->seq[seq].len : 0; }
+const int32_t *lg_session_ids(const lg_session *s, int64_t seq) { return seq >= 0 && seq < s->p.n_seq_max ? s->seq[seq].ids : NULL; }
+
+lg_status lg_session_rewind(lg_session *s, int64_t seq, int64_t n, lg_error *err) {
+    lg_status st;
+    LG_TRY(check_seq(s, seq, err));
+    lg_timeline *q = &s->seq[seq];
+    if (n < 0 || n > q->len) return lg_base_fail(err, LG_ERR_USAGE, -1, "rewind to %lld of %lld tokens", (long long)n, (long long)q->len);
+    if (n == q->len) return LG_OK;
+    lg_session_drop(s, q, n);
+    q->steps -= q->len - n < q->steps ? q->len - n : q->steps;
+    q->len = n;
+    q->logit_row = -1;
+done:
+    return st;
+}
+
+lg_status lg_session_fork(lg_session *s, int64_t dst, int64_t src, lg_error *err) {
+    lg_status st;
+    LG_TRY(check_seq(s, dst, err));
+    LG_TRY(check_seq(s, src, err));
+    if (dst == src) return LG_OK;
+    lg_timeline *d = &s->seq[dst];
+    const lg_timeline *q = &s->seq[src];
+    lg_session_drop(s, d, 0);
+    memcpy(d->ids, q->ids, (size_t)q->len * sizeof(int32_t));
+    memcpy(d->page, q->page, (size_t)q->n_page * sizeof(int32_t));
+    for (int64_t i = 0; i < q->n_page; i++) s->ref[q->page[i]]++;
+    d->len = q->len;
+    d->n_page = q->n_page;
+    d->steps = q->steps;
+    d->logit_row = q->logit_row;
+done:
+    return st;
+}
+
+lg_status lg_session_eval(lg_session *s, const int32_t *ids, int64_t n, int64_t decode_from, lg_row_fn on_row, void *user, lg_error *err) {
+    lg_status st;
+    const int64_t n_vocab = s->m->cfg.n_vocab;
+    if (n < 1) return lg_base_fail(err, LG_ERR_USAGE, -1, "no ids: nothing to evaluate");
+    if (decode_from > n || decode_from < -1) return lg_base_fail(err, LG_ERR_USAGE, -1, "decode from %lld of %lld tokens", (long long)decode_from, (long long)n);
+    LG_TRY(check_fit(s, n, err));
+    LG_TRY(check_ids(s, ids, n, err));
+    lg_timeline *q = &s->seq[0];
+    lg_session_drop(s, q, 0);
+    q->len = q->steps = 0;
+    forget_logits(s);
+    const int64_t n_pre = decode_from < 0 ? n : decode_from;
+    for (int64_t at = 0; at < n_pre;) {
+        const int64_t k = n_pre - at < s->p.chunk ? n_pre - at : s->p.chunk;
+        const double start = lg_base_now();
+        LG_TRY(lg_session_chunk(s, 0, ids + at, k, k, NULL, err));
+        s->stats.prefill_s += lg_base_now() - start;
+        s->stats.prefill_tokens += k;
+        for (int64_t r = 0; r < k; r += EVAL_ROWS) {
+            const int64_t rows = k - r < EVAL_ROWS ? k - r : EVAL_ROWS;
+            LG_TRY(lg_model_logits(s->m, &s->work, s->row + r, rows, s->logits, err));
+            for (int64_t i = 0; i < rows; i++) LG_TRY(on_row(user, at + r + i, s->logits + i * n_vocab, err));
+        }
+        at += k;
+        if (s->p.progress && !s->p.progress(s->p.progress_user, "prefill", at, n_pre) && at < n_pre)
+            return lg_base_fail(err, LG_ERR_CANCELLED, -1, "cancelled after %lld of %lld tokens", (long long)at, (long long)n);
+    }
+    for (int64_t i = n_pre; i < n; i++) {
+        const int32_t zero = 0;
+        LG_TRY(lg_session_step(s, &zero, ids + i, 1, err));
+        LG_TRY(on_row(user, i, lg_session_logits(s, 0), err));
+    }
+done:
+    return st;
+}
+
+void lg_session_stats(const lg_session *s, lg_stats *out) { *out = s->stats; }
+void lg_session_stats_reset(lg_session *s) {
+    const int64_t cache = s->stats.kv_bytes_cache;
+    s->stats = (lg_stats){ .kv_bytes_cache = cache };
+    memset(s->head_tokens, 0, (size_t)(s->m->cfg.n_layer * s->m->cfg.n_head_kv) * sizeof(int64_t));
+}
+const int64_t *lg_session_head_tokens(const lg_session *s) { return s->head_tokens; }
+
+void lg_session_on_set(lg_session *s, lg_set_fn fn, void *user) {
+    if (fn && !s->set_tokens) s->set_tokens = lg_base_calloc(s->p.n_ctx, sizeof(int32_t));
+    s->on_set = s->set_tokens ? fn : NULL;
+    s->on_set_user = user;
+}
+void lg_session_on_query(lg_session *s, lg_query_fn fn, void *user) {
+    s->on_query = fn;
+    s->on_query_user = user;
+}
+
+lg_status lg_session_read_k(lg_session *s, int64_t seq, int64_t layer, int64_t head, int64_t n, float *out, lg_error *err) {
+    lg_status st;
+    const lg_config *c = &s->m->cfg;
+    LG_TRY(check_seq(s, seq, err));
+    if (layer < 0 || layer >= c->n_layer || head < 0 || head >= c->n_head_kv || n < 0 || n > s->seq[seq].len)
+        return lg_base_fail(err, LG_ERR_USAGE, -1, "no such rows in the cache");
+    for (int64_t t = 0; t < n; t++) {
+        const int64_t row = ((int64_t)s->seq[seq].page[t / LG_PAGE] * c->n_head_kv + head) * LG_PAGE + t % LG_PAGE;
+        s->m->ops->download(s->m->ctx, s->page_copy, s->kv[layer].k + row * s->geom.row_bytes, s->geom.row_bytes);
+        lg_ops_kv_load(&s->geom, out + t * c->head_dim, s->page_copy);
+    }
+done:
+    return st;
+}
+
+lg_status lg_session_fill_random(lg_session *s, int64_t n, uint64_t seed, lg_error *err) {
+    lg_status st;
+    const lg_config *c = &s->m->cfg;
+    LG_TRY(check_fit(s, n, err));
+    lg_timeline *q = &s->seq[0];
+    lg_session_drop(s, q, 0);
+    forget_logits(s);
+    q->len = q->steps = 0;
+    lg_session_pages(s, q, 0, n);
+    const int64_t rows = c->n_head_kv * LG_PAGE;
+    float *x = lg_base_calloc(c->head_dim, sizeof *x);
+    if (!x) return nomem(err);
+    for (int64_t p = 0; p < q->n_page; p++)
+        for (int kv = 0; kv < 2; kv++) {
+            for (int64_t r = 0; r < rows; r++) {
+                for (int64_t i = 0; i < c->head_dim; i += 4) {
+                    const uint64_t u = lg_base_rng(seed, (uint64_t)(2 * p + kv), (uint64_t)(r * c->head_dim + i));
+                    for (int64_t j = 0; j < 4 && i + j < c->head_dim; j++)
+                        x[i + j] = ((float)(u >> (16 * j) & 0xffff) - 32767.5f) * (1.0f / 18918.0f); /* unit variance */
+                }
+                lg_ops_kv_store(&s->geom, s->page_copy + r * s->geom.row_bytes, x);
+            }
+            for (int64_t l = 0; l < c->n_layer; l++)
+                s->m->ops->upload(s->m->ctx, (kv ? s->kv[l].v : s->kv[l].k) + q->page[p] * s->page_bytes, s->page_copy, s->page_bytes);
+        }
+    memset(q->ids, 0, (size_t)n * sizeof(int32_t));
+    q->len = n;
+    lg_base_free(x);
+done:
+    return st;
+}
