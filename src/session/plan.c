@@ -107,7 +107,7 @@ static int64_t set_tokens(const lg_session *s, int64_t row, int32_t j, int64_t l
     return (n - 1) * b + min64(b, len - last * b);
 }
 
-void lg_session_plan_count(lg_session *s, int64_t row, int64_t len, bool dense, int64_t budget) {
+void lg_session_plan_count(lg_session *s, int64_t row, int64_t arg, int64_t len, bool dense, int64_t budget) {
     const int64_t n = s->m->cfg.n_layer * s->m->cfg.n_head_kv, pair = 2 * s->geom.row_bytes;
     int64_t tokens = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -117,6 +117,8 @@ void lg_session_plan_count(lg_session *s, int64_t row, int64_t len, bool dense, 
         s->head_tokens[i] += t;
         tokens += t;
     }
+    s->row_bytes_read[arg] = tokens * pair;
+    s->row_bytes_dense[arg] = len * n * pair;
     s->stats.kv_bytes_read += tokens * pair;
     s->stats.kv_bytes_dense += len * n * pair;
     s->stats.decode_steps++;

@@ -55,9 +55,11 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     s->batch = lg_base_calloc(p->n_seq_max, sizeof(int32_t));
     s->step_budget = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->step_dense = lg_base_calloc(p->n_seq_max, 1);
+    s->row_bytes_read = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
+    s->row_bytes_dense = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->head_tokens = lg_base_calloc(c->n_layer * c->n_head_kv, sizeof(int64_t));
     if (!s->logits || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->seqs || !s->batch ||
-        !s->step_budget || !s->step_dense || !s->head_tokens)
+        !s->row_bytes_read || !s->row_bytes_dense || !s->step_budget || !s->step_dense || !s->head_tokens)
         return nomem(err);
 done:
     return st;
@@ -83,7 +85,7 @@ void lg_session_free(lg_session *s) {
         lg_model_work_free(&s->work, s->m);
     }
     void *p[] = { s->logits, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->seqs, s->batch,
-                  s->step_budget, s->step_dense, s->head_tokens, s->set_tokens };
+                  s->step_budget, s->step_dense, s->head_tokens, s->set_tokens, s->row_bytes_read, s->row_bytes_dense };
     for (size_t i = 0; i < sizeof p / sizeof *p; i++) lg_base_free(p[i]);
     lg_base_free(s);
 }
@@ -248,7 +250,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         q->ids[q->len++] = ids[s->batch[r]];
         q->steps++;
         q->logit_row = r;
-        lg_session_plan_count(s, r, q->len, s->step_dense[r], s->step_budget[r]);
+        lg_session_plan_count(s, r, s->batch[r], q->len, s->step_dense[r], s->step_budget[r]);
         if (s->roles.n_layer) lg_session_plan_report(s, r, q->len, s->step_dense[r]);
     }
     for (int64_t i = 0, r = k; i < n && r < n; i++) {
@@ -257,7 +259,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         LG_TRY(rerun(s, seqs[i], ids[i], s->logits + r * n_vocab, err));
         q->steps++;
         q->logit_row = r++;
-        lg_session_plan_count(s, 0, q->len, true, 0);
+        lg_session_plan_count(s, 0, i, q->len, true, 0);
         lg_session_plan_report(s, 0, q->len, true);
     }
     s->stats.decode_s += lg_base_now() - start;

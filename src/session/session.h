@@ -40,6 +40,7 @@ struct lg_session {
     int64_t *step_budget;      /* [n_seq_max] */
     uint8_t *step_dense;
     lg_stats stats;
+    int64_t *row_bytes_read, *row_bytes_dense; /* [n_seq_max] of the last step, by position in its arguments */
     int64_t *head_tokens;
     lg_set_fn on_set; void *on_set_user; int32_t *set_tokens;
     lg_query_fn on_query; void *on_query_user;
@@ -57,7 +58,7 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err);
 void lg_session_plan_free(lg_session *s);
 /* Budget and dense switch of a row of length len; returns true when the step is dense. */
 bool lg_session_plan_row(const lg_session *s, int64_t len, int64_t *budget);
-void lg_session_plan_count(lg_session *s, int64_t row, int64_t len, bool dense, int64_t budget);
+void lg_session_plan_count(lg_session *s, int64_t row, int64_t arg, int64_t len, bool dense, int64_t budget);
 void lg_session_plan_report(lg_session *s, int64_t row, int64_t len, bool dense);
 
 /* session.c: rows ids[first .. first+n) of a sequence as one dense chunk; logits of its last n_row rows. */
