@@ -4,7 +4,9 @@ CC ?= gcc
 B := $(if $(SAN),build-san,build)
 PREFIX ?= /usr/local
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(if $(CI),-Werror)
-CFLAGS ?= $(if $(SAN),-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer,-O2 -g)
+# (a name of its own: a comma inside $(if) would end its argument)
+SAN_CFLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+CFLAGS ?= $(if $(SAN),$(SAN_CFLAGS),-O2 -g)
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fopenmp $(CFLAGS) -MMD -MP
 KERNEL_CFLAGS := -O3 -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast

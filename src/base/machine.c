@@ -49,7 +49,7 @@ int lg_base_n_cores(void) {
         return n > 0 ? n : 1;
     }
     /* More CPUs than the fixed set holds: ask with ever larger sets. */
-    for (int cpus = 2 * CPU_SETSIZE; cpus <= 1 << 20; cpus *= 2) {
+    for (size_t cpus = 2 * CPU_SETSIZE; cpus <= (size_t)1 << 20; cpus *= 2) {
         cpu_set_t *many = CPU_ALLOC(cpus);
         if (!many) break;
         size_t bytes = CPU_ALLOC_SIZE(cpus);
