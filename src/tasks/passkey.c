@@ -127,7 +127,7 @@ lg_status lg_tasks_passkey(lg_passkey *out, const lg_passkey_params *p, lg_error
         begin[k] = out->ids.n;
         LG_TRY(append(p, &out->ids, &words[order[k]], err));
         end[k] = out->ids.n;
-        LG_TRY(encode_text(p, &out->ids, err, ".%s%s", "\n", "\n"));
+        LG_TRY(p->encode(p->encode_user, ".\n\n", 3, &out->ids, err));
     }
     out->answer = lg_base_alloc(out->ids.n);
     if (!out->answer) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "passkey: out of memory"));
