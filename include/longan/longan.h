@@ -170,6 +170,9 @@ void lg_session_defaults(lg_session_params *p);
 
 lg_status lg_session_new(lg_session **out, lg_model *m, const lg_session_params *p, lg_error *err);
 void lg_session_free(lg_session *s);
+/* Other head options for the decode steps to come; the cache stays (calibration tries many maps on one context).
+ * roles NULL: dense. Checked as in lg_session_new; on failure the session decodes densely. */
+lg_status lg_session_set_roles(lg_session *s, const lg_roles *roles, const lg_hybrid_params *hybrid, lg_error *err);
 
 /* Makes sequence `seq` (0 .. n_seq_max-1) hold exactly ids[0..n): keeps the longest common prefix that is
  * cached, drops the rest, prefills the remainder densely in chunks. At least the last id is evaluated, so

@@ -90,6 +90,24 @@ void lg_session_plan_free(lg_session *s) {
     lg_base_free(s->sets.n);
 }
 
+static void plan_clear(lg_session *s) {
+    lg_session_plan_free(s);
+    s->read = s->make = s->slot_layer = s->slot_head = NULL;
+    s->roles = (lg_roles){ 0 };
+    s->sets = (lg_sets){ 0 };
+    s->p.roles = NULL;
+}
+
+lg_status lg_session_set_roles(lg_session *s, const lg_roles *roles, const lg_hybrid_params *hybrid, lg_error *err) {
+    plan_clear(s);
+    s->p.roles = roles;
+    s->p.hybrid = *hybrid;
+    const lg_status st = lg_session_plan_init(s, err);
+    if (st != LG_OK) plan_clear(s);
+    s->p.roles = NULL;
+    return st;
+}
+
 bool lg_session_plan_row(const lg_session *s, int64_t len, int64_t *budget) {
     const lg_hybrid_params *h = &s->p.hybrid;
     *budget = s->budget;
