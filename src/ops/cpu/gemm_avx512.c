@@ -1,0 +1,4 @@
+#if defined(__x86_64__)
+#define ROWS_TABLE lg_gemm_rows_avx512
+#include "ops/cpu/gemm_row.h"
+#endif

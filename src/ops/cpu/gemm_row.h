@@ -1,0 +1,88 @@
+/* cpu/gemm_row: preparation of input rows in plain C that the compiler vectorises; included once by the file of each
+ * instruction set, which names the table (ROWS_TABLE). */
+#include "ops/cpu/gemm_form.h"
+#include <math.h>
+#include <string.h>
+
+static float row_mean_square(const float *x, int64_t n) {
+    float s = 0;
+    for (int64_t i = 0; i < n; i++) s += x[i] * x[i];
+    return s / (float)n;
+}
+
+/* One block of 32 after the norm; past n_in zeros. */
+static inline void row_block(float v[LG_GEMM_KB], const float *restrict x, float scale, const float *restrict norm,
+                             int64_t b, int64_t n_in) {
+    const int64_t k0 = b * LG_GEMM_KB, n = n_in - k0 < LG_GEMM_KB ? n_in - k0 : LG_GEMM_KB;
+    if (n == LG_GEMM_KB) {
+        if (norm)
+            for (int i = 0; i < LG_GEMM_KB; i++) v[i] = x[k0 + i] * scale * norm[k0 + i];
+        else
+            for (int i = 0; i < LG_GEMM_KB; i++) v[i] = x[k0 + i];
+        return;
+    }
+    for (int i = 0; i < LG_GEMM_KB; i++) v[i] = i < n ? (norm ? x[k0 + i] * scale * norm[k0 + i] : x[k0 + i]) : 0;
+}
+
+static void row_f32(float *dst, const float *x, float scale, const float *norm, int64_t first, int64_t last, int64_t n_in) {
+    for (int64_t b = first; b < last; b++) row_block(dst + b * LG_GEMM_KB, x, scale, norm, b, n_in);
+}
+
+static void row_q8(uint8_t *row, const float *x, float scale, const float *norm, int64_t first, int64_t last, int64_t n_in) {
+    const int64_t nb = lg_gemm_blocks(n_in);
+    float *f = (float *)(void *)row;
+    int8_t *q = (int8_t *)row + lg_gemm_q8_codes(nb);
+    float *s = (float *)(void *)(row + lg_gemm_q8_scales(nb)), *sums = (float *)(void *)(row + lg_gemm_q8_sums(nb));
+    int32_t *halves = (int32_t *)(void *)(row + lg_gemm_q8_halves(nb));
+    for (int64_t b = first; b < last; b++) {
+        float *v = f + b * LG_GEMM_KB;
+        row_block(v, x, scale, norm, b, n_in);
+        float top = 0;
+        for (int i = 0; i < LG_GEMM_KB; i++) {
+            const float a = fabsf(v[i]);
+            top = a > top ? a : top;
+        }
+        const float inv = top > 0 ? 127.0f / top : 0.0f;
+        int32_t c[LG_GEMM_KB], h0 = 0, h1 = 0;
+        for (int i = 0; i < LG_GEMM_KB; i++) c[i] = (int32_t)rintf(v[i] * inv);
+        for (int i = 0; i < LG_GEMM_KB / 2; i++) h0 += c[i], h1 += c[i + LG_GEMM_KB / 2];
+        for (int i = 0; i < LG_GEMM_KB; i++) q[b * LG_GEMM_KB + i] = (int8_t)c[i];
+        s[b] = top / 127.0f;
+        sums[b] = s[b] * (float)(h0 + h1);
+        halves[2 * b] = h0;
+        halves[2 * b + 1] = h1;
+    }
+}
+
+static void row_bf16(uint8_t *tile_row, const float *x, float scale, const float *norm, int64_t n_in) {
+    const int64_t nb = lg_gemm_blocks(n_in);
+    for (int64_t b = 0; b < nb; b++) {
+        float v[LG_GEMM_KB];
+        uint32_t u[LG_GEMM_KB];
+        uint16_t *dst = (uint16_t *)(void *)(tile_row + b * 1024);
+        row_block(v, x, scale, norm, b, n_in);
+        memcpy(u, v, sizeof u);
+        for (int i = 0; i < LG_GEMM_KB; i++) dst[i] = (uint16_t)((u[i] + 0x7fffu + (u[i] >> 16 & 1)) >> 16);
+    }
+}
+
+/* 2^t for |t| <= 126: Taylor in u = t - rint(t), relative error below 2e-7. */
+static inline float row_exp2(float t) {
+    t = t < -126.0f ? -126.0f : t > 126.0f ? 126.0f : t;
+    const float n = rintf(t), u = t - n;
+    float p = 1.5403530e-4f;
+    p = p * u + 1.3333558e-3f;
+    p = p * u + 9.6181291e-3f;
+    p = p * u + 5.5504109e-2f;
+    p = p * u + 2.4022651e-1f;
+    p = p * u + 6.9314718e-1f;
+    p = p * u + 1.0f;
+    const union { int32_t i; float f; } e = { .i = ((int32_t)n + 127) * (1 << 23) };
+    return p * e.f;
+}
+
+static void row_silu_mul(float *h, const float *gate, const float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i++) h[i] = gate[i] / (1.0f + row_exp2(gate[i] * -1.4426950f)) * up[i];
+}
+
+const lg_gemm_rows_fn ROWS_TABLE = { row_mean_square, row_f32, row_q8, row_bf16, row_silu_mul };
