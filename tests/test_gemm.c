@@ -2,7 +2,8 @@
  * Bounds, per output, with a = sum |x||w| over the row and s = (largest |x| of a block of 32) / 127:
  *   f32 arithmetic   1e-5 a            (f32 sums of at most 2048 terms)
  *   int8 activations sum over blocks of (s / 2) sum |w|, the rounding of x, + 1e-5 a
- *   bf16 tiles       (2^-8 + 2^-18) a, x and w rounded to 8 bits each, + 1e-5 a */
+ *   bf16 tiles       x and w each rounded to 8 significant bits, 2^-8 at most: (2^-7 + 2^-16) a, or 2^-8 a where w is
+ *                    bf16 already, + 1e-5 a */
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdarg.h>
@@ -131,7 +132,7 @@ static void check(const lg_gemm *g, const fixture *f, int64_t n_tok, int nth, bo
         const double start = add ? (double)(float)(i % 11) : 0;
         double bound = 1e-5 * f->sum[at] + 1e-6 * start + 1e-30;
         if (form == LG_FORM_Q8 && quantised) bound += 1.00001 * f->step[at];
-        if (form == LG_FORM_BF16) bound += (0x1p-8 + 0x1p-18) * f->sum[at];
+        if (form == LG_FORM_BF16) bound += (f->w.dtype == LG_DTYPE_BF16 ? 0x1p-8 : 0x1p-7 + 0x1p-16) * f->sum[at];
         const double off = fabs((double)y[i] - start - f->want[at]) / bound;
         worst = off > worst ? off : worst;
         if (!(off <= 1))

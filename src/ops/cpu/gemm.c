@@ -12,6 +12,8 @@
 #endif
 
 /* ---- instruction set ---- */
+enum { AMX_MIN_TOK = 17 }; /* from here AMX over bf16 panels beats VNNI (docs/speed-gemm.md) */
+
 
 static const char *const isa_names[] = { "scalar", "avx2", "avx512", "amx" };
 const char *lg_isa_name(lg_isa isa) { return isa_names[isa]; }
@@ -55,7 +57,7 @@ lg_isa lg_cpu_isa(void) {
 
 void lg_cpu_isa_thread(lg_isa isa) {
 #if defined(__x86_64__)
-    (void)isa;
+    if (isa == LG_ISA_AMX) lg_gemm_tiles_amx();
 #endif
 }
 
@@ -208,7 +210,7 @@ lg_status lg_gemm_pack(const lg_gemm *g, lg_weight *w, lg_error *err) {
         const int r = (int)(o % LG_GEMM_NR);
         if (f->scale == LG_SCALE_NONE) pack_float_row(f, panel, r, row, w->n_in);
         for (int64_t b = 0; b < nb && f->scale != LG_SCALE_NONE; b++) {
-            row_part part;
+            row_part part = { .q = { 0 } };
             take_part(w->dtype, row, b, &part);
             put_part(f, panel, nb, b, r, &part);
         }
@@ -243,8 +245,7 @@ void lg_gemm_embed_row(float *dst, const lg_weight *w, int64_t id) {
 /* ---- inputs ---- */
 lg_gemm_form lg_gemm_form_of(const lg_gemm *g, int64_t n_tok) {
     if (g->compute == LG_COMPUTE_F32 || g->isa == LG_ISA_SCALAR) return LG_FORM_F32;
-    (void)n_tok;
-    return LG_FORM_Q8;
+    return g->isa == LG_ISA_AMX && n_tok >= AMX_MIN_TOK ? LG_FORM_BF16 : LG_FORM_Q8;
 }
 
 static const lg_gemm_rows_fn *rows_of(const lg_gemm *g) {
@@ -316,7 +317,9 @@ void lg_gemm_rows(int64_t n_out, int ith, int nth, int64_t *first, int64_t *last
 
 int64_t lg_gemm_scratch_bytes(const lg_gemm *g, int64_t n_tok, int64_t n_in) {
     (void)g; (void)n_tok;
-    return lg_gemm_blocks(n_in) * LG_GEMM_KB * LG_GEMM_NR * 4;
+    /* scalar: a panel of f32; AMX: two of bf16 and a tile of sums; AVX-512: three panels of 256 inputs */
+    const int64_t panel = lg_gemm_blocks(n_in) * LG_GEMM_KB * LG_GEMM_NR * 4 + 1024, wide = 3 * LG_GEMM_NR * 256 * 4;
+    return panel > wide ? panel : wide;
 }
 
 void lg_gemm_run(const lg_gemm *g, float *y, int64_t ldy, bool add, const void *in, const lg_weight *w,
@@ -327,7 +330,15 @@ void lg_gemm_run(const lg_gemm *g, float *y, int64_t ldy, bool add, const void *
     j.panel_bytes = lg_gemm_panel_bytes(j.f, j.nb);
     j.row_bytes = row_bytes_of(form, j.nb);
     share_panels(w->n_out, ith, nth, &j.p0, &j.p1);
-    lg_gemm_float_scalar(&j);
+    const bool q8 = form == LG_FORM_Q8 && j.f->scale != LG_SCALE_NONE;
+#if defined(__x86_64__)
+    if (form == LG_FORM_BF16) lg_gemm_bf16_amx(&j);
+    else if (g->isa >= LG_ISA_AVX512 && q8) lg_gemm_q8_avx512(&j);
+    else if (g->isa >= LG_ISA_AVX512) lg_gemm_float_avx512(&j);
+    else
+#endif
+        lg_gemm_float_scalar(&j);
+    (void)q8;
 }
 
 void lg_gemm_silu_mul(const lg_gemm *g, float *h, const float *gate, const float *up, int64_t n) {

@@ -1,0 +1,150 @@
+/* Weight products of SmolLM2-135M's shapes: decode (bytes over bandwidth), batches, prefill (operations), the input and
+ * SiLU passes, and the libraries. usage: gemm_bench [decode|prefill|lib] [threads] [dtype]; best of many short repeats. */
+#include <dnnl.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "ops/cpu/gemm_form.h"
+
+extern void openblas_set_num_threads(int n);
+extern void cblas_sgemm(int order, int ta, int tb, int m, int n, int k, float alpha, const float *a, int lda, const float *b,
+                        int ldb, float beta, float *c, int ldc);
+
+enum { LAYERS = 30, SHAPES = 7 };
+static const int64_t shape[SHAPES][2] = { { 576, 576 }, { 192, 576 }, { 192, 576 }, { 576, 576 }, { 1536, 576 }, { 1536, 576 }, { 576, 1536 } };
+static lg_weight layer[LAYERS][SHAPES], head;
+static int64_t total_bytes;
+
+static void make(lg_weight *w, const lg_gemm *g, lg_dtype t, int64_t n_out, int64_t n_in) {
+    const int64_t bytes = n_out * lg_base_row_bytes(t, n_in);
+    uint8_t *d = lg_base_alloc(bytes);
+    const lg_dtype_info *info = lg_base_dtype(t);
+    for (int64_t i = 0; i < bytes; i++) d[i] = (uint8_t)(i * 31 + i / 97);
+    const uint16_t one = t == LG_DTYPE_BF16 ? lg_base_f32_to_bf16(0.01f) : lg_base_f32_to_f16(0.01f);
+    const float fone = 0.01f;
+    for (int64_t i = 0; i < bytes; i += info->bytes) {
+        if (t == LG_DTYPE_F32) memcpy(d + i, &fone, 4);
+        else memcpy(d + i + (t == LG_DTYPE_Q6_K ? 208 : 0), &one, 2);
+        if (info->block > 1 && t != LG_DTYPE_Q6_K && t != LG_DTYPE_Q8_0 && t != LG_DTYPE_Q4_0) memcpy(d + i + 2, &one, 2);
+    }
+    *w = (lg_weight){ .dtype = t, .n_out = n_out, .n_in = n_in, .data = d };
+    lg_error err;
+    if (lg_gemm_pack(g, w, &err)) { fprintf(stderr, "%s\n", err.message); exit(1); }
+    lg_base_free(d);
+    total_bytes += w->packed_bytes;
+}
+
+static double pass(const lg_gemm *g, int64_t n_tok, int nth, bool with_head, float *y, void *in, uint8_t *scratch, int64_t sb) {
+    double t0 = 0, t1 = 0;
+#pragma omp parallel num_threads(nth)
+    {
+        const int i = omp_get_thread_num();
+        lg_cpu_isa_thread(g->isa);
+#pragma omp barrier
+        if (!i) t0 = lg_base_now();
+        for (int l = 0; l < LAYERS; l++)
+            for (int s = 0; s < SHAPES; s++)
+                lg_gemm_run(g, y, shape[s][0], false, in, &layer[l][s], n_tok, scratch + i * sb, i, nth);
+        if (with_head) lg_gemm_run(g, y, head.n_out, false, in, &head, n_tok, scratch + i * sb, i, nth);
+#pragma omp barrier
+        if (!i) t1 = lg_base_now();
+    }
+    return t1 - t0;
+}
+
+static void libraries(int nth) {
+    const int m = 512;
+    double flops = 0, blas = 0, bf = 0;
+    float *a = lg_base_calloc(m * 1536, 4), *b = lg_base_calloc(1536 * 1536, 4), *c = lg_base_calloc(m * 1536, 4);
+    openblas_set_num_threads(nth);
+    omp_set_num_threads(nth);
+    dnnl_engine_t eng;
+    dnnl_stream_t st;
+    dnnl_engine_create(&eng, dnnl_cpu, 0);
+    dnnl_stream_create(&st, eng, dnnl_stream_default_flags);
+    for (int s = 0; s < SHAPES; s++) {
+        const int n = (int)shape[s][0], k = (int)shape[s][1];
+        double best = 1e9;
+        for (int r = 0; r < 12; r++) {
+            const double t0 = lg_base_now();
+            cblas_sgemm(101, 111, 112, m, n, k, 1, a, k, b, k, 0, c, n);
+            const double t = lg_base_now() - t0;
+            best = t < best ? t : best;
+        }
+        blas += best;
+        /* oneDNN: bf16 x bf16 -> f32, weights reordered once to what it likes best */
+        const dnnl_dim_t da[2] = { m, k }, db[2] = { k, n }, dc[2] = { m, n };
+        dnnl_memory_desc_t ma, mb, mc, want;
+        dnnl_memory_desc_init_by_tag(&ma, 2, da, dnnl_bf16, dnnl_ab);
+        dnnl_memory_desc_init_by_tag(&mb, 2, db, dnnl_bf16, dnnl_format_tag_any);
+        dnnl_memory_desc_init_by_tag(&mc, 2, dc, dnnl_f32, dnnl_ab);
+        dnnl_matmul_desc_t desc;
+        dnnl_primitive_desc_t pd;
+        dnnl_primitive_t prim;
+        dnnl_matmul_desc_init(&desc, &ma, &mb, NULL, &mc);
+        if (dnnl_primitive_desc_create(&pd, &desc, NULL, eng, NULL) != dnnl_success) { puts("dnnl: no primitive"); return; }
+        want = *dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0);
+        dnnl_primitive_create(&prim, pd);
+        dnnl_memory_t xa, xb, xc;
+        dnnl_memory_create(&xa, &ma, eng, a);
+        dnnl_memory_create(&xb, &want, eng, b);
+        dnnl_memory_create(&xc, &mc, eng, c);
+        const dnnl_exec_arg_t args[3] = { { DNNL_ARG_SRC, xa }, { DNNL_ARG_WEIGHTS, xb }, { DNNL_ARG_DST, xc } };
+        const char *impl = "";
+        dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, (void *)&impl);
+        best = 1e9;
+        for (int r = 0; r < 30; r++) {
+            const double t0 = lg_base_now();
+            dnnl_primitive_execute(prim, st, 3, args);
+            dnnl_stream_wait(st);
+            const double t = lg_base_now() - t0;
+            best = t < best ? t : best;
+        }
+        bf += best;
+        flops += 2.0 * m * n * k;
+        if (!s) printf("oneDNN implementation: %s\n", impl);
+    }
+    printf("one layer, 512 rows: OpenBLAS f32 %.0f GFLOP/s, oneDNN bf16 %.0f GFLOP/s -> 2048 tokens: %.3f s, %.3f s\n",
+           flops / blas * 1e-9, flops / bf * 1e-9, blas * LAYERS * 4, bf * LAYERS * 4);
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "decode";
+    const int nth = argc > 2 ? atoi(argv[2]) : 2;
+    lg_dtype t = LG_DTYPE_Q4_1;
+    if (argc > 3 && !lg_base_dtype_parse(argv[3], &t)) return 2;
+    if (!strcmp(what, "lib")) { libraries(nth); return 0; }
+    const lg_gemm g = { getenv("F32") ? LG_COMPUTE_F32 : LG_COMPUTE_AUTO, lg_cpu_isa() };
+    const bool prefill = !strcmp(what, "prefill");
+    for (int l = 0; l < LAYERS; l++)
+        for (int s = 0; s < SHAPES; s++) make(&layer[l][s], &g, t, shape[s][0], shape[s][1]);
+    if (!prefill) make(&head, &g, t, 49152, 576);
+    const int64_t most = prefill ? 512 : 16, sb = (lg_gemm_scratch_bytes(&g, most, 1536) + 63) / 64 * 64;
+    float *y = lg_base_calloc(most * (prefill ? 1536 : 49152), 4), *x = lg_base_calloc(most * 1536, 4);
+    for (int64_t i = 0; i < most * 1536; i++) x[i] = (float)(i % 19) - 9;
+    uint8_t *scratch = lg_base_alloc(sb * nth), *in = lg_base_alloc(most * 1536 * 8);
+    static const int64_t dec[] = { 1, 2, 3, 4, 8, 12, 16 }, pre[] = { 17, 32, 64, 128, 256, 512 };
+    for (int k = 0; k < (prefill ? 6 : 7); k++) {
+        const int64_t n = prefill ? pre[k] : dec[k];
+        double best = 1e9, best_in = 1e9, best_silu = 1e9, spent = 0;
+        for (int r = 0; r < 100 && spent < 1.0; r++) {
+            double t0 = lg_base_now();
+            lg_gemm_input(&g, in, x, 1536, x, 1e-5f, n, 1536, 0, 1);
+            const double a = lg_base_now() - t0;
+            best_in = a < best_in ? a : best_in;
+            t0 = lg_base_now();
+            lg_gemm_silu_mul(&g, y, x, x, n * 1536);
+            const double s = lg_base_now() - t0;
+            best_silu = s < best_silu ? s : best_silu;
+            const double b = pass(&g, n, nth, !prefill, y, in, scratch, sb);
+            best = b < best ? b : best;
+            spent += b + a;
+        }
+        const double flop = 2.0 * (double)n * LAYERS * (2.0 * 576 * 576 + 2 * 192 * 576 + 3 * 1536 * 576) + (prefill ? 0 : 2.0 * (double)n * 49152 * 576);
+        printf("%s n_tok %3lld: %8.3f ms, %6.1f GB/s, %7.1f GFLOP/s; input (1536, norm) %.2f us/row, silu %.2f ns/element\n",
+               lg_base_dtype(t)->name, (long long)n, best * 1e3, (double)total_bytes / best * 1e-9, flop / best * 1e-9,
+               best_in * 1e6 / (double)n, best_silu * 1e9 / (double)(n * 1536));
+    }
+    return 0;
+}
