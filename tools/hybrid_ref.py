@@ -1,0 +1,323 @@
+#!/usr/bin/env python3
+"""Reference of the forward pass and of hybrid-head decoding (docs/SPARSE.md), in numpy float64.
+
+It reads a Hugging Face folder (llama, qwen2, qwen3; both config layouts) and recomputes everything from
+the formulas: nothing here calls the engine or transformers, so it can disagree with either. As a module
+it also serves tools/make-model-fixtures.py, which checks it against transformers.
+
+    python tools/hybrid_ref.py            rewrites tests/fixtures/tiny-hybrid/{cases,roles}
+    python tools/hybrid_ref.py --check    recomputes the cases and compares them with the files
+
+cases/cases.json   one object per case: ids, decode_from, options, roles file, hand-computable sums, and
+                   where its rows and its sets lie in the two arrays
+cases/logits.npy   float32 [rows, n_vocab]: the logits of the decode steps
+cases/sets.npy     int32 [n]: records position, layer, head, count, tokens ascending; a dense step is one
+                   record with layer = head = -1 and count 0
+"""
+import argparse
+import json
+import math
+import pathlib
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "tests/fixtures/tiny-hybrid"
+
+
+# ---- reading a folder ------------------------------------------------------------------------------
+def load_tensors(folder):
+    """All tensors of a folder as float64; shards through the index."""
+    folder = pathlib.Path(folder)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        files = ["model.safetensors"]
+    out = {}
+    for name in files:
+        raw = (folder / name).read_bytes()
+        n = int.from_bytes(raw[:8], "little")
+        head = json.loads(raw[8:8 + n])
+        head.pop("__metadata__", None)
+        for key, t in head.items():
+            a, b = t["data_offsets"]
+            buf = raw[8 + n + a:8 + n + b]
+            if t["dtype"] == "F32":
+                x = np.frombuffer(buf, "<f4").astype(np.float64)
+            elif t["dtype"] == "BF16":
+                x = (np.frombuffer(buf, "<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+            else:
+                raise SystemExit(f"{name}: {key}: dtype {t['dtype']}")
+            out[key] = x.reshape(t["shape"])
+    return out
+
+
+def rope_inv_freq(cfg, dim):
+    """Inverse frequencies [dim/2], f32, and the attention factor, for no scaling, linear, llama3 and yarn.
+
+    Published models were trained and are run with f32 frequencies and f32 angles, so those roundings are
+    part of what a model computes; everything after them is float64 here."""
+    rope = dict(cfg.get("rope_scaling") or {})
+    rope.update(cfg.get("rope_parameters") or {})
+    theta = rope.get("rope_theta", cfg.get("rope_theta", 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    inv = 1 / np.float32(theta) ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))
+    inv, attn = scale_inv_freq(inv.astype(np.float64), rope, kind, theta, dim)
+    return inv.astype(np.float32), attn
+
+
+def scale_inv_freq(inv, rope, kind, theta, dim):
+    if kind == "default":
+        return inv, 1.0
+    factor = rope["factor"]
+    if kind == "linear":
+        return inv / factor, 1.0
+    orig = rope["original_max_position_embeddings"]
+    if kind == "llama3":
+        low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+        turns = orig * inv / (2 * math.pi)              # rotations over the trained window
+        keep = np.clip((turns - low) / (high - low), 0, 1)  # 0: long waves, divided by factor; 1: kept
+        return inv * keep + inv / factor * (1 - keep), 1.0
+    if kind == "yarn":
+        def dim_of(turns):
+            return dim * math.log(orig / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        lo = max(math.floor(dim_of(rope.get("beta_fast") or 32)), 0)
+        hi = min(math.ceil(dim_of(rope.get("beta_slow") or 1)), dim - 1)
+        ramp = np.clip((np.arange(dim // 2) - lo) / (max(hi - lo, 0.001)), 0, 1)  # 1: interpolated
+        attn = rope.get("attention_factor") or 0.1 * math.log(factor) + 1
+        return inv / factor * ramp + inv * (1 - ramp), attn
+    raise SystemExit(f"rope type {kind}")
+
+
+# ---- rounding of a cache row, as the engine stores it ------------------------------------------------
+def to_bf16(x):
+    u = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    u = u + 0x7FFF + ((u >> 16) & 1)                    # to nearest, ties to even
+    return ((u >> 16) << 16).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+def to_kv8(x):
+    """int8 with one f16 scale per 32 values of a row."""
+    out = np.empty_like(x)
+    for a in range(0, x.shape[-1], 32):
+        b = x[..., a:a + 32]
+        d = np.abs(b).max(-1, keepdims=True) / 127
+        q = np.rint(np.divide(b, d, out=np.zeros_like(b), where=d > 0))
+        out[..., a:a + 32] = q * d.astype(np.float16).astype(np.float64)
+    return out
+
+
+KV_ROUND = {
+    "f32": lambda x: x.astype(np.float32).astype(np.float64),
+    "f16": lambda x: x.astype(np.float16).astype(np.float64),
+    "bf16": to_bf16,
+    "q8": to_kv8,
+}
+
+
+# ---- the model ---------------------------------------------------------------------------------------
+class Model:
+    def __init__(self, folder, tensors=None, cfg=None):
+        self.cfg = c = cfg or json.loads((pathlib.Path(folder) / "config.json").read_text())
+        self.t = tensors or load_tensors(folder)
+        self.n_layer, self.n_head = c["num_hidden_layers"], c["num_attention_heads"]
+        self.n_kv = c["num_key_value_heads"]
+        self.dim = c.get("head_dim") or c["hidden_size"] // self.n_head
+        self.group = self.n_head // self.n_kv
+        self.eps = c["rms_norm_eps"]
+        self.inv, self.rope_attn = rope_inv_freq(c, self.dim)
+        self.scale = self.dim ** -0.5
+
+    def w(self, name):
+        return self.t["model." + name]
+
+    def head(self):
+        return self.t.get("lm_head.weight", self.t["model.embed_tokens.weight"])
+
+    def norm(self, x, w):
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * w
+
+    def rope(self, x, pos):                             # [n, heads, dim], pairs (i, i + dim/2)
+        ang = (np.asarray(pos, np.float32)[:, None] * self.inv).astype(np.float64)
+        cos, sin = np.cos(ang)[:, None] * self.rope_attn, np.sin(ang)[:, None] * self.rope_attn
+        a, b = np.split(x, 2, axis=-1)
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def qkv(self, l, x, pos):
+        p, n = f"layers.{l}.", x.shape[0]
+        h = self.norm(x, self.w(p + "input_layernorm.weight"))
+        out = []
+        for name, heads in (("q", self.n_head), ("k", self.n_kv), ("v", self.n_kv)):
+            y = h @ self.w(p + f"self_attn.{name}_proj.weight").T
+            bias = self.t.get(f"model.{p}self_attn.{name}_proj.bias")
+            y = (y if bias is None else y + bias).reshape(n, heads, self.dim)
+            qk = self.t.get(f"model.{p}self_attn.{name}_norm.weight")
+            if qk is not None:
+                y = self.norm(y, qk)
+            out.append(y if name == "v" else self.rope(y, pos))
+        return out
+
+    def mlp(self, l, x):
+        p = f"layers.{l}.mlp."
+        h = self.norm(x, self.w(f"layers.{l}.post_attention_layernorm.weight"))
+        g = h @ self.w(p + "gate_proj.weight").T
+        return x + (g / (1 + np.exp(-g)) * (h @ self.w(p + "up_proj.weight").T)) @ self.w(p + "down_proj.weight").T
+
+    def logits(self, x):
+        return self.norm(x, self.w("norm.weight")) @ self.head().T
+
+    def cache(self):
+        return [np.zeros((0, 2, self.n_kv, self.dim)) for _ in range(self.n_layer)]
+
+    def append(self, kv, l, k, v, rnd):
+        kv[l] = np.concatenate([kv[l], np.stack([rnd(k), rnd(v)], 1)])
+
+    def prefill(self, ids, kv=None, rnd=KV_ROUND["f32"]):
+        """Dense causal forward of ids behind the cache; logits [n, vocab]. The cache grows."""
+        kv = self.cache() if kv is None else kv
+        past, n = kv[0].shape[0], len(ids)
+        pos = np.arange(past, past + n)
+        x = self.w("embed_tokens.weight")[np.asarray(ids)]
+        seen = np.arange(past + n)[None, :] <= pos[:, None]
+        for l in range(self.n_layer):
+            q, k, v = self.qkv(l, x, pos)
+            self.append(kv, l, k, v, rnd)
+            kk, vv = kv[l][:, 0], kv[l][:, 1]
+            o = np.empty_like(q)
+            for h in range(self.n_head):
+                s = q[:, h] @ kk[:, h // self.group].T * self.scale
+                s = np.where(seen, s, -np.inf)
+                p = np.exp(s - s.max(-1, keepdims=True))
+                o[:, h] = p @ vv[:, h // self.group] / p.sum(-1, keepdims=True)
+            x = x + o.reshape(n, -1) @ self.w(f"layers.{l}.self_attn.o_proj.weight").T
+            x = self.mlp(l, x)
+        return self.logits(x)
+
+    # ---- 1.11, with donors ---------------------------------------------------------------------------
+    def attend_set(self, q, kv_l, h, tokens):           # q [dim]; exact softmax over the set
+        k, v = kv_l[tokens, 0, h], kv_l[tokens, 1, h]
+        s = k @ q * self.scale
+        p = np.exp(s - s.max())
+        return p @ v / p.sum()
+
+    def decode_hybrid(self, tok, kv, roles, opt, rnd, log):
+        """One hybrid step; fills log["sets"], log["tokens"] (read per head), log["margin"]."""
+        pos = kv[0].shape[0]
+        budget, S = effective_budget(opt, pos + 1), pos + 1
+        dense = opt["rule"] in ("topk", "ratio") and S <= budget
+        log.update(sets=[], dense=dense, position=pos, margin=math.inf,
+                   tokens=np.zeros((self.n_layer, self.n_kv), np.int64))
+        readers = {r for row in roles for r in row if isinstance(r, tuple)}
+        sel = {}
+        x = self.w("embed_tokens.weight")[[tok]]
+        for l in range(self.n_layer):
+            q, k, v = self.qkv(l, x, [pos])
+            self.append(kv, l, k, v, rnd)
+            o = np.empty((self.n_head, self.dim))
+            fresh = {}
+            for h in range(self.n_kv):
+                role = roles[l][h]
+                if dense or role == "retrieval":
+                    tokens = np.arange(S)
+                elif role == "window":
+                    tokens = window(S, opt["sinks"], budget)
+                else:
+                    tokens = sel[role]                  # of an earlier layer, this step
+                log["tokens"][l, h] = len(tokens)
+                for g in range(h * self.group, (h + 1) * self.group):
+                    o[g] = self.attend_set(q[0, g], kv[l], h, tokens)
+                if not dense and role == "retrieval" and (l, h) in readers:
+                    qbar = q[0, h * self.group:(h + 1) * self.group].mean(0)
+                    fresh[l, h], margin = choose(kv[l][:, 0, h] @ qbar, S, budget, opt, self.scale)
+                    log["margin"] = min(log["margin"], margin)
+                    log["sets"].append((l, h, fresh[l, h]))
+            sel.update(fresh)
+            x = x + o.reshape(1, -1) @ self.w(f"layers.{l}.self_attn.o_proj.weight").T
+            x = self.mlp(l, x)
+        return self.logits(x)[0]
+
+
+def effective_budget(opt, S):
+    b = opt["budget"] or 0
+    if opt["rule"] == "ratio":
+        b = int((1.0 - opt["rule_value"]) * S)
+    return max(b, opt["sinks"] + opt["recents"])
+
+
+def window(S, sinks, budget):
+    recent = max(S - (budget - sinks), 0)
+    return np.union1d(np.arange(min(sinks, S)), np.arange(recent, S))
+
+
+def choose(score, S, budget, opt, scale):
+    """Token set of a retrieval head and how clear its cut is (relative to the spread of the scores)."""
+    block, n_block = opt["block"], -(-S // opt["block"])
+    bs = np.array([score[b * block:(b + 1) * block].max() for b in range(n_block)])
+    order = np.lexsort((np.arange(n_block), -bs))       # best first, ties: lower position
+    spread = max(float(score.std()), 1e-9)
+    margin = math.inf
+    if opt["rule"] in ("topk", "ratio"):
+        forced = {t // block for t in range(S) if t < opt["sinks"] or t >= S - opt["recents"]}
+        free = [b for b in order if b not in forced]
+        take = max(budget // block - len(forced), 0)
+        picked = sorted(forced | set(free[:take]))
+        if 0 < take < len(free):
+            margin = (bs[free[take - 1]] - bs[free[take]]) / spread
+    else:
+        z = (opt["rule_scale"] or scale) * bs
+        p = np.exp(z - z.max())
+        p /= p.sum()
+        if opt["rule"] == "topp":
+            before = np.cumsum(p[order]) - p[order]
+            picked = sorted(order[before <= opt["rule_value"]])
+            cut = before
+        else:
+            picked = sorted(np.nonzero(p > opt["rule_value"])[0]) or [n_block - 1]
+            cut = p
+        margin = float(np.abs(cut - opt["rule_value"]).min() / max(opt["rule_value"], 1e-9))
+        if 0 < len(picked) < n_block:                   # neighbours in the order must not be tied either
+            margin = min(margin, (bs[order[len(picked) - 1]] - bs[order[len(picked)]]) / spread)
+    tokens = [t for b in picked for t in range(b * block, min((b + 1) * block, S))]
+    return np.array(tokens), margin
+
+
+def resolve(file):
+    """Roles file to "retrieval", "window" or (layer, head): "sparse" is the nearest earlier of its index."""
+    out, nearest = [], {}
+    for l, row in enumerate(file["roles"]):
+        out.append([])
+        for h, r in enumerate(row):
+            if r == "sparse":
+                r = nearest[h]
+            elif isinstance(r, list):
+                r = tuple(r)
+            out[-1].append(r)
+        nearest.update({h: (l, h) for h, r in enumerate(row) if r == "retrieval"})
+    return out
+
+
+def run_case(m, ids, decode_from, roles, opt, rnd):
+    """Teacher-forced decode; logits rows and one log per step."""
+    kv = m.cache()
+    if decode_from:
+        m.prefill(ids[:decode_from], kv, rnd)
+    rows, logs = [], []
+    for step, tok in enumerate(ids[decode_from:], 1):
+        pos, log = kv[0].shape[0], {}
+        n = opt["correct_every"]
+        if n and step % n == 0:
+            if opt["correct"] == "rerun":               # reading B: the last N tokens again, as one dense chunk
+                for l in range(m.n_layer):
+                    kv[l] = kv[l][:pos - (n - 1)]
+                row = m.prefill(ids[pos - (n - 1):pos + 1], kv, rnd)[-1]
+            else:                                       # reading A: this step dense
+                row = m.prefill([tok], kv, rnd)[-1]
+            log = dict(sets=[], dense=True, position=pos, margin=math.inf,
+                       tokens=np.full((m.n_layer, m.n_kv), pos + 1, np.int64))
+        else:
+            row = m.decode_hybrid(tok, kv, roles, opt, rnd, log)
+        rows.append(row)
+        logs.append(log)
+    return np.array(rows), logs
