@@ -47,8 +47,7 @@ struct lg_tokenizer {
     int64_t n_vocab, cap_vocab;
     int32_t *index;           /* hash of token strings -> id, -1: empty */
     int64_t index_mask;
-    int32_t (*pair)[2];       /* [n_merge] in rank order: what was read */
-    int32_t *product;         /* [n_merge] */
+    lg_merge *listed;         /* [n_merge] in rank order, as read */
     int64_t n_merge, cap_merge;
     lg_merge *merge;          /* hash */
     int64_t merge_mask;
@@ -88,6 +87,7 @@ lg_status lg_text_add_stage(lg_tokenizer *t, const char *regex, int64_t n, const
 lg_status lg_text_add_digits(lg_tokenizer *t, bool individual, lg_error *err);
 lg_status lg_text_fuse_stages(lg_tokenizer *t, lg_error *err); /* recognises t->pre, joins digits and GPT-2 */
 lg_status lg_text_set_pre(lg_tokenizer *t, const char *name, const char *key, lg_error *err);
+bool lg_text_pre_default(const char *pre, bool *nfc, bool *ignore_merges);
 void lg_text_regex_free(lg_regex *r);
 lg_status lg_text_splitter_new(lg_splitter **out, const lg_tokenizer *t, lg_error *err);
 void lg_text_splitter_free(lg_splitter *sp);

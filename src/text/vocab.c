@@ -50,8 +50,7 @@ void lg_text_close(lg_tokenizer *t) {
     lg_text_free(&t->arena);
     lg_base_free(t->token);
     lg_base_free(t->index);
-    lg_base_free(t->pair);
-    lg_base_free(t->product);
+    lg_base_free(t->listed);
     lg_base_free(t->merge);
     lg_base_free(t->raw.node);
     lg_base_free(t->normalized.node);
@@ -162,14 +161,9 @@ int32_t lg_text_find(const lg_tokenizer *t, const char *s, int64_t n) {
 lg_status lg_text_put_merge(lg_tokenizer *t, int64_t i, const char *l, int64_t nl, const char *r, int64_t nr, lg_error *err) {
     lg_status st = LG_OK;
     lg_text both = { 0 };
-    int64_t cap = t->cap_merge;
-    void *p = t->pair, *q = t->product;
-    bool ok = grow(&p, &cap, i + 1, sizeof *t->pair);
-    t->pair = p;
-    cap = ok ? t->cap_merge : cap;
-    ok = ok && grow(&q, &cap, i + 1, sizeof *t->product);
-    t->product = q;
-    if (ok) t->cap_merge = cap;
+    void *p = t->listed;
+    bool ok = grow(&p, &t->cap_merge, i + 1, sizeof *t->listed);
+    t->listed = p;
     if (!ok || !lg_base_text_append(&both, l, nl) || !lg_base_text_append(&both, r, nr)) {
         lg_text_free(&both);
         return no_memory(t, err);
@@ -178,9 +172,7 @@ lg_status lg_text_put_merge(lg_tokenizer *t, int64_t i, const char *l, int64_t n
     if (left < 0 || right < 0 || id < 0)
         LG_TRY(lg_base_fail(err, LG_ERR_FORMAT, -1, "%s: merge %lld (\"%.60s\"): %s is not in the vocabulary", t->source, (long long)i,
                             both.data, left < 0 ? "its left part" : right < 0 ? "its right part" : "its product"));
-    t->pair[i][0] = left;
-    t->pair[i][1] = right;
-    t->product[i] = id;
+    t->listed[i] = (lg_merge){ left, right, (int32_t)i, id };
     t->n_merge = i + 1;
 done:
     lg_text_free(&both);
@@ -206,8 +198,7 @@ static lg_status build_merges(lg_tokenizer *t, lg_error *err) {
     t->merge_mask = size - 1;
     for (int64_t i = 0; i < size; i++) t->merge[i].rank = -1;
     for (int64_t i = 0; i < t->n_merge; i++) /* a pair listed twice: the later rank counts */
-        t->merge[merge_slot(t, t->pair[i][0], t->pair[i][1])] =
-            (lg_merge){ t->pair[i][0], t->pair[i][1], (int32_t)i, t->product[i] };
+        t->merge[merge_slot(t, t->listed[i].left, t->listed[i].right)] = t->listed[i];
     return LG_OK;
 }
 
