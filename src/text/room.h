@@ -51,6 +51,8 @@ struct lg_tokenizer {
     int64_t n_merge, cap_merge;
     lg_merge *merge;          /* hash */
     int64_t merge_mask;
+    int32_t alphabet[256];    /* code point of each byte */
+    int32_t longest;          /* bytes of the longest token of the model */
     int32_t byte_id[256];     /* -1: this byte has no token and no unk: it vanishes, as in Hugging Face */
     int32_t unk;              /* of the BPE model, -1: none */
     bool fuse_unk, ignore_merges, nfc;
@@ -74,7 +76,7 @@ lg_status lg_text_build_index(lg_tokenizer *t, lg_error *err); /* after the toke
 lg_status lg_text_build(lg_tokenizer *t, lg_error *err);       /* last: merge table, tries, bytes */
 int32_t lg_text_find(const lg_tokenizer *t, const char *s, int64_t n); /* by the file's string, -1: none */
 const lg_merge *lg_text_merge_of(const lg_tokenizer *t, int32_t left, int32_t right);
-int32_t lg_text_trie_match(const lg_tokenizer *t, const lg_trie *trie, const char *s, int64_t n, int64_t *len);
+int32_t lg_text_trie_match(const lg_trie *trie, const char *s, int64_t n, int64_t *len);
 bool lg_text_add_stop(lg_tokenizer *t, int32_t id);
 uint64_t lg_text_hash(const void *data, int64_t n);
 int32_t lg_text_byte_char(uint8_t byte); /* code point that stands for a byte in byte-level vocabularies */
@@ -103,10 +105,16 @@ bool lg_text_word_at_end(const char *s, int64_t n);
 int32_t lg_text_utf8_get(const char *s, int64_t n, int64_t *len); /* valid UTF-8 only */
 int32_t lg_text_utf8_put(char out[4], int32_t c);
 
-/* bpe.c */
-lg_status lg_text_encode_word_alone(const lg_tokenizer *t, const char *s, int64_t n, lg_ids *out, lg_error *err);
+/* bpe.c: the scratch of one call; ids are appended to out */
+typedef struct lg_text_work lg_text_work;
+lg_status lg_text_work_new(lg_text_work **out, const lg_tokenizer *t, int64_t n_bytes, unsigned flags, lg_ids *ids, lg_error *err);
+void lg_text_work_free(lg_text_work *w);
+lg_status lg_text_run(lg_text_work *w, const char *s, int64_t n, lg_error *err); /* s: valid UTF-8 */
+lg_status lg_text_word_alone(lg_text_work *w, const char *s, int64_t n, lg_error *err); /* by merges only */
 
 /* chat.c */
+typedef struct lg_turn { const char *role; int64_t n_role; const char *content; int64_t n_content; } lg_turn;
+lg_status lg_text_chat_turns(const lg_tokenizer *t, const lg_turn *turns, int64_t n, bool gen_prompt, lg_ids *out, lg_error *err);
 lg_status lg_text_read_template(lg_tokenizer *t, const char *s, int64_t n, lg_error *err);
 void lg_text_chat_free(lg_chat *c);
 const char *lg_text_turn_end(lg_chat_kind k); /* marker that ends a turn, NULL */

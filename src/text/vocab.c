@@ -228,10 +228,12 @@ static lg_status build_bytes(lg_tokenizer *t, lg_error *err) {
         }
         k->bytes = at;
         k->n_bytes = (int32_t)(t->arena.n - at);
+        if (k->n_bytes > t->longest) t->longest = k->n_bytes;
     }
     for (int b = 0; b < 256; b++) {
         char s[4];
-        t->byte_id[b] = lg_text_find(t, s, lg_text_utf8_put(s, lg_text_byte_char((uint8_t)b)));
+        t->alphabet[b] = lg_text_byte_char((uint8_t)b);
+        t->byte_id[b] = lg_text_find(t, s, lg_text_utf8_put(s, t->alphabet[b]));
     }
     return LG_OK;
 }
@@ -262,8 +264,7 @@ static lg_status trie_add(lg_tokenizer *t, lg_trie *trie, const char *s, int64_t
 }
 
 /* The longest added token that begins at s, -1: none. */
-int32_t lg_text_trie_match(const lg_tokenizer *t, const lg_trie *trie, const char *s, int64_t n, int64_t *len) {
-    (void)t;
+int32_t lg_text_trie_match(const lg_trie *trie, const char *s, int64_t n, int64_t *len) {
     int32_t at = 0, found = -1;
     for (int64_t i = 0; i < n; i++) {
         int32_t c = trie->node[at].child;
