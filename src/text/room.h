@@ -28,15 +28,14 @@ typedef struct lg_regex lg_regex; /* split.c */
 
 typedef struct lg_stage { lg_regex *regex; char *source; } lg_stage; /* source: as the file has it */
 
-typedef enum lg_chat_kind { LG_CHAT_NONE, LG_CHAT_CHATML, LG_CHAT_LLAMA3, LG_CHAT_QWEN } lg_chat_kind;
+typedef enum lg_chat_kind { LG_CHAT_NONE, LG_CHAT_CHATML, LG_CHAT_LLAMA3, LG_CHAT_QWEN, LG_CHAT_BARE } lg_chat_kind;
 typedef struct lg_chat {
     lg_chat_kind kind;
     bool bos, trim;
     bool think_cut;           /* answers lose what stands before </think> */
     bool think_wrap;          /* the answer after the last question gets an (empty) think block */
-    bool default_empty;       /* the default turn comes even where the first turn is "system": llama 3.1 */
     char *system;             /* content of the default system turn, NULL: none */
-    char *system_head;        /* put before every leading system content (llama 3.1 dates), NULL: none */
+    char *system_head;        /* opens the system turn, which then always is there (llama 3.1 dates), NULL: none */
     char *prompt;             /* what the generation prompt has behind its header, NULL: nothing */
 } lg_chat;
 
