@@ -1,6 +1,7 @@
 /* folder: the tokenizer of a Hugging Face folder: tokenizer.json, and beside it tokenizer_config.json,
  * generation_config.json, config.json (vocab_size), chat_template.jinja or .json. Layouts of transformers 4 and 5.
  * A part of tokenizer.json that changes ids and is not known here is refused with its key, never skipped. */
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -373,7 +374,7 @@ static lg_status generation_id(reader *r, const lg_json *v, const char *key, int
 
 static lg_status read_generation(reader *r) {
     lg_status st = LG_OK;
-    int32_t id;
+    int32_t id = -1;
     if (!lg_text_add_stop(r->t, r->t->eos)) return no_memory(r);
     if (!exists(r, "generation_config.json")) return LG_OK;
     LG_TRY(lg_json_load(&r->generation, r->path, MAX_CONFIG, r->err));
