@@ -265,20 +265,23 @@ def choose(score, S, budget, opt, scale):
         picked = sorted(forced | set(free[:take]))
         if 0 < take < len(free):
             margin = (bs[free[take - 1]] - bs[free[take]]) / spread
-    else:
-        z = (opt["rule_scale"] or scale) * bs
+    else:                                               # probabilities are of tokens, whatever the block
+        z = (opt["rule_scale"] or scale) * score
         p = np.exp(z - z.max())
         p /= p.sum()
+        mass = np.array([p[b * block:(b + 1) * block].sum() for b in range(n_block)])
+        peak = np.array([p[b * block:(b + 1) * block].max() for b in range(n_block)])
         if opt["rule"] == "topp":
-            before = np.cumsum(p[order]) - p[order]
-            picked = sorted(order[before <= opt["rule_value"]])
-            cut = before
+            cut = np.cumsum(mass[order]) - mass[order]  # the mass before each block
+            picked = sorted(order[cut <= opt["rule_value"]])
         else:
-            picked = sorted(np.nonzero(p > opt["rule_value"])[0]) or [n_block - 1]
-            cut = p
+            cut = peak
+            picked = sorted(np.nonzero(peak > opt["rule_value"])[0]) or [n_block - 1]
         margin = float(np.abs(cut - opt["rule_value"]).min() / max(opt["rule_value"], 1e-9))
         if 0 < len(picked) < n_block:                   # neighbours in the order must not be tied either
             margin = min(margin, (bs[order[len(picked) - 1]] - bs[order[len(picked)]]) / spread)
+            if opt["rule"] == "threshold" and not (peak > opt["rule_value"]).any():
+                margin = float((opt["rule_value"] - peak.max()) / opt["rule_value"])
     tokens = [t for b in picked for t in range(b * block, min((b + 1) * block, S))]
     return np.array(tokens), margin
 
@@ -321,3 +324,157 @@ def run_case(m, ids, decode_from, roles, opt, rnd):
         rows.append(row)
         logs.append(log)
     return np.array(rows), logs
+
+
+# ---- the cases ---------------------------------------------------------------------------------------
+R, W, S_ = "retrieval", "window", "sparse"
+
+
+def random_donors(seed, n_layer, n_kv, n_retrieval, first_all=False):
+    """n_retrieval heads anywhere, every other head a random earlier one of them or, rarely, the window."""
+    rng = np.random.default_rng(seed)
+    pick = set(rng.permutation(n_layer * n_kv)[:n_retrieval].tolist())
+    pick |= set(range(n_kv)) if first_all else set()
+    rows = []
+    for l in range(n_layer):
+        row = []
+        for h in range(n_kv):
+            earlier = sorted(r for r in pick if r < l * n_kv)
+            if l * n_kv + h in pick:
+                row.append(R)
+            elif not earlier or rng.random() < 0.2:
+                row.append(W)
+            else:
+                row.append([int(x) for x in divmod(earlier[rng.integers(len(earlier))], n_kv)])
+        rows.append(row)
+    return rows
+
+
+def role_maps():
+    same = {"same-sparse": [[R, R, R], [S_, R, S_], [S_, S_, R], [R, S_, S_], [S_, S_, S_]],
+            "same-pure": [[R, R, R], [S_, S_, S_], [R, R, R], [S_, S_, S_], [R, S_, R]],   # n_l = 0 and n_l = all
+            "same-min": [[R, R, R]] + [[S_, S_, S_]] * 4}
+    maps = {k: ("same-index", v) for k, v in same.items()}
+    for k, v in same.items():                           # the same maps, every donor named
+        rows = resolve({"roles": v})
+        maps[k.replace("same", "named")] = ("donor", [[list(r) if isinstance(r, tuple) else r for r in row] for row in rows])
+    maps["all"] = ("donor", [[R] * 3] * 5)
+    maps["window"] = ("donor", [[W] * 3] * 5)
+    maps["cross"] = ("donor", [[R, W, R], [[0, 2], R, [0, 0]], [[1, 1], [0, 2], [1, 1]], [R, W, [0, 0]], [[3, 0], [1, 1], [0, 2]]])
+    maps["lonely"] = ("donor", [[W, W, W], [W, R, W], [[1, 1], W, [1, 1]], [W, [1, 1], W], [R, R, [1, 1]]])  # two sets unread
+    for i, n in enumerate((3, 6, 9)):
+        maps[f"random-{n}"] = ("donor", random_donors(40 + i, 5, 3, n))
+    return maps
+
+
+def write_roles(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    out = {}
+    for name, (share, rows) in role_maps().items():
+        file = {"format": "longan-roles", "version": 1,
+                "model": {"family": "0" * 32, "n_layer": 5, "n_head_kv": 3}, "share": share, "roles": rows,
+                "n_retrieval": sum(r == R for row in rows for r in row),
+                "made": {"by": "tools/hybrid_ref.py"}}
+        (folder / f"{name}.json").write_text(json.dumps(file) + "\n")
+        out[name] = file
+    return out
+
+
+OPT = dict(rule="topk", rule_value=0.0, rule_scale=0.0, budget=24, sinks=4, recents=8, block=1, correct_every=0, correct="step")
+
+
+def case_list():
+    """(name, roles, prompt length, steps, options that differ from OPT)"""
+    out = []
+
+    def add(name, roles, n, steps, **opt):
+        out.append((name, roles, n, steps, {**OPT, **opt}))
+
+    for roles in ("all", "same-sparse", "same-pure", "same-min", "named-sparse", "cross", "lonely", "window",
+                  "random-3", "random-6", "random-9"):
+        add(f"topk-{roles}", roles, 60, 4)
+    for roles in ("same-sparse", "cross"):
+        add(f"ratio-half-{roles}", roles, 70, 4, rule="ratio", rule_value=0.5, budget=None)
+        add(f"ratio-most-{roles}", roles, 159, 2, rule="ratio", rule_value=0.9, budget=None)  # k = 15 at S = 160
+        add(f"topp-low-{roles}", roles, 50, 4, rule="topp", rule_value=0.4, budget=16)
+        add(f"topp-high-{roles}", roles, 50, 4, rule="topp", rule_value=0.93, budget=16)
+        add(f"threshold-{roles}", roles, 50, 4, rule="threshold", rule_value=0.03, budget=16)
+        add(f"threshold-empty-{roles}", roles, 50, 4, rule="threshold", rule_value=0.7, budget=16)
+        add(f"scale-{roles}", roles, 50, 4, rule="topp", rule_value=0.8, rule_scale=128 ** -0.5, budget=16)
+        add(f"correct-step-{roles}", roles, 60, 7, correct_every=3)
+        add(f"correct-rerun-{roles}", roles, 60, 7, correct_every=3, correct="rerun")
+        add(f"least-{roles}", roles, 40, 3, budget=2)                       # raised to sinks + recents
+        add(f"no-sinks-{roles}", roles, 40, 3, budget=10, sinks=0, recents=4)
+        add(f"no-recents-{roles}", roles, 40, 3, budget=10, sinks=4, recents=0)
+        add(f"free-{roles}", roles, 40, 3, budget=10, sinks=0, recents=0)   # the current token is not forced
+        add(f"one-{roles}", roles, 0, 4, budget=1, sinks=0, recents=1)      # S = 1, 2, 3, 4
+        add(f"first-{roles}", roles, 0, 6, budget=3, sinks=1, recents=1)    # S = 1 .. 6, dense up to 3
+        for block in (16, 32, 64):
+            add(f"block{block}-{roles}", roles, 254, 4, block=block, budget=112, sinks=4, recents=8)
+    add("block16-edge-a", "cross", 63, 3, block=16, budget=48)              # S = 64, 65, 66
+    add("block16-edge-b", "cross", 62, 3, block=16, budget=49)              # a budget that is no whole number of blocks
+    add("block64-tight", "cross", 200, 2, block=64, budget=24)              # floor(budget / block) = 0: forced blocks only
+    add("block16-topp", "cross", 100, 3, block=16, rule="topp", rule_value=0.6, budget=16)
+    add("block16-threshold", "cross", 100, 3, block=16, rule="threshold", rule_value=0.03, budget=16)
+    add("budget-edge", "cross", 22, 4)                                      # S = budget - 1 .. budget + 2
+    add("dense-by-budget", "cross", 40, 3, budget=64)
+    wide = dict(sinks=128, recents=256)
+    add("S126", "cross", 125, 4, budget=64, sinks=32, recents=16)           # S = 126 .. 129
+    add("S382", "random-6", 381, 5, budget=384, **wide)                     # S = 382 .. 386, forced sets alone
+    add("S400", "same-sparse", 398, 4, budget=400, **wide)                  # budget - 1 .. budget + 2, defaults
+    add("ratio-384", "cross", 448, 2, rule="ratio", rule_value=0.12, budget=None, **wide)
+    return out
+
+
+def make_cases(folder):
+    m, roles = Model(folder), write_roles(folder / "roles")
+    rows, sets, cases = [], [], []
+    for index, (name, role, n, steps, opt) in enumerate(case_list()):
+        table = resolve(roles[role])
+        for attempt in range(500):                      # other ids until every cut is clear
+            rng = np.random.default_rng([7, index, attempt])
+            ids = rng.integers(3, m.cfg["vocab_size"], n + steps).tolist()
+            out, logs = run_case(m, ids, n, table, opt, KV_ROUND["f32"])
+            margin = min(log["margin"] for log in logs)
+            if margin > 4e-4:
+                break
+        else:
+            raise SystemExit(f"{name}: no ids with clear cuts")
+        flat = []
+        for log in logs:
+            if log["dense"]:
+                flat += [log["position"], -1, -1, 0]
+            for l, h, tokens in log["sets"]:
+                flat += [log["position"], l, h, len(tokens), *map(int, tokens)]
+        cases.append({"name": name, "roles": role, "ids": ids, "decode_from": n, **opt,
+                      "row": sum(map(len, rows)), "set_begin": len(sets), "set_end": len(sets) + len(flat),
+                      "dense_steps": sum(log["dense"] for log in logs),
+                      "head_tokens": sum(log["tokens"] for log in logs).ravel().tolist(),
+                      "margin": None if math.isinf(margin) else round(float(margin), 7)})
+        rows.append(out.astype("<f4"))
+        sets += flat
+    return cases, np.concatenate(rows), np.array(sets, "<i4")
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
+    args = ap.parse_args()
+    cases, rows, sets = make_cases(FOLDER)
+    out = FOLDER / "cases"
+    if args.check:
+        same = (json.loads((out / "cases.json").read_text()) == cases and np.array_equal(np.load(out / "sets.npy"), sets)
+                and np.abs(np.load(out / "logits.npy") - rows).max() < 1e-6)
+        print("equal" if same else "different")
+        return 0 if same else 1
+    out.mkdir(exist_ok=True)
+    (out / "cases.json").write_text("[" + ",\n".join(json.dumps(c) for c in cases) + "]\n")
+    np.save(out / "logits.npy", rows)
+    np.save(out / "sets.npy", sets)
+    print(f"{len(cases)} cases, {len(rows)} rows, {len(sets)} set integers, "
+          f"smallest margin {min(c['margin'] or 1 for c in cases)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
