@@ -18,7 +18,10 @@ typedef struct lg_calibrate_params {
     int64_t n_positions;   /* default 128 */
     int64_t budget, sinks, recents; /* defaults 512, 16, 64 */
     uint64_t seed;
-    const char *curve_csv; /* NULL: none. Columns: n_retrieval,objective,kl_plain,kl_passkey,top1_plain */
+    const char *curve_csv; /* NULL: none. Columns: n_retrieval,objective,kl_plain,kl_passkey,top1_plain,accuracy_passkey */
+    const int64_t *also;   /* further counts to write, as OUT-nN.json beside OUT.json, and */
+    int64_t n_also;
+    int64_t search;        /* candidates per added head that are tried by real decoding (1: none, the cover alone decides) */
     lg_progress_fn progress;
     void *progress_user;
 } lg_calibrate_params;

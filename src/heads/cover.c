@@ -11,13 +11,12 @@
 #include "ops/ops.h"
 
 lg_status lg_cover_new(lg_cover *cv, int64_t n_layer, int64_t n_head_kv, int64_t n_group, int64_t head_dim,
-                       int64_t budget, int64_t sinks, int64_t recents, lg_error *err) {
+                       int64_t sinks, int64_t recents, lg_error *err) {
     memset(cv, 0, sizeof *cv);
     cv->n_layer = n_layer;
     cv->n_head_kv = n_head_kv;
     cv->n_group = n_group;
     cv->head_dim = head_dim;
-    cv->budget = budget > sinks + recents ? budget : sinks + recents;
     cv->sinks = sinks;
     cv->recents = recents;
     int64_t n = n_layer * n_head_kv;
@@ -40,8 +39,9 @@ void lg_cover_free(lg_cover *cv) {
     memset(cv, 0, sizeof *cv);
 }
 
-lg_status lg_cover_begin(lg_cover *cv, const int64_t *pos, int64_t n_pos, lg_error *err) {
+lg_status lg_cover_begin(lg_cover *cv, const int64_t *pos, int64_t n_pos, int64_t budget, lg_error *err) {
     int64_t n = cv->n_layer * cv->n_head_kv, cells = 0;
+    cv->budget = budget > cv->sinks + cv->recents ? budget : cv->sinks + cv->recents;
     lg_base_free(cv->pos);
     lg_base_free(cv->set);
     cv->n_pos = n_pos;

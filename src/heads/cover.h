@@ -8,7 +8,7 @@
 
 typedef struct lg_cover {
     int64_t n_layer, n_head_kv, n_group, head_dim;
-    int64_t budget, sinks, recents;
+    int64_t sinks, recents, budget; /* budget: of the text in hand, at least sinks + recents */
     int64_t n_pos;             /* query positions of the text in hand */
     int64_t *pos;              /* [n_pos] ascending; a query at pos sees keys 0..pos */
     int32_t *set;              /* [n_pos, n_layer * n_head_kv, budget] ascending token ids */
@@ -19,10 +19,10 @@ typedef struct lg_cover {
 } lg_cover;
 
 lg_status lg_cover_new(lg_cover *cv, int64_t n_layer, int64_t n_head_kv, int64_t n_group, int64_t head_dim,
-                       int64_t budget, int64_t sinks, int64_t recents, lg_error *err);
+                       int64_t sinks, int64_t recents, lg_error *err);
 void lg_cover_free(lg_cover *cv);
 /* One text: begin, then all layers in order, then end. A text counts with its weight, whatever its length. */
-lg_status lg_cover_begin(lg_cover *cv, const int64_t *pos, int64_t n_pos, lg_error *err);
+lg_status lg_cover_begin(lg_cover *cv, const int64_t *pos, int64_t n_pos, int64_t budget, lg_error *err);
 /* q: [n_pos, n_head_kv * n_group, head_dim] rotated; k[head]: [at least pos[n_pos-1] + 1, head_dim] rotated. */
 lg_status lg_cover_layer(lg_cover *cv, int64_t layer, const float *q, const float *const *k, lg_error *err);
 void lg_cover_end(lg_cover *cv, double weight);
