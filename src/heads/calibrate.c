@@ -419,7 +419,10 @@ static lg_status write_count(const calib *c, int64_t count, const char *path) {
     lg_text made = { 0 };
     double *coverage = lg_base_calloc(c->n, (int64_t)sizeof *coverage);
     lg_roles *r = coverage ? roles_of(c, count, coverage) : NULL;
-    if (!r) LG_TRY(nomem(c));
+    if (!r) {
+        st = nomem(c);
+        goto done;
+    }
     memcpy(r->family, c->info.family, sizeof r->family);
     r->budget = c->p->budget;
     r->sinks = c->p->sinks;
