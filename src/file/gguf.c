@@ -1,6 +1,6 @@
 /* GGUF v2 and v3, little-endian (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): reader. Everything a file says is
  * checked against the bytes it has before it is believed; string arrays are indexed by one pass so that lookups are O(1). */
-#include "file/file.h"
+#include "file/gguf_raw.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -385,5 +385,23 @@ bool lg_gguf_array_str(const lg_gguf *g, const char *key, int64_t i, const char 
     const uint8_t *p = m->data + m->at[i];
     memcpy(n, p, 8);
     *s = (const char *)p + 8;
+    return true;
+}
+
+bool lg_file_gguf_raw(const lg_gguf *g, const char *key, lg_gguf_raw *out) {
+    const meta *m = find_meta(g, key);
+    if (!m) return false;
+    *out = (lg_gguf_raw){ .type = m->type, .elem = m->elem, .n = m->n, .data = m->data };
+    const int32_t type = m->type == T_ARR ? m->elem : m->type;
+    if (m->type == T_STR) {
+        out->data = (const uint8_t *)m->str;
+        out->bytes = m->str_n;
+    } else if (type != T_STR) {
+        out->bytes = m->n * width[type];
+    } else if (m->n) {
+        int64_t len;
+        memcpy(&len, m->data + m->at[m->n - 1], 8);
+        out->bytes = m->at[m->n - 1] + 8 + len;
+    }
     return true;
 }
