@@ -3,12 +3,14 @@
  * options.c  one table per command gives parsing, defaults, range checks and help
  * output.c   append-only text buffer, JSON writer, files written atomically, stdout written at the end
  * setup.c    messages, progress bars, reading input, opening models and sessions
+ * batch.c    the JSON lines of generate --batch;  chart.c  line charts as SVG
  * cmd_*.c    the commands; each returns an exit code (0 done, 1 failed, 2 wrong usage)
  * The program sees the library through include/longan only. Until a command has succeeded it writes
  * nothing to stdout, except text streamed to a terminal. */
 #ifndef LONGAN_CLI_H
 #define LONGAN_CLI_H
 
+#include <signal.h>
 #include <stdio.h>
 
 #include "longan/heads.h"
@@ -172,7 +174,7 @@ int out_whole(const char *path, const buf *b);
 int emit(const buf *b); /* all of b to stdout, errors checked */
 
 /* ---- messages, input, models ----------------------------------------------------------------------- */
-extern volatile int cli_interrupted; /* set by Ctrl-C after cli_catch_interrupt */
+extern volatile sig_atomic_t cli_interrupted; /* set by Ctrl-C after cli_catch_interrupt */
 void cli_catch_interrupt(void);
 void cli_begin(const char *command, bool verbose); /* name in messages; routes the library's log */
 int usage_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -184,15 +186,28 @@ void cli_progress_end(void);
 double cli_clock(void);
 
 int need(const char *option, const char *value); /* usage error where value is NULL */
-int read_input(const char *path, lg_text *out);  /* "-": stdin; cap bytes from malloc */
-int parse_ids(const char *name, const lg_text *text, int64_t n_vocab, lg_ids *out);
-int read_ids(const char *path, int64_t n_vocab, lg_ids *out);
+int read_input(const char *path, buf *out);      /* "-": stdin, to its last byte */
+typedef struct id_list { int32_t *v; int64_t n, cap; } id_list; /* v from malloc */
+void ids_push(id_list *l, int32_t id);
+int parse_ids(const char *name, const buf *text, int64_t n_vocab, id_list *out);
+int read_ids(const char *path, int64_t n_vocab, id_list *out);
 int model_open(const options *o, bool vocab_only, lg_model **out);
 int roles_open(const options *o, lg_roles **out); /* *out NULL without --roles */
 void session_setup(const options *o, const lg_roles *roles, lg_session_params *p);
-int session_open(const options *o, lg_model *m, const lg_session_params *p, lg_session **out);
+int session_open(lg_model *m, const lg_session_params *p, lg_session **out);
 int sampler_setup(const options *o, int64_t n_vocab, lg_generate_params *p, int32_t **stop_ids);
 double share_of(int64_t part, int64_t whole);
+
+/* One line of `generate --batch`: {"prompt": TEXT} or {"ids": [..]}, and "n" where it is wanted. */
+typedef struct batch_item {
+    buf prompt;    /* where has_prompt */
+    id_list ids;
+    bool has_prompt;
+    int64_t n;     /* -1: not given */
+    int64_t line;  /* in the file, for messages */
+} batch_item;
+int batch_read(const char *path, batch_item **items, int64_t *n);
+void batch_free(batch_item *items, int64_t n);
 
 /* Line chart: one line per series over a log2 axis. y < 0 marks a missing point. */
 typedef struct chart_series { const char *name, *colour; const double *y; } chart_series;

@@ -312,8 +312,6 @@ int opt_check_hybrid(const options *o)
 {
     static const char *const rule_names[] = {"topk", "ratio", "topp", "threshold"};
     if (!o->roles) {
-        if (opt_given(o, "budget"))
-            return usage_error("--budget needs --roles: without roles decoding is dense");
         for (const opt *d = opts_hybrid; d->kind != OPT_END; d++)
             if (opt_given(o, d->name)) {
                 note("--%s has no effect without --roles: decoding is dense", d->name);
@@ -321,8 +319,11 @@ int opt_check_hybrid(const options *o)
             }
         return CLI_DONE;
     }
+    if (opt_given(o, "correct") && o->correct_every == 0)
+        return usage_error("--correct needs --correct-every");
     if (o->rule == LG_RULE_TOPK)
-        return CLI_DONE;
+        return opt_given(o, "rule-value") ? usage_error("--rule-value needs --rule ratio, topp or threshold")
+                                          : CLI_DONE;
     if (!opt_given(o, "rule-value"))
         return usage_error("--rule %s needs --rule-value", rule_names[o->rule]);
     if (o->rule != LG_RULE_THRESHOLD && o->rule_value > 1.0)
