@@ -176,7 +176,7 @@ int emit(const buf *b); /* all of b to stdout, errors checked */
 /* ---- messages, input, models ----------------------------------------------------------------------- */
 extern volatile sig_atomic_t cli_interrupted; /* set by Ctrl-C after cli_catch_interrupt */
 void cli_catch_interrupt(void);
-void cli_begin(const char *command, bool verbose); /* name in messages; routes the library's log */
+void cli_begin(const char *name, bool verbose); /* name in messages; routes the library's log */
 int usage_error(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int failed(const char *format, ...) __attribute__((format(printf, 1, 2)));
 int failed_with(const lg_error *e); /* exit code that fits the status */

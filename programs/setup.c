@@ -138,11 +138,11 @@ static void library_log(void *user, lg_log_level level, const char *line)
         note("%s", line);
 }
 
-void cli_begin(const char *command, bool verbose)
+void cli_begin(const char *name, bool verbose)
 {
-    static char name[64];
-    snprintf(name, sizeof name, "%s%s", *command ? " " : "", command);
-    command_name = name;
+    static char shown[64];
+    snprintf(shown, sizeof shown, "%s%s", *name ? " " : "", name);
+    command_name = shown;
     log_everything = verbose;
     lg_log_set(library_log, NULL);
 }
