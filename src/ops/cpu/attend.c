@@ -1,0 +1,373 @@
+/* The driver of CPU attention: what each head reads, how the work is cut and shared between threads, selection.
+ *
+ * Decode rows (a sequence's only row in the op, and all rows of the hybrid op) run split over the positions they read:
+ *   phase 0  chunks of (row, KV head, positions) -> partial softmax each; retrieval heads write raw scores on the way
+ *   phase 1  partials of a (row, KV head) -> output; scores -> token set
+ * Longer runs of rows of one sequence run as flash attention in phase 0, in tiles of (row x query head).
+ * Cuts depend only on how many positions a head reads, partials are merged in order, and kernels treat every row alone: a
+ * row's result depends neither on the rest of the batch nor on the number of threads. */
+#include "ops/cpu/attend.h"
+#include "ops/cpu/attend_kernels.h"
+#include <math.h>
+#include <string.h>
+
+enum { CHUNKS = 8, CHUNK_PAGES_MAX = 16, CHUNK_COST = 16 };
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t pad16(int64_t a) { return up(a, 16) * 16; }
+
+/* ---- kernels of this machine and shape ---- */
+typedef struct kernels {
+    const lg_attend_kernels *k;
+    void (*flash)(const lg_flash *f);
+    void (*topk)(int32_t *out, const float *score, int64_t n, int64_t k, int32_t base, uint32_t *work);
+} kernels;
+
+static bool flash_on_amx(const lg_gemm *g, int32_t d) {
+    return g->isa == LG_ISA_AMX && g->compute == LG_COMPUTE_AUTO && d % 16 == 0;
+}
+
+static kernels kernels_for(const lg_gemm *g, int32_t d) {
+    const bool avx512 = g->isa >= LG_ISA_AVX512;
+    kernels r = { .topk = avx512 ? lg_attend_topk_avx512 : lg_attend_topk_scalar };
+    if (avx512 && d % 16 == 0) r.k = &lg_attend_avx512;
+    else if (g->isa >= LG_ISA_AVX2) r.k = &lg_attend_avx2;
+    else r.k = &lg_attend_scalar;
+    r.flash = flash_on_amx(g, d) ? lg_attend_flash_amx : r.k->flash;
+    return r;
+}
+
+static int64_t flash_bytes(const lg_gemm *g, int32_t d) {
+    const int64_t b = flash_on_amx(g, d) ? lg_attend_flash_amx_bytes(d) : kernels_for(g, d).k->flash_bytes(d);
+    return up(b, 64) * 64;
+}
+
+/* ---- what one decode row reads in one KV head ---- */
+typedef enum kind { DENSE, WINDOW, SET } kind;
+typedef struct unit {
+    kind kind;
+    const float *q;      /* [group, head_dim] */
+    float *out;
+    const lg_kv_seq *seq;
+    const int32_t *ids;  /* SET */
+    int64_t n;           /* positions read */
+    int64_t sinks, jump; /* WINDOW: positions 0..sinks-1, then i + jump */
+    int32_t head, row, block;
+    int32_t make;        /* slot to fill, or -1 */
+} unit;
+
+typedef struct job { /* the parts both ops share */
+    const lg_op_attend *a;
+    const lg_op_attend_hybrid *h;
+    const lg_kv_layer *kv;
+    const lg_kv_geom *geom;
+    int32_t group;
+    float scale2;
+    kernels k;
+    int64_t partial; /* floats of one partial */
+} job;
+
+static job job_of(const lg_gemm *g, const lg_op_attend *a, const lg_op_attend_hybrid *h) {
+    job j = { .a = a, .h = h, .kv = a ? &a->kv : &h->kv, .geom = a ? &a->geom : &h->geom };
+    j.group = (a ? a->n_head : h->n_head) / j.geom->n_head_kv;
+    j.scale2 = (a ? a->scale : h->scale) * 1.44269504f;
+    j.k = kernels_for(g, j.geom->head_dim);
+    j.partial = pad16((int64_t)j.group * (j.geom->head_dim + 2));
+    return j;
+}
+
+static int64_t chunk_positions(int64_t n) { return LG_PAGE * max64(1, min64(CHUNK_PAGES_MAX, up(up(n, LG_PAGE), CHUNKS))); }
+static int64_t chunk_count(int64_t n) { return up(n, chunk_positions(n)); }
+
+static unit hybrid_unit(const lg_op_attend_hybrid *a, int32_t row, int32_t head) {
+    const int64_t d = a->geom.head_dim, group = a->n_head / a->geom.n_head_kv, len = a->seqs[row].len;
+    const int64_t at = ((int64_t)row * a->n_head + head * group) * d;
+    unit u = { .kind = DENSE, .q = a->q + at, .out = a->out + at, .seq = &a->seqs[row], .n = len, .head = head, .row = row,
+               .make = -1 };
+    if (a->dense[row]) return u;
+    u.make = a->make[head];
+    if (a->read[head] == LG_HEAD_WINDOW) {
+        u.kind = WINDOW;
+        u.sinks = min64(a->select.sinks, len);
+        u.jump = min64(len, max64(u.sinks, len - (a->budget[row] - a->select.sinks))) - u.sinks;
+        u.n = len - u.jump;
+    } else if (a->read[head] >= 0) {
+        const int64_t slot = (int64_t)row * a->sets.n_slot + a->read[head], n = a->sets.n[slot];
+        u.kind = SET;
+        u.ids = a->sets.idx + slot * a->sets.cap;
+        u.block = a->sets.block;
+        u.n = n ? min64((n - 1) * u.block + min64(u.block, len - (int64_t)u.ids[n - 1] * u.block), len) : 0;
+    }
+    return u;
+}
+
+/* Rows of one sequence that stand together. */
+typedef struct run { int64_t first, n; } run;
+static bool next_run(const lg_op_attend *a, run *r) {
+    r->first += r->n;
+    if (r->first >= a->n_tok) return false;
+    for (r->n = 1; r->first + r->n < a->n_tok && a->seq[r->first + r->n] == a->seq[r->first];) r->n++;
+    return true;
+}
+
+/* Walks the decode units of either op in one fixed order. Begins with a zeroed walk. */
+typedef struct walk { run r; int32_t row, head; bool begun; } walk;
+static bool next_unit(const job *j, walk *w, unit *u) {
+    if (w->begun && ++w->head == j->geom->n_head_kv) {
+        w->head = 0;
+        w->row++;
+    }
+    if (j->h) {
+        w->begun = true;
+        if (w->row >= j->h->n_seq) return false;
+        *u = hybrid_unit(j->h, w->row, w->head);
+        return true;
+    }
+    if (!w->begun || w->head == 0) {
+        do {
+            if (!next_run(j->a, &w->r)) return false;
+        } while (w->r.n != 1);
+    }
+    w->begun = true;
+    const int64_t t = w->r.first, at = (t * j->a->n_head + (int64_t)w->head * j->group) * j->geom->head_dim;
+    *u = (unit){ .kind = DENSE, .q = j->a->q + at, .out = j->a->out + at, .seq = &j->a->seqs[j->a->seq[t]],
+                 .n = j->a->idx[t] + 1, .head = w->head, .row = w->row, .make = -1 };
+    return true;
+}
+
+/* Byte offsets of the positions [first, first + n) of a unit's list, padded to a multiple of 4; n <= LG_TILE. */
+static void offsets(int64_t *off, const job *j, const unit *u, int64_t first, int64_t n) {
+    const int64_t rb = j->geom->row_bytes, n_kv = j->geom->n_head_kv;
+    if (u->kind == DENSE) { /* tiles are pages */
+        const int64_t at = ((int64_t)u->seq->page[first / LG_PAGE] * n_kv + u->head) * LG_PAGE * rb;
+        for (int64_t i = 0; i < n; i++) off[i] = at + i * rb;
+    } else {
+        for (int64_t i = 0; i < n; i++) {
+            int64_t t = first + i;
+            if (u->kind == WINDOW) t += t < u->sinks ? 0 : u->jump;
+            else if (u->block == 1) t = u->ids[t];
+            else t = (int64_t)u->ids[t / u->block] * u->block + t % u->block;
+            off[i] = (((int64_t)u->seq->page[t / LG_PAGE] * n_kv + u->head) * LG_PAGE + t % LG_PAGE) * rb;
+        }
+    }
+    for (int64_t i = n; i % 4; i++) off[i] = off[n - 1];
+}
+
+static void run_chunk(const job *j, const unit *u, int64_t first, int64_t last, float *partial, float *score) {
+    int64_t off[2][LG_TILE];
+    lg_tile t = { .q = u->q, .max = partial, .sum = partial + j->group, .acc = partial + 2 * j->group, .k = j->kv->k,
+                  .v = j->kv->v, .group = j->group, .head_dim = j->geom->head_dim, .row_bytes = j->geom->row_bytes,
+                  .dtype = j->geom->dtype, .scale2 = j->scale2 };
+    memset(partial, 0, (size_t)j->partial * sizeof(float));
+    for (int32_t g = 0; g < j->group; g++) t.max[g] = -INFINITY;
+    t.next_n = (int32_t)min64(LG_TILE, last - first);
+    offsets(off[0], j, u, first, t.next_n);
+    for (int side = 0; first < last; first += LG_TILE, side = !side) {
+        t.n = t.next_n;
+        t.off = off[side];
+        t.next_n = (int32_t)max64(0, min64(LG_TILE, last - first - LG_TILE));
+        t.next = off[!side];
+        if (t.next_n) offsets(off[!side], j, u, first + LG_TILE, t.next_n);
+        t.score = score ? score + first : NULL;
+        j->k.k->tile(&t);
+    }
+}
+
+/* ---- scratch: partials, scores, then each thread's own part ---- */
+typedef struct layout { float *partials, *scores; int64_t n_partial, cost0, cost1; } layout;
+
+static int64_t select_cost(const unit *u) { return u->make >= 0 ? u->seq->len : 0; }
+static int64_t merge_cost(const job *j, const unit *u) { return 1 + chunk_count(u->n) * j->group * j->geom->head_dim / 4; }
+
+static layout layout_of(const job *j, void *scratch) {
+    layout l = { .partials = scratch };
+    walk w = { 0 };
+    unit u;
+    while (next_unit(j, &w, &u)) {
+        const int64_t c = chunk_count(u.n);
+        l.n_partial += c;
+        l.cost0 += u.n + c * CHUNK_COST;
+        l.cost1 += select_cost(&u) + merge_cost(j, &u);
+    }
+    l.scores = l.partials + l.n_partial * j->partial;
+    return l;
+}
+
+int64_t lg_attend_scratch_bytes(const lg_gemm *g, int64_t n_tok, int64_t n_seq, int64_t max_len, int32_t n_head,
+                                const lg_kv_geom *kv, int nth) {
+    (void)n_tok; /* a decode row has a sequence of its own */
+    const int64_t group = n_head / kv->n_head_kv, units = n_seq * kv->n_head_kv;
+    const int64_t chunks = CHUNKS + 1 + up(max_len, LG_PAGE * CHUNK_PAGES_MAX);
+    const int64_t partials = units * chunks * pad16(group * (kv->head_dim + 2)), scores = units * pad16(max_len);
+    const int64_t select = 2 * pad16(max_len) * (int64_t)sizeof(float), flash = flash_bytes(g, kv->head_dim);
+    return (partials + scores) * (int64_t)sizeof(float) + nth * max64(select, flash);
+}
+
+/* ---- phases ---- */
+typedef struct share { int64_t lo, hi, at; } share;
+static share share_of(int64_t total, int ith, int nth) { return (share){ total * ith / nth, total * (ith + 1) / nth, 0 }; }
+static bool mine(share *s, int64_t cost) { /* the piece whose middle lies in this thread's share */
+    const int64_t middle = s->at + cost / 2;
+    s->at += cost;
+    return middle >= s->lo && middle < s->hi;
+}
+
+static void run_partials(const job *j, void *scratch, int ith, int nth) {
+    const layout l = layout_of(j, scratch);
+    share s = share_of(l.cost0, ith, nth);
+    float *partial = l.partials, *score = l.scores;
+    walk w = { 0 };
+    unit u;
+    while (next_unit(j, &w, &u)) {
+        const int64_t step = chunk_positions(u.n);
+        for (int64_t first = 0; first < u.n; first += step, partial += j->partial) {
+            const int64_t last = min64(u.n, first + step);
+            if (mine(&s, last - first + CHUNK_COST)) run_chunk(j, &u, first, last, partial, u.make >= 0 ? score : NULL);
+        }
+        if (u.make >= 0) score += pad16(u.seq->len);
+    }
+}
+
+static void merge(const job *j, const unit *u, const float *partial) {
+    const int64_t d = j->geom->head_dim, group = j->group, n = chunk_count(u->n);
+    for (int64_t g = 0; g < group; g++) {
+        float *restrict out = u->out + g * d;
+        float max = -INFINITY, sum = 0;
+        memset(out, 0, (size_t)d * sizeof(float));
+        for (int64_t c = 0; c < n; c++) {
+            const float m = partial[c * j->partial + g];
+            if (m > max || m != m) max = m;
+        }
+        for (int64_t c = 0; c < n; c++) {
+            const float *p = partial + c * j->partial, *restrict acc = p + 2 * group + g * d;
+            const float f = exp2f(p[g] - max);
+            sum += f * p[group + g];
+            for (int64_t e = 0; e < d; e++) out[e] += f * acc[e];
+        }
+        if (n == 0) continue;
+        const float r = 1.0f / sum;
+        for (int64_t e = 0; e < d; e++) out[e] *= r;
+    }
+}
+
+/* The set lg_ops_select defines. top-k over the units that are not forced; the other rules as they are written. */
+static void make_set(const job *j, const unit *u, const float *score, float *work_f, int32_t *work_i) {
+    const lg_op_attend_hybrid *a = j->h;
+    const int64_t slot = (int64_t)u->row * a->sets.n_slot + u->make, len = u->seq->len, block = a->sets.block;
+    const int64_t n = up(len, block), sinks = min64(a->select.sinks, len), recents = min64(a->select.recents, len);
+    const int64_t head = up(sinks, block), tail = max64(head, recents ? (len - recents) / block : n);
+    const int64_t k = max64(0, min64(tail - head, a->budget[u->row] / block - head - (n - tail)));
+    int32_t *out = a->sets.idx + slot * a->sets.cap;
+    if ((a->select.rule != LG_RULE_TOPK && a->select.rule != LG_RULE_RATIO) || head + k + n - tail > a->sets.cap) {
+        a->sets.n[slot] = (int32_t)lg_ops_select(out, a->sets.cap, score, len, a->budget[u->row], (int32_t)block, &a->select,
+                                                 work_f, work_i);
+        return;
+    }
+    if (block > 1) {
+        for (int64_t b = head; b < tail; b++) {
+            float m = score[b * block];
+            for (int64_t t = b * block + 1; t < min64(len, (b + 1) * block); t++) m = score[t] > m ? score[t] : m;
+            work_f[b] = m;
+        }
+        score = work_f;
+    }
+    for (int64_t b = 0; b < head; b++) *out++ = (int32_t)b;
+    j->k.topk(out, score + head, tail - head, k, (int32_t)head, (uint32_t *)work_i);
+    out += k;
+    for (int64_t b = tail; b < n; b++) *out++ = (int32_t)b;
+    a->sets.n[slot] = (int32_t)(head + k + n - tail);
+}
+
+static void run_merge(const job *j, void *scratch, int ith, int nth) {
+    const layout l = layout_of(j, scratch);
+    share s = share_of(l.cost1, ith, nth);
+    int64_t n_score = 0, longest = 0;
+    walk w = { 0 };
+    unit u;
+    while (next_unit(j, &w, &u)) {
+        if (u.make < 0) continue;
+        n_score += pad16(u.seq->len);
+        longest = max64(longest, pad16(u.seq->len));
+    }
+    float *work = l.scores + n_score + 2 * longest * ith;
+    const float *partial = l.partials, *score = l.scores;
+    w = (walk){ 0 };
+    while (next_unit(j, &w, &u)) {
+        if (u.make >= 0) {
+            if (mine(&s, select_cost(&u))) make_set(j, &u, score, work, (int32_t *)(void *)(work + longest));
+            score += pad16(u.seq->len);
+        }
+        if (mine(&s, merge_cost(j, &u))) merge(j, &u, partial);
+        partial += chunk_count(u.n) * j->partial;
+    }
+}
+
+/* Flash tiles of all runs of two rows and more, in the order (run, head, tile); a thread takes a stretch of them, cut
+ * into calls of one head with at most LG_FLASH_GROUP tiles. */
+static int64_t tile_count(const job *j, const run *r) { return up(r->n * j->group, LG_FLASH_LANES); }
+static int64_t tile_cost(const job *j, const run *r, int64_t tile) {
+    const int64_t lane = min64(r->n * j->group, (tile + 1) * LG_FLASH_LANES) - 1;
+    return j->a->idx[r->first + lane / j->group] / LG_PAGE + 3;
+}
+
+static void run_flash(const job *j, void *scratch, int ith, int nth, int64_t bytes) {
+    const lg_op_attend *a = j->a;
+    const int64_t d = j->geom->head_dim;
+    int64_t total = 0;
+    for (run r = { 0 }; next_run(a, &r);)
+        for (int64_t t = 0; r.n > 1 && t < tile_count(j, &r); t++) total += tile_cost(j, &r, t) * j->geom->n_head_kv;
+    share s = share_of(total, ith, nth);
+    for (run r = { 0 }; next_run(a, &r);) {
+        if (r.n == 1) continue;
+        const int64_t at = r.first * a->n_head * d, tiles = tile_count(j, &r), lanes = r.n * j->group;
+        for (int32_t h = 0; h < j->geom->n_head_kv; h++) {
+            lg_flash f = { .q = a->q + at + h * j->group * d, .out = a->out + at + h * j->group * d, .ld = a->n_head * d,
+                           .idx = a->idx + r.first, .k = j->kv->k, .v = j->kv->v, .page = a->seqs[a->seq[r.first]].page,
+                           .head = h, .n_head_kv = j->geom->n_head_kv, .group = j->group, .head_dim = j->geom->head_dim,
+                           .row_bytes = j->geom->row_bytes, .dtype = j->geom->dtype, .scale2 = j->scale2,
+                           .scratch = (uint8_t *)scratch + bytes * ith };
+            int64_t n = 0;
+            for (int64_t t = 0; t <= tiles; t++) {
+                const bool take = t < tiles && mine(&s, tile_cost(j, &r, t));
+                if (n && (!take || n == LG_FLASH_GROUP)) {
+                    f.lane0 = (t - n) * LG_FLASH_LANES;
+                    f.n_lane = min64(lanes, t * LG_FLASH_LANES) - f.lane0;
+                    j->k.flash(&f);
+                    n = 0;
+                }
+                n += take;
+            }
+        }
+    }
+}
+
+int lg_attend_phases(const lg_gemm *g, const lg_op_attend *a, int nth) {
+    (void)g; (void)nth;
+    for (run r = { 0 }; next_run(a, &r);)
+        if (r.n == 1) return 2;
+    return 1;
+}
+
+void lg_attend_run(const lg_gemm *g, const lg_op_attend *a, int phase, void *scratch, int ith, int nth) {
+    const job j = job_of(g, a, NULL);
+    if (phase == 0) {
+        run_partials(&j, scratch, ith, nth);
+        const layout l = layout_of(&j, scratch);
+        run_flash(&j, l.scores, ith, nth, flash_bytes(g, j.geom->head_dim));
+    } else {
+        run_merge(&j, scratch, ith, nth);
+    }
+}
+
+int lg_attend_hybrid_phases(const lg_gemm *g, const lg_op_attend_hybrid *a, int nth) {
+    (void)g; (void)a; (void)nth;
+    return 2;
+}
+
+void lg_attend_hybrid_run(const lg_gemm *g, const lg_op_attend_hybrid *a, int phase, void *scratch, int ith, int nth) {
+    const job j = job_of(g, NULL, a);
+    if (phase == 0) run_partials(&j, scratch, ith, nth);
+    else run_merge(&j, scratch, ith, nth);
+}

@@ -1,0 +1,97 @@
+/* Attention kernels for AVX-512 (F, BW, DQ, VL); head_dim must be a multiple of 16. */
+#include "ops/cpu/attend_kernels.h"
+#include <immintrin.h>
+
+enum { VW = 16, NV = 4, MR = 8 };
+#define GH 4
+#define LG_PREFETCH 3
+typedef float vf __attribute__((vector_size(64)));
+typedef float vfu __attribute__((vector_size(64), aligned(4)));
+typedef int32_t vi __attribute__((vector_size(64)));
+
+static inline __m256i load32(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+static inline float s_f16(uint16_t x) { return _cvtsh_ss(x); }
+static inline vf v_f16(const uint8_t *p) { return (vf)_mm512_cvtph_ps(load32(p)); }
+static inline vf v_bf16(const uint8_t *p) { return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load32(p)), 16); }
+static inline vf v_i8(const uint8_t *p) {
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+static inline vf v_max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline float v_hmax(vf a) { return _mm512_reduce_max_ps((__m512)a); }
+static inline float v_hsum(vf a) { return _mm512_reduce_add_ps((__m512)a); }
+static inline void v_hsum4(float *dst, vf a, vf b, vf c, vf d) {
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d), _mm512_unpackhi_ps((__m512)c, (__m512)d));
+    const __m512 x = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee)); /* a b c d in each quarter */
+    const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+    _mm_storeu_ps(dst, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+}
+
+#include "ops/cpu/attend_simd.h"
+
+const lg_attend_kernels lg_attend_avx512 = { .tile = tile_run, .flash = flash_run, .flash_bytes = flash_bytes_run };
+
+/* Order of floats as order of signed words; both zeros alike. */
+static inline __m512i keys_of(__m512i u) {
+    const __m512i sign = _mm512_srai_epi32(u, 31);
+    const __m512i key = _mm512_xor_si512(u, _mm512_srli_epi32(sign, 1));
+    return _mm512_sub_epi32(key, sign); /* negatives up by one: -0 meets +0, order kept */
+}
+
+/* Radix select bit by bit on a shrinking list of candidates: one pass counts, one keeps the side that holds rank k. */
+void lg_attend_topk_avx512(int32_t *out, const float *score, int64_t n, int64_t k, int32_t base, uint32_t *work) {
+    const int64_t whole = n / 16 * 16;
+    const __mmask16 tail = (__mmask16)((1u << (n - whole)) - 1);
+    __m512i all = _mm512_set1_epi32(-1), any = _mm512_setzero_si512();
+    int64_t left = k, m = n;
+    if (k <= 0) return;
+    for (int64_t i = 0; i < n; i += 16) {
+        const __mmask16 in = i < whole ? 0xffff : tail;
+        /* Sign bit flipped: unsigned order. */
+        const __m512i key = _mm512_xor_si512(keys_of(_mm512_maskz_loadu_epi32(in, score + i)), _mm512_set1_epi32(INT32_MIN));
+        all = _mm512_mask_and_epi32(all, in, all, key);
+        any = _mm512_mask_or_epi32(any, in, any, key);
+        _mm512_mask_storeu_epi32(work + i, in, key);
+    }
+    uint32_t cut = (uint32_t)_mm512_reduce_and_epi32(all);
+    uint32_t differ = cut ^ (uint32_t)_mm512_reduce_or_epi32(any);
+    if (differ) cut &= ~(uint32_t)(((uint64_t)2 << (31 - __builtin_clz(differ))) - 1);
+    for (uint32_t bit = differ ? 1u << (31 - __builtin_clz(differ)) : 0; bit && m > 1; bit >>= 1) {
+        const __m512i b = _mm512_set1_epi32((int32_t)bit);
+        int64_t set = 0, w = 0;
+        for (int64_t i = 0; i < m; i += 16) {
+            const __mmask16 in = m - i >= 16 ? 0xffff : (__mmask16)((1u << (m - i)) - 1);
+            set += __builtin_popcount(_mm512_mask_test_epi32_mask(in, _mm512_maskz_loadu_epi32(in, work + i), b));
+        }
+        const bool up = set >= left;
+        if (up) cut |= bit;
+        else left -= set;
+        if (set == (up ? m : 0)) continue;
+        for (int64_t i = 0; i < m; i += 16) {
+            const __mmask16 in = m - i >= 16 ? 0xffff : (__mmask16)((1u << (m - i)) - 1);
+            const __m512i x = _mm512_maskz_loadu_epi32(in, work + i);
+            const __mmask16 hit = _mm512_mask_test_epi32_mask(in, x, b), take = up ? hit : (__mmask16)(in & ~hit);
+            _mm512_mask_compressstoreu_epi32(work + w, take, x);
+            w += __builtin_popcount(take);
+        }
+        m = w;
+        if (m == 1) cut = work[0];
+    }
+    if (m == 1) cut = work[0];
+    /* Everything above the cut, and the first `left` that equal it. */
+    const __m512i c = _mm512_set1_epi32((int32_t)(cut ^ 0x80000000u));
+    const __m512i step = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    int64_t at = 0;
+    for (int64_t i = 0; i < n && at < k; i += 16) {
+        const __mmask16 in = i < whole ? 0xffff : tail;
+        const __m512i key = keys_of(_mm512_maskz_loadu_epi32(in, score + i));
+        __mmask16 take = _mm512_mask_cmpgt_epi32_mask(in, key, c);
+        __mmask16 equal = _mm512_mask_cmpeq_epi32_mask(in, key, c);
+        for (; equal && left > 0; left--) {
+            take = (__mmask16)(take | (equal & -equal));
+            equal = (__mmask16)(equal & (equal - 1));
+        }
+        _mm512_mask_compressstoreu_epi32(out + at, take, _mm512_add_epi32(step, _mm512_set1_epi32(base + (int32_t)i)));
+        at += __builtin_popcount(take);
+    }
+}
