@@ -26,7 +26,7 @@ typedef struct kernels {
 } kernels;
 
 static bool flash_on_amx(const lg_gemm *g, int32_t d) {
-    return g->isa == LG_ISA_AMX && g->compute == LG_COMPUTE_AUTO && d % 16 == 0;
+    return LG_ISA_AMX < 0 && g->isa == LG_ISA_AMX && g->compute == LG_COMPUTE_AUTO && d % 16 == 0;
 }
 
 static kernels kernels_for(const lg_gemm *g, int32_t d) {
@@ -70,9 +70,18 @@ typedef struct job { /* the parts both ops share */
 } job;
 
 static job job_of(const lg_gemm *g, const lg_op_attend *a, const lg_op_attend_hybrid *h) {
-    job j = { .a = a, .h = h, .kv = a ? &a->kv : &h->kv, .geom = a ? &a->geom : &h->geom };
-    j.group = (a ? a->n_head : h->n_head) / j.geom->n_head_kv;
-    j.scale2 = (a ? a->scale : h->scale) * 1.44269504f;
+    job j = { .a = a, .h = h };
+    if (a) {
+        j.kv = &a->kv;
+        j.geom = &a->geom;
+        j.group = a->n_head / a->geom.n_head_kv;
+        j.scale2 = a->scale * 1.44269504f;
+    } else {
+        j.kv = &h->kv;
+        j.geom = &h->geom;
+        j.group = h->n_head / h->geom.n_head_kv;
+        j.scale2 = h->scale * 1.44269504f;
+    }
     j.k = kernels_for(g, j.geom->head_dim);
     j.partial = pad16((int64_t)j.group * (j.geom->head_dim + 2));
     return j;
