@@ -1,9 +1,9 @@
 /* longan bench: speed over context depth, dense and hybrid side by side.
  *
  * Depth d means: the measured steps end with d tokens in the cache, so a depth as large as the window can be
- * measured. At each depth a repetition times `steps` dense steps, then `steps` hybrid steps, and rewinds both;
+ * measured. At each depth a repetition times `steps` dense steps, then `steps` hybrid steps on the same cache;
  * decode_ms is the median over the repetitions of the mean step. The depths are walked upwards over one
- * sequence of ids per mode, so prefill_tok_s is the rate of the whole prefill up to that depth. */
+ * sequence of ids, so prefill_tok_s is the rate of the whole prefill up to the measured steps. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,10 +24,12 @@ typedef struct bench {
     lg_model *m;
     lg_model_info info;
     lg_roles *roles;
-    lg_session *s[N_MODE]; /* s[HYBRID] NULL without roles */
+    lg_session *s;         /* one cache; the head options change between repetitions */
+    lg_hybrid_params hybrid;
     int32_t *ids;          /* [largest depth] */
     int64_t n_retrieval, budget; /* budget -1: the rule has none */
-    double prefill_s[N_MODE];    /* so far */
+    double prefill_s;            /* so far */
+    lg_stats used[N_MODE];       /* sums over the measured steps of a depth */
     double *ms[N_MODE];          /* [reps] */
     point *points[N_MODE];       /* [depths] */
     int64_t done, total;         /* repetitions, for the bar */
@@ -108,20 +110,18 @@ static int64_t effective_budget(const options *o, const lg_roles *r)
     return b < 0 || b >= sinks + recents ? b : sinks + recents;
 }
 
-static int open_sessions(bench *t, int64_t deepest)
+static int open_session(bench *t, int64_t deepest)
 {
+    lg_session_params p;
     int rc = roles_open(t->o, &t->roles);
-    for (int mode = 0; mode < N_MODE && !rc; mode++) {
-        lg_session_params p;
-        if (mode == HYBRID && !t->roles)
-            break;
-        session_setup(t->o, mode == HYBRID ? t->roles : NULL, &p);
-        if (t->o->synthetic) {
-            p.n_ctx = deepest;
-            p.allow_beyond = true;
-        }
-        rc = session_open(t->m, &p, &t->s[mode]);
+    session_setup(t->o, t->roles, &p);
+    t->hybrid = p.hybrid;
+    if (t->o->synthetic) {
+        p.n_ctx = deepest;
+        p.allow_beyond = true;
     }
+    if (!rc)
+        rc = session_open(t->m, &p, &t->s);
     if (!rc && t->roles) {
         t->n_retrieval = t->roles->n_retrieval;
         t->budget = effective_budget(t->o, t->roles);
@@ -144,37 +144,56 @@ static void make_ids(bench *t, int64_t n)
 
 /* ---- measuring ------------------------------------------------------------------------------------- */
 
-static int fill(bench *t, int mode, int64_t n)
+static int fill(bench *t, int64_t n)
 {
     lg_error e = {0};
     lg_status st;
     if (t->o->synthetic) {
-        st = lg_session_fill_random(t->s[mode], n, (uint64_t)t->o->seed, &e);
+        st = lg_session_fill_random(t->s, n, (uint64_t)t->o->seed, &e);
     } else {
         lg_stats stats;
-        lg_session_stats_reset(t->s[mode]);
-        st = lg_session_sync(t->s[mode], 0, t->ids, n, &e);
-        lg_session_stats(t->s[mode], &stats);
-        t->prefill_s[mode] += stats.prefill_s;
+        lg_session_stats_reset(t->s);
+        st = lg_session_sync(t->s, 0, t->ids, n, &e);
+        lg_session_stats(t->s, &stats);
+        t->prefill_s += stats.prefill_s;
     }
     cli_progress_end();
     return st == LG_OK ? CLI_DONE : failed_with(&e);
 }
 
-/* `steps` decode steps behind `first` cached tokens, then back. */
-static int decode(bench *t, int mode, int64_t first, double *mean_ms)
+/* n steps behind `first` cached tokens, then back. */
+static lg_status steps(bench *t, int64_t first, int64_t n, lg_error *e)
 {
     static const int32_t seq = 0;
-    lg_error e = {0};
     lg_status st = LG_OK;
+    for (int64_t i = 0; i < n && st == LG_OK && !cli_interrupted; i++)
+        st = lg_session_step(t->s, &seq, &t->ids[first + i], 1, e);
+    return st;
+}
+
+/* One repetition of one mode: a step that is not counted (the switch costs it some cache), then the timed ones. */
+static int repeat(bench *t, int mode, int64_t first, double *mean_ms)
+{
+    lg_error e = {0};
+    lg_stats st_now;
+    lg_status st = lg_session_set_roles(t->s, mode == HYBRID ? t->roles : NULL, &t->hybrid, &e);
+    if (st == LG_OK)
+        st = steps(t, first, 1, &e);
+    if (st == LG_OK)
+        st = lg_session_rewind(t->s, 0, first, &e);
+    lg_session_stats_reset(t->s);
     double t0 = cli_clock();
-    for (int64_t i = 0; i < t->o->steps && st == LG_OK && !cli_interrupted; i++)
-        st = lg_session_step(t->s[mode], &seq, &t->ids[first + i], 1, &e);
+    if (st == LG_OK)
+        st = steps(t, first, t->o->steps, &e);
     *mean_ms = 1e3 * (cli_clock() - t0) / (double)t->o->steps;
     if (st == LG_OK)
-        st = lg_session_rewind(t->s[mode], 0, first, &e);
+        st = lg_session_rewind(t->s, 0, first, &e);
     if (st != LG_OK)
         return failed_with(&e);
+    lg_session_stats(t->s, &st_now);
+    t->used[mode].decode_steps += st_now.decode_steps;
+    t->used[mode].kv_bytes_read += st_now.kv_bytes_read;
+    t->used[mode].kv_bytes_dense += st_now.kv_bytes_dense;
     return cli_interrupted ? failed("cancelled") : CLI_DONE;
 }
 
@@ -197,37 +216,27 @@ static void summarise(bench *t, int mode, int64_t first, point *p)
     p->ms_sd = n > 1 ? sqrt(square / (double)(n - 1)) : 0;
     p->ms = n % 2 ? ms[n / 2] : (ms[n / 2 - 1] + ms[n / 2]) / 2;
     p->ms_min = ms[0];
-    lg_stats st;
-    lg_session_stats(t->s[mode], &st);
-    p->kv_share = share_of(st.kv_bytes_read, st.kv_bytes_dense);
-    p->bytes_per_token = t->info.weight_bytes_per_token + (st.decode_steps ? st.kv_bytes_read / st.decode_steps : 0);
-    p->prefill_tok_s = t->prefill_s[mode] > 0 ? (double)first / t->prefill_s[mode] : -1;
+    const lg_stats *st = &t->used[mode];
+    p->kv_share = share_of(st->kv_bytes_read, st->kv_bytes_dense);
+    p->bytes_per_token = t->info.weight_bytes_per_token + (st->decode_steps ? st->kv_bytes_read / st->decode_steps : 0);
+    p->prefill_tok_s = t->prefill_s > 0 ? (double)first / t->prefill_s : -1;
 }
 
 static int measure_depth(bench *t, int64_t index, int64_t depth)
 {
     int64_t first = depth - t->o->steps;
-    int rc = CLI_DONE;
-    for (int mode = 0; mode < N_MODE && !rc; mode++) {
-        double ms; /* the first steps after a fill fault pages in: not counted */
-        if (!t->s[mode])
-            continue;
-        rc = fill(t, mode, first);
-        if (!rc)
-            rc = decode(t, mode, first, &ms);
-        lg_session_stats_reset(t->s[mode]);
-    }
+    int n_mode = t->roles ? N_MODE : 1;
+    memset(t->used, 0, sizeof t->used);
+    int rc = fill(t, first);
     for (int64_t r = 0; r < t->o->reps && !rc; r++) {
-        for (int mode = 0; mode < N_MODE && !rc; mode++)
-            if (t->s[mode])
-                rc = decode(t, mode, first, &t->ms[mode][r]);
+        for (int mode = 0; mode < n_mode && !rc; mode++)
+            rc = repeat(t, mode, first, &t->ms[mode][r]);
         cli_progress(NULL, "repetitions", ++t->done, t->total);
     }
-    for (int mode = 0; mode < N_MODE && !rc; mode++)
-        if (t->s[mode]) {
-            t->points[mode][index].depth = depth;
-            summarise(t, mode, first, &t->points[mode][index]);
-        }
+    for (int mode = 0; mode < n_mode && !rc; mode++) {
+        t->points[mode][index].depth = depth;
+        summarise(t, mode, first, &t->points[mode][index]);
+    }
     return rc;
 }
 
@@ -313,7 +322,7 @@ static void table(const bench *t, int64_t n, buf *b)
     buf_puts(b, "   depth  mode    prefill/s  decode ms        min       sd   token/s   MB/token     GB/s   KV share   speedup\n");
     for (int64_t i = 0; i < n; i++)
         for (int mode = 0; mode < N_MODE; mode++)
-            if (t->s[mode])
+            if (mode == DENSE || t->roles)
                 point_row(t, mode, &t->points[mode][i], b);
 }
 
@@ -332,7 +341,7 @@ static int write_csv(const bench *t, int64_t n)
     for (int64_t i = 0; i < n; i++)
         for (int mode = 0; mode < N_MODE; mode++) {
             const point *p = &t->points[mode][i];
-            if (!t->s[mode])
+            if (mode == HYBRID && !t->roles)
                 continue;
             buf_printf(&b, "%s,%lld,", mode_names[mode], (long long)p->depth);
             csv_real(&b, p->prefill_tok_s);
@@ -363,7 +372,7 @@ static int write_svg(const bench *t, int64_t n)
     for (int64_t i = 0; i < n; i++)
         x[i] = t->points[DENSE][i].depth;
     for (int mode = 0; mode < N_MODE; mode++) {
-        if (!t->s[mode])
+        if (mode == HYBRID && !t->roles)
             continue;
         for (int64_t i = 0; i < n; i++)
             y[mode * n + i] = t->points[mode][i].ms;
@@ -383,7 +392,7 @@ static int write_svg(const bench *t, int64_t n)
 
 static int measure(bench *t, const size_list *d)
 {
-    int rc = open_sessions(t, d->v[d->n - 1]);
+    int rc = open_session(t, d->v[d->n - 1]);
     make_ids(t, d->v[d->n - 1]);
     for (int mode = 0; mode < N_MODE; mode++) {
         t->ms[mode] = cli_alloc(NULL, (size_t)t->o->reps, sizeof **t->ms);
@@ -398,7 +407,7 @@ static int measure(bench *t, const size_list *d)
     buf b = {0};
     for (int64_t i = 0; i < d->n && !rc && t->o->json; i++)
         for (int mode = 0; mode < N_MODE; mode++)
-            if (t->s[mode])
+            if (mode == DENSE || t->roles)
                 point_json(t, mode, &t->points[mode][i], &b);
     if (!rc && !t->o->json)
         table(t, d->n, &b);
@@ -435,8 +444,8 @@ static int run(const options *o)
     for (int mode = 0; mode < N_MODE; mode++) {
         free(t.ms[mode]);
         free(t.points[mode]);
-        lg_session_free(t.s[mode]);
     }
+    lg_session_free(t.s);
     free(t.ids);
     free(depths.v);
     lg_roles_free(t.roles);

@@ -17,7 +17,6 @@ static void info_json(buf *b, const lg_model_info *i)
     json_kv_int(b, "n_vocab", i->n_vocab);
     json_kv_int(b, "n_params", i->n_params);
     json_kv_int(b, "file_bytes", i->file_bytes);
-    json_kv_int(b, "weight_bytes_per_token", i->weight_bytes_per_token);
     json_kv_text(b, "weights_dtype", i->weights_dtype);
     json_key(b, "rope_scaled");
     json_bool(b, i->rope_scaled);
@@ -41,8 +40,7 @@ static void info_lines(buf *b, const lg_model_info *i)
     buf_printf(b, "n_vocab      %lld\n", (long long)i->n_vocab);
     buf_printf(b, "n_params     %lld\n", (long long)i->n_params);
     buf_printf(b, "file_bytes   %lld\n", (long long)i->file_bytes);
-    buf_printf(b, "weights      mostly %s, %lld bytes read a token\n", i->weights_dtype,
-               (long long)i->weight_bytes_per_token);
+    buf_printf(b, "weights      mostly %s\n", i->weights_dtype);
     buf_printf(b, "chat_format  %s\n", i->chat_format[0] ? i->chat_format : "none recognised");
     buf_printf(b, "fingerprint  %s\n", i->fingerprint);
     buf_printf(b, "family       %s\n", i->family);
