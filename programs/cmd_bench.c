@@ -125,6 +125,8 @@ static int open_session(bench *t, int64_t deepest)
     if (!rc && t->roles) {
         t->n_retrieval = t->roles->n_retrieval;
         t->budget = effective_budget(t->o, t->roles);
+        if (t->budget >= 0)
+            t->hybrid.budget = t->budget; /* or each switch would say again that it was raised */
     }
     return rc;
 }
