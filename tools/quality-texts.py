@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Texts for calibration and for the quality study, out of Debian packages; none is kept in the repository.
+
+    tools/quality-texts.py OUTDIR
+
+Writes OUTDIR/calibrate.txt (King James Bible, Genesis to 2 Chronicles, and the first half of the Jargon File) and
+OUTDIR/held-out/*.txt: Jane Austen's novels, WordNet's glosses, one Gospel, manual pages. Calibration sees none of
+these. Needs bible-kjv, dict-jargon, wordnet-base; r-cran-janeaustenr is fetched and unpacked, not installed, and
+left out with a word where that fails."""
+import glob
+import gzip
+import pathlib
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+
+
+def bible(span):
+    """The running text of a span of verses, a paragraph a chapter."""
+    out = subprocess.run(["bible", "-f"], input=span + "\n", capture_output=True, text=True, check=True).stdout
+    chapters = {}
+    verses = [m for m in (re.match(r"(\w+?)(\d+):\d+ (.*)", line) for line in out.splitlines()) if m]
+    for m in verses[1:]:  # the program greets with Genesis 1:1
+        chapters.setdefault((m[1], m[2]), []).append(m[3].strip())
+    return "\n\n".join(" ".join(v) for v in chapters.values()) + "\n"
+
+
+def jargon():
+    text = gzip.open("/usr/share/dictd/jargon.dict.dz", "rt", encoding="utf-8", errors="replace").read()
+    return re.sub(r"[{}]", "", text)
+
+
+def wordnet(part):
+    """One line a synset: its words, a colon, its gloss."""
+    lines = []
+    for line in open(f"/usr/share/wordnet/data.{part}", encoding="utf-8", errors="replace"):
+        if line.startswith("  ") or " | " not in line:
+            continue
+        head, gloss = line.split(" | ", 1)
+        field = head.split()
+        words = [field[4 + 2 * i].replace("_", " ") for i in range(int(field[3], 16))]
+        lines.append(", ".join(words) + ": " + gloss.strip())
+    return "\n".join(lines) + "\n"
+
+
+def austen():
+    """Novels out of R's lazy-load file: per object a big-endian size and a zlib stream of XDR strings."""
+    with tempfile.TemporaryDirectory() as tmp:
+        subprocess.run(["apt-get", "download", "-q", "r-cran-janeaustenr"], cwd=tmp, check=True, capture_output=True)
+        subprocess.run(["dpkg", "-x", *glob.glob(tmp + "/*.deb"), tmp + "/x"], check=True)
+        data = pathlib.Path(tmp, "x/usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
+    novels = []
+    while len(data) > 4:
+        z = zlib.decompressobj()
+        raw = z.decompress(data[4:])
+        data = z.unused_data
+        lines, at = [], 0
+        while (at := raw.find(b"\x00\x04\x00\x09", at)) >= 0:
+            (n,) = struct.unpack_from(">i", raw, at + 4)
+            if 0 <= n <= len(raw) - at - 8:
+                lines.append(raw[at + 8:at + 8 + n].decode("utf-8", "replace"))
+            at += 8 + max(n, 0)
+        if len(lines) > 1000:
+            novels.append("\n".join(lines) + "\n")
+    return sorted(novels, key=len)
+
+
+def manuals():
+    """Some long manual pages without most of their troff."""
+    pages = []
+    for name in ("bash.1.gz", "gcc.1.gz", "find.1.gz", "awk.1.gz", "tar.1.gz", "rsync.1.gz", "git-rebase.1.gz", "ld.1.gz"):
+        path = pathlib.Path("/usr/share/man/man1", name)
+        if path.exists():
+            text = gzip.open(path, "rt", encoding="utf-8", errors="replace").read()
+            text = re.sub(r'^[.\'](?:\\"|ie|el|if|de|ds|nr|rm).*$', "", text, flags=re.M)
+            pages.append(re.sub(r"\\f.|\\&|\\|^\.[A-Za-z]+ ?", "", text, flags=re.M))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(pages))
+
+
+def main():
+    out = pathlib.Path(sys.argv[1])
+    held = out / "held-out"
+    held.mkdir(parents=True, exist_ok=True)
+    words = jargon()
+    (out / "calibrate.txt").write_text(bible("gen1:1-2chr36:23") + words[: len(words) // 2])
+    (held / "luke.txt").write_text(bible("luke1:1-luke24:53"))
+    (held / "glosses-noun.txt").write_text(wordnet("noun")[2_000_000:3_000_000])
+    (held / "glosses-verb.txt").write_text(wordnet("verb")[:1_000_000])
+    text = manuals()
+    if len(text) > 60_000:
+        (held / "manuals.txt").write_text(text)
+    else:
+        print("no manual pages here: held-out/manuals.txt left out", file=sys.stderr)
+    try:
+        for i, novel in enumerate(austen()):
+            (held / f"novel{i}.txt").write_text(novel)
+    except (subprocess.CalledProcessError, OSError) as e:
+        print(f"no novels: {e}", file=sys.stderr)
+
+
+main()
