@@ -179,7 +179,7 @@ def folders():
     def thin(j):
         for key in ("\u0104", "\u0106", "\u00f1"):
             if not any(key in m for m in j["model"]["merges"]):
-                j["model"]["vocab"].pop(key)
+                j["model"]["vocab"]["unreached " + key] = j["model"]["vocab"].pop(key)  # ids stay without gaps
     out.append(save("digits", t, {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>", "__type": "AddedToken"}}, change=thin))
     return out
 
