@@ -1,0 +1,57 @@
+#!/bin/sh
+# Runs every cmocka program of a build folder and counts its cases: sh scripts/run-tests.sh build [NAME ...]
+# A program that ends early, times out or leaves cases of its plan unreported counts these as failed.
+# A skipped case is named with the reason that the test printed before it ("skip: why").
+# Writes "passed failed skipped" to BUILD/tests/summary; exit 1 when anything failed.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+build=${1:?usage: run-tests.sh BUILD [NAME ...]}
+shift
+if [ $# -eq 0 ]; then
+    for f in tests/test_*.c; do [ -e "$f" ] && set -- "$@" "$(basename "$f" .c)"; done
+fi
+[ $# -gt 0 ] || { echo "run-tests: no tests/test_*.c" >&2; exit 1; }
+mkdir -p "$build/tests"
+export CMOCKA_MESSAGE_OUTPUT=TAP
+export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_stack_use_after_return=1:strict_string_checks=1}"
+export UBSAN_OPTIONS="${UBSAN_OPTIONS:-print_stacktrace=1:halt_on_error=1}"
+limit=${LG_TEST_TIMEOUT:-600}
+passed=0 failed=0 skipped=0
+for name in "$@"; do
+    log=$build/tests/$name.log
+    began=$(date +%s)
+    timeout "$limit" "$build/tests/$name" >"$log" 2>&1 </dev/null
+    rc=$?
+    # The cases of one run, from TAP: plan "1..N", "ok I - name", "not ok I - name".
+    counts=$(awk -v rc=$rc -v name="$name" -v out="$build/tests/$name.notes" '
+        BEGIN { printf "" > out }
+        /^1\.\.[0-9]+/ { plan += substr($0, 4) + 0 }
+        /^(# *)?skip: / { why = $0; sub(/^(# *)?skip: /, "", why) }
+        /^(not )?ok [0-9]+/ {
+            what = $0; sub(/^(not )?ok [0-9]+ *(- )?/, "", what)
+            if (what ~ /# *SKIP/) { # cmocka 1.1.5 says "not ok I # SKIP name", later ones "ok I # SKIP name"
+                s++; sub(/ *# *SKIP */, "", what)
+                printf "  skipped %s.%s: %s\n", name, what, why == "" ? "no reason given" : why > out
+            } else if ($1 == "ok") p++
+            else { f++; printf "  FAILED %s.%s\n", name, what > out }
+            why = ""
+        }
+        END {
+            lost = plan - p - f - s
+            if (plan == 0) { lost = 1; printf "  FAILED %s: no test was run (exit %d)\n", name, rc > out }
+            else if (lost > 0) printf "  FAILED %s: ended with %d of %d cases unreported (exit %d)\n", name, lost, plan, rc > out
+            else if (rc != 0 && f == 0) { lost = 1; printf "  FAILED %s: exit %d after its cases\n", name, rc > out }
+            if (lost < 0) lost = 0
+            print p + 0, f + lost, s + 0
+        }' "$log")
+    # shellcheck disable=SC2086 # three numbers
+    set_counts() { p=$1 f=$2 s=$3; }
+    set_counts $counts
+    printf '%-28s %4d passed %3d failed %3d skipped  %4d s\n' "$name" "$p" "$f" "$s" $(($(date +%s) - began))
+    cat "$build/tests/$name.notes"
+    [ "$f" -eq 0 ] || { echo "  --- last lines of $log"; tail -n 40 "$log" | sed 's/^/  | /'; }
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+done
+echo "$passed $failed $skipped" >"$build/tests/summary"
+echo "$build: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
