@@ -1,20 +1,37 @@
 # Longan. `make` builds build/longan and build/liblongan.a; `make test` builds and runs the unit tests.
-# SAN=1 builds everything into build-san with ASan and UBSan.
+#   install, uninstall   PREFIX (default /usr/local), DESTDIR
+#   tools, benches       tools/*.c and bench/*.c -> build/tools/*, build/bench/*
+#   cuda                 everything again with src/ops/cuda/*.cu, into build-cuda (needs nvcc)
+#   soak                 the mutation tests with SEEDS seeds under ASan and UBSan (default 200000)
+#   fuzz                 libFuzzer targets tests/fuzz/*.c -> build-fuzz/fuzz/* (needs clang)
+# SAN=1 builds everything into build-san with ASan and UBSan; CUDA=1 is what `make cuda` sets.
 CC ?= gcc
-B := $(if $(SAN),build-san,build)
+NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
+CUDA_ARCH ?= 90a
+B := $(if $(FUZZ),build-fuzz,$(if $(SAN),build-san,$(if $(CUDA),build-cuda,build)))
 PREFIX ?= /usr/local
+VERSION := 0.1.0
 WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(if $(CI),-Werror)
 # (a name of its own: a comma inside $(if) would end its argument)
 SAN_CFLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
-CFLAGS ?= $(if $(SAN),$(SAN_CFLAGS),-O2 -g)
+CFLAGS ?= $(if $(FUZZ),$(SAN_CFLAGS) -fsanitize=fuzzer-no-link,$(if $(SAN),$(SAN_CFLAGS),-O2 -g))
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fopenmp $(CFLAGS) -MMD -MP
 KERNEL_CFLAGS := -O3 -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast
 LIBS := -ljansson -lpcre2-8 -lutf8proc -lxxhash -lopenblas -lm
 LIB_SRC := $(wildcard src/*/*.c src/ops/ref/*.c src/ops/cpu/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
+ifdef CUDA # the CUDA runtime is linked statically; everything else of CUDA is opened at run time
+CUDA_SRC := $(wildcard src/ops/cuda/*.cu)
+LIB_OBJ += $(CUDA_SRC:%.cu=$(B)/%.cu.o)
+CUDA_HOME := $(patsubst %/bin/nvcc,%,$(shell command -v $(NVCC)))
+LIBS += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lpthread
+endif
 PROG_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard programs/*.c))
 TESTS := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
+TOOLS := $(patsubst %.c,$(B)/%,$(wildcard tools/*.c))
+BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
+FUZZERS := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 
 all: $(B)/longan $(B)/liblongan.a
 $(B)/liblongan.a: $(LIB_OBJ)
@@ -27,16 +44,76 @@ $(B)/src/ops/cpu/%_avx2.o: EXTRA = $(KERNEL_CFLAGS) -mavx2 -mfma -mf16c
 $(B)/src/ops/cpu/%_avx512.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mavx2
 $(B)/src/ops/cpu/%_amx.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c -mavx2 -mamx-tile -mamx-int8 -mamx-bf16
 $(B)/programs/%.o: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
+$(PROG_OBJ): $(B)/commit
+$(B)/commit: FORCE
+	@mkdir -p $(@D); echo $(COMMIT) | cmp -s - $@ || echo $(COMMIT) > $@
 $(B)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(EXTRA) -c $< -o $@
 $(B)/tests/%: tests/%.c $(B)/liblongan.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $< $(B)/liblongan.a $(LIBS) -lcmocka -o $@
+$(B)/tools/% $(B)/bench/%: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
+$(B)/tools/%: tools/%.c $(B)/liblongan.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(EXTRA) $< $(B)/liblongan.a $(LIBS) -o $@
+$(B)/bench/%: bench/%.c $(B)/liblongan.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(EXTRA) $< $(B)/liblongan.a $(LIBS) -o $@
+$(B)/fuzz/%: tests/fuzz/%.c $(B)/liblongan.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $< $(B)/liblongan.a $(LIBS) -o $@
+$(B)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	$(NVCC) -O3 -lineinfo -std=c++17 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -Iinclude -Isrc -Xcompiler -Wall,-Wextra \
+	    -Xptxas -warn-spills -MD -MP -MF $(@:.o=.d) -c $< -o $@
+
 tests: $(TESTS)
+tools: $(TOOLS)
+benches: $(BENCHES)
 test: all tests
 	@sh scripts/run-tests.sh $(B)
+
+SEEDS ?= 200000
+SOAK := $(patsubst tests/%.c,%,$(wildcard tests/test_mut*.c))
+soak:
+	$(if $(SOAK),,$(error no tests/test_mut*.c))
+	$(MAKE) SAN=1 $(SOAK:%=build-san/tests/%)
+	@LG_SEEDS=$(SEEDS) LG_TEST_TIMEOUT=86400 sh scripts/run-tests.sh build-san $(SOAK)
+
+cuda:
+	$(if $(wildcard src/ops/cuda/*.cu),,$(error no src/ops/cuda/*.cu: this tree has no CUDA back end))
+	$(if $(shell command -v $(NVCC)),,$(error nvcc not found: put it on PATH or set NVCC))
+	$(MAKE) CUDA=1 all
+
+fuzz:
+	$(if $(wildcard tests/fuzz/fuzz_*.c),,$(error no tests/fuzz/fuzz_*.c))
+	$(if $(shell command -v clang),,$(error clang not found: libFuzzer is clang's))
+	$(MAKE) FUZZ=1 CC=clang CI= fuzzers
+fuzzers: $(FUZZERS)
+
+# A static library: whoever links it links its libraries too.
+$(B)/longan.pc: Makefile
+	@mkdir -p $(@D)
+	@printf '%s\n' 'prefix=$(PREFIX)' 'libdir=$${prefix}/lib' 'includedir=$${prefix}/include' '' 'Name: longan' \
+	    'Description: long-context LLM engine' 'Version: $(VERSION)' 'Cflags: -I$${includedir}' \
+	    'Libs: -L$${libdir} -llongan -fopenmp $(LIBS)' > $@
+DEST = $(DESTDIR)$(PREFIX)
+install: all
+	@rm -f $(B)/longan.pc; $(MAKE) --no-print-directory $(B)/longan.pc
+	install -d $(DEST)/bin $(DEST)/lib/pkgconfig $(DEST)/include/longan $(DEST)/share/longan/roles $(DEST)/share/man/man1
+	install -m 755 $(B)/longan $(DEST)/bin/longan
+	install -m 644 $(B)/liblongan.a $(DEST)/lib/liblongan.a
+	install -m 644 include/longan/*.h $(DEST)/include/longan/
+	install -m 644 $(B)/longan.pc $(DEST)/lib/pkgconfig/longan.pc
+	$(if $(wildcard roles/*.json),install -m 644 roles/*.json $(DEST)/share/longan/roles/)
+	$(if $(wildcard docs/*.1),install -m 644 docs/*.1 $(DEST)/share/man/man1/)
+uninstall:
+	rm -f $(DEST)/bin/longan $(DEST)/lib/liblongan.a $(DEST)/lib/pkgconfig/longan.pc $(DEST)/share/man/man1/longan.1
+	rm -rf $(DEST)/include/longan $(DEST)/share/longan
+
 clean:
-	rm -rf build build-san
-.PHONY: all tests test clean
--include $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d)
+	rm -rf build build-san build-cuda build-fuzz
+FORCE:
+.PHONY: all tests tools benches test soak cuda fuzz fuzzers install uninstall clean FORCE
+-include $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d) $(TESTS:=.d) $(TOOLS:=.d) $(BENCHES:=.d) $(FUZZERS:=.d)

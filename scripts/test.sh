@@ -1,0 +1,74 @@
+#!/bin/sh
+# Installs, builds, runs every test and closes with "N passed, N failed, N skipped".
+# Order: build, CUDA build where nvcc is, unit tests, tests/*.sh, ASan + UBSan, valgrind on a tiny model.
+# A test is a cmocka case, a script of tests/, or one of the steps below. Logs: build/log/.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+[ $# -eq 0 ] || { echo "usage: sh scripts/test.sh" >&2; exit 2; }
+jobs=$(nproc 2>/dev/null || echo 1)
+passed=0 failed=0 skipped=0 broken=
+began=$(date +%s)
+mkdir -p build/log
+head1() { printf '\n== %s (%d s)\n' "$*" $(($(date +%s) - began)); }
+pass() { passed=$((passed + 1)); echo "passed   $1"; }
+skip() { skipped=$((skipped + 1)); echo "skipped  $1: $2"; }
+fail() { failed=$((failed + 1)); broken="$broken $1"; echo "FAILED   $1"; }
+finish() {
+    [ -z "$broken" ] || printf '\nfailed:%s\n' "$broken"
+    printf '\n%d s\n%d passed, %d failed, %d skipped\n' $(($(date +%s) - began)) "$passed" "$failed" "$skipped"
+    [ "$failed" -eq 0 ]
+    exit
+}
+step() { # NAME COMMAND...: passes with the command; its output is shown only when it fails
+    name=$1; shift
+    if "$@" >"build/log/$name.log" 2>&1 </dev/null; then pass "$name"; else
+        fail "$name"; tail -n 40 "build/log/$name.log" | sed 's/^/  | /'; return 1
+    fi
+}
+unit() { # BUILD: the cmocka programs of a build folder
+    rm -f "$1/tests/summary"
+    sh scripts/run-tests.sh "$1" || true
+    if [ -s "$1/tests/summary" ]; then
+        read -r p f s <"$1/tests/summary"
+        passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+        [ "$f" -eq 0 ] || broken="$broken $1/tests"
+    else fail "$1/tests"; fi
+}
+
+head1 "set-up"
+sh scripts/setup.sh build test demo || { fail setup; finish; }
+export LG_TEST_GGUF="${LONGAN_CACHE:-.cache}/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+head1 "build"
+step build make -j"$jobs" all tests tools benches || finish
+if ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then skip cuda-build "nvcc not found"
+elif ! ls src/ops/cuda/*.cu >/dev/null 2>&1; then skip cuda-build "this tree has no CUDA back end"
+else step cuda-build make -j"$jobs" cuda; fi
+
+head1 "unit tests"
+unit build
+
+head1 "scripts"
+for t in tests/*.sh; do
+    name=$(basename "$t" .sh)
+    LG_BUILD=build timeout "${LG_TEST_TIMEOUT:-600}" sh "$t" >"build/log/$name.log" 2>&1 </dev/null
+    case $? in
+    0) pass "$name" ;;
+    77) skip "$name" "$(sed -n 's/^skip: *//p' "build/log/$name.log" | tail -n 1)" ;;
+    *) fail "$name"; tail -n 40 "build/log/$name.log" | sed 's/^/  | /' ;;
+    esac
+done
+
+head1 "ASan, UBSan"
+if step sanitizer-build make -j"$jobs" SAN=1 all tests; then unit build-san; fi
+
+head1 "valgrind"
+tiny=tests/fixtures/tiny-llama
+# valgrind knows no AVX-512; leaks of the OpenMP runtime's own pool are only "possible".
+memcheck() {
+    LG_CPU_ISA=avx2 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 valgrind -q --error-exitcode=99 --leak-check=full \
+        --errors-for-leak-kinds=definite --show-leak-kinds=definite "$@"
+}
+step valgrind-generate memcheck build/longan generate -m $tiny -p "In the beginning" -n 4 --threads 1 --json
+step valgrind-tokenize memcheck sh -c 'exec build/longan tokenize -m tests/fixtures/tiny-llama <README.md'
+finish
