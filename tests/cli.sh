@@ -1,13 +1,13 @@
 #!/bin/sh
 # The program as scripts see it: help, exit codes, JSON, file layouts.
 #
-#   sh tests/cli.sh [MODEL]      LONGAN=build/longan by default; MODEL defaults to tests/fixtures/tiny-llama
+#   sh tests/cli.sh [MODEL]      LONGAN names the program, LG_BUILD its folder (build); MODEL: tests/fixtures/tiny-llama
 #
 # One line a check ("ok", "FAIL" or "skip"), then "N passed, N failed, N skipped". Exit 1 where a check failed.
 # Figures of the model are compared with each other, never with constants, so that any model serves.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
-longan=${LONGAN:-$root/build/longan}
+longan=${LONGAN:-$root/${LG_BUILD:-build}/longan}
 model=${1:-$root/tests/fixtures/tiny-llama}
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
