@@ -298,6 +298,14 @@ static void test_passkey_draws(void **state) {
         lg_tasks_passkey_free(&b);
     }
     lg_tasks_passkey_free(&a);
+    p.n_ask = 2; /* fewer questions: the same sample, cut short */
+    assert_int_equal(lg_tasks_passkey(&b, &p, NULL), LG_OK);
+    p.n_ask = 0;
+    assert_int_equal(lg_tasks_passkey(&a, &p, NULL), LG_OK);
+    assert_true(b.ids.n < a.ids.n);
+    assert_memory_equal(a.ids.data, b.ids.data, (size_t)b.ids.n * sizeof(int32_t));
+    lg_tasks_passkey_free(&a);
+    lg_tasks_passkey_free(&b);
     lg_error err;
     p.n_ctx = 400; /* the needles alone are longer */
     assert_int_equal(lg_tasks_passkey(&a, &p, &err), LG_ERR_USAGE);

@@ -20,7 +20,7 @@
 enum {
     N_PLAIN = 2,          /* passages of one kind of material; they share n_positions */
     N_PASSKEY = 4,        /* samples */
-    N_KEYS = 6, N_WORDS = 6,
+    N_KEYS = 6, N_WORDS = 6, N_ASK = 3,
     PASSKEY_CTX = 1536,   /* small models lose passkeys beyond */
     HELD_OUT_SHARE = 4,   /* one in 4 */
 };
@@ -95,7 +95,7 @@ static lg_status make_passkey(calib *c, material *mt, int64_t from, int64_t to, 
     mt->budget = c->p->budget * n_ctx / c->p->n_ctx;
     for (int64_t i = 0; i < N_PASSKEY; i++) {
         lg_passkey_params q = { .encode = encode, .encode_user = c->m, .haystack = c->ids.data + from, .n_haystack = to - from,
-                                .n_ctx = n_ctx, .n_keys = N_KEYS, .n_words = N_WORDS, .seed = c->p->seed,
+                                .n_ctx = n_ctx, .n_keys = N_KEYS, .n_words = N_WORDS, .n_ask = N_ASK, .seed = c->p->seed,
                                 .split = split, .index = i };
         lg_status st = lg_tasks_passkey(&mt->key[i], &q, c->err);
         if (st != LG_OK) return st;
@@ -403,10 +403,10 @@ static lg_status describe(const calib *c, int64_t count, lg_text *t) {
               lg_json_put_str(t, name, (int64_t)strlen(name)) &&
               lg_base_text_printf(t, ", \"text_bytes\": %lld, \"text_xxh3_128\": \"%s\",\n  \"n_ctx\": %lld, \"n_positions\": %lld, "
                                   "\"seed\": %llu, \"search\": %lld, \"passkey\": {\"samples\": %d, \"n_ctx\": %lld, \"keys\": %d, "
-                                  "\"words\": %d, \"budget\": %lld}",
+                                  "\"words\": %d, \"asked\": %d, \"budget\": %lld}",
                                   (long long)p->text_bytes, hash, (long long)p->n_ctx, (long long)p->n_positions,
                                   (unsigned long long)p->seed, (long long)p->search, N_PASSKEY,
-                                  (long long)c->passkey.seq[0].n_ctx, N_KEYS, N_WORDS, (long long)c->passkey.budget);
+                                  (long long)c->passkey.seq[0].n_ctx, N_KEYS, N_WORDS, N_ASK, (long long)c->passkey.budget);
     if (ok && at->known)
         ok = lg_base_text_printf(t, ",\n  \"held_out\": {\"kl_plain\": %.6g, \"top1_plain\": %.6g, \"kl_passkey\": %.6g, "
                                  "\"accuracy_passkey\": %.6g}", at->plain.kl, at->plain.top1, at->passkey.kl, at->passkey.accuracy);

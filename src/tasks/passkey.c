@@ -103,7 +103,8 @@ lg_status lg_tasks_passkey(lg_passkey *out, const lg_passkey_params *p, lg_error
     lg_ids needle[MAX_KEYS] = { { 0 } };
     int64_t order[MAX_KEYS], begin[MAX_KEYS], end[MAX_KEYS];
     memset(out, 0, sizeof *out);
-    if (p->n_keys < 1 || p->n_keys > MAX_KEYS || p->n_words < 1 || p->n_words > 1000 || p->n_ctx < 1 || p->index < 0)
+    if (p->n_keys < 1 || p->n_keys > MAX_KEYS || p->n_words < 1 || p->n_words > 1000 || p->n_ctx < 1 || p->index < 0 ||
+        p->n_ask < 0 || p->n_ask > p->n_keys)
         return lg_base_fail(err, LG_ERR_USAGE, -1, "passkey: 1 to %d keys of at least one word are possible", MAX_KEYS);
     draw d = { p->seed, 0x7061737300000000u + (uint64_t)p->split, 0 };
     d.stream = lg_base_rng(p->seed, d.stream, (uint64_t)p->index);
@@ -121,7 +122,8 @@ lg_status lg_tasks_passkey(lg_passkey *out, const lg_passkey_params *p, lg_error
         order[k] = order[j];
         order[j] = x;
     }
-    for (int64_t k = 0; k < p->n_keys; k++) {
+    int64_t n_ask = p->n_ask ? p->n_ask : p->n_keys;
+    for (int64_t k = 0; k < n_ask; k++) {
         LG_TRY(encode_text(p, &out->ids, err, "Question: what is the %s passkey of the vault?\nAnswer: the %s passkey of the vault is:",
                            ordinal[order[k]], ordinal[order[k]]));
         begin[k] = out->ids.n;
@@ -131,7 +133,7 @@ lg_status lg_tasks_passkey(lg_passkey *out, const lg_passkey_params *p, lg_error
     }
     out->answer = lg_base_alloc(out->ids.n);
     if (!out->answer) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "passkey: out of memory"));
-    for (int64_t k = 0; k < p->n_keys; k++)
+    for (int64_t k = 0; k < n_ask; k++)
         for (int64_t i = begin[k]; i < end[k]; i++) {
             out->answer[i] = 1;
             out->n_answer++;

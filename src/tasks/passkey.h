@@ -21,6 +21,7 @@ typedef struct lg_passkey_params {
     int64_t n_ctx;            /* tokens up to the first question */
     int64_t n_keys;           /* 1..10 */
     int64_t n_words;          /* words of a key, >= 1 */
+    int64_t n_ask;            /* how many of the keys are asked for, 0: all */
     uint64_t seed;
     lg_split split;
     int64_t index;
