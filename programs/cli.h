@@ -114,6 +114,8 @@ typedef struct options {
     int64_t retrieval, positions;
     double kl_bound;
     const char *curve;
+    const char *also;
+    int64_t search;
     /* what stood on the command line */
     const char *args[CLI_MAX_ARGS];
     int n_args;

@@ -1,4 +1,5 @@
 /* longan heads calibrate|show|plot: which head is which. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
@@ -40,12 +41,31 @@ static int calibrate_report(const options *o, double seconds)
     return rc;
 }
 
+enum { MAX_ALSO = 64 };
+
+static int parse_also(const char *list, int64_t *also, int64_t *n)
+{
+    for (const char *at = list; at && *at;) {
+        char *end;
+        long long v = strtoll(at, &end, 10);
+        if (end == at || (*end && *end != ',') || v < 1 || v > 1 << 20 || *n == MAX_ALSO)
+            return usage_error("--also: '%s' is no list of at most %d counts with commas between", list, MAX_ALSO);
+        also[(*n)++] = v;
+        at = *end ? end + 1 : end;
+    }
+    return CLI_DONE;
+}
+
 static int calibrate_with(const options *o, lg_model *m, const buf *text)
 {
     lg_model_info info;
     lg_model_get_info(m, &info);
     lg_calibrate_params p;
     lg_calibrate_defaults(&p);
+    int64_t also[MAX_ALSO], n_also = 0;
+    int rc = parse_also(o->also, also, &n_also);
+    if (rc)
+        return rc;
     int64_t least = o->share == 1 ? info.n_head_kv : 1, most = info.n_layer * info.n_head_kv;
     if (o->retrieval && (o->retrieval < least || o->retrieval > most))
         return usage_error("--retrieval: %lld is out of range (%lld to %lld%s)", (long long)o->retrieval,
@@ -64,6 +84,9 @@ static int calibrate_with(const options *o, lg_model *m, const buf *text)
     p.recents = o->recents;
     p.seed = (uint64_t)o->seed;
     p.curve_csv = o->curve;
+    p.search = o->search;
+    p.also = also;
+    p.n_also = n_also;
     p.progress = cli_progress;
     lg_error e = {0};
     double t0 = cli_clock();
@@ -113,6 +136,8 @@ static const opt calibrate_opts[] = {
     O_SIZE(0, "sinks", sinks, 0, (int64_t)1 << 30, "16", NULL, "first tokens in every set"),
     O_SIZE(0, "recents", recents, 0, (int64_t)1 << 30, "64", NULL, "last tokens in every set"),
     O_SIZE(0, "seed", seed, 0, INT64_MAX, "0", NULL, "seed of positions and passkeys"),
+    O_SIZE(0, "search", search, 0, 64, "4", NULL, "candidates per added head that are tried by real decoding"),
+    O_TEXT(0, "also", also, "N,N,..", NULL, "further counts to write, each beside the output as NAME-nN.json"),
     O_TEXT(0, "curve", curve, "CSV", NULL, "write KL over the number of retrieval heads"),
     O_END};
 static const opt_group calibrate_groups[] = {{"Options", calibrate_opts}, {"Model", opts_model},

@@ -78,7 +78,9 @@ static lg_status make_plain(calib *c, material *mt, int64_t from, int64_t to, ui
     if (len > c->info.n_ctx_train && !c->info.rope_scaled) len = c->info.n_ctx_train;
     if (to - from < len)
         return lg_base_fail(c->err, LG_ERR_USAGE, -1, "calibration: the text is too short: %lld tokens, at least %lld are needed",
-                            (long long)c->ids.n, (long long)((len + 1) * HELD_OUT_SHARE));
+                            (long long)c->ids.n, (long long)(2 * len));
+    if (len - tail - 1 < 1)
+        return lg_base_fail(c->err, LG_ERR_USAGE, -1, "calibration: %lld positions leave no context", (long long)c->p->n_positions);
     mt->n_seq = N_PLAIN;
     mt->budget = c->p->budget;
     for (int64_t i = 0; i < N_PLAIN; i++) {
@@ -89,15 +91,31 @@ static lg_status make_plain(calib *c, material *mt, int64_t from, int64_t to, ui
     return LG_OK;
 }
 
+/* One sample; fewer keys where the context is too short for all, a shorter context where the questions would
+ * not fit behind it. */
+static lg_status draw_passkey(calib *c, lg_passkey_params *q, lg_passkey *out) {
+    for (;;) {
+        lg_status st = lg_tasks_passkey(out, q, c->err);
+        if (st == LG_ERR_USAGE && q->n_keys > 1) {
+            q->n_keys--;
+            q->n_ask = q->n_ask < q->n_keys ? q->n_ask : q->n_keys;
+            continue;
+        }
+        int64_t over = st == LG_OK && !c->info.rope_scaled ? out->ids.n - c->info.n_ctx_train : 0;
+        if (st != LG_OK || over <= 0) return st;
+        lg_tasks_passkey_free(out);
+        q->n_ctx -= over;
+    }
+}
+
 static lg_status make_passkey(calib *c, material *mt, int64_t from, int64_t to, lg_split split) {
-    int64_t n_ctx = c->p->n_ctx < PASSKEY_CTX ? c->p->n_ctx : PASSKEY_CTX;
+    lg_passkey_params q = { .encode = encode, .encode_user = c->m, .haystack = c->ids.data + from, .n_haystack = to - from,
+                            .n_ctx = c->p->n_ctx < PASSKEY_CTX ? c->p->n_ctx : PASSKEY_CTX, .n_keys = N_KEYS,
+                            .n_words = N_WORDS, .n_ask = N_ASK, .seed = c->p->seed, .split = split };
     mt->n_seq = N_PASSKEY;
-    mt->budget = c->p->budget * n_ctx / c->p->n_ctx;
     for (int64_t i = 0; i < N_PASSKEY; i++) {
-        lg_passkey_params q = { .encode = encode, .encode_user = c->m, .haystack = c->ids.data + from, .n_haystack = to - from,
-                                .n_ctx = n_ctx, .n_keys = N_KEYS, .n_words = N_WORDS, .n_ask = N_ASK, .seed = c->p->seed,
-                                .split = split, .index = i };
-        lg_status st = lg_tasks_passkey(&mt->key[i], &q, c->err);
+        q.index = i;
+        lg_status st = draw_passkey(c, &q, &mt->key[i]);
         if (st != LG_OK) return st;
         const lg_passkey *k = &mt->key[i];
         mt->flags[i] = lg_base_alloc(k->ids.n);
@@ -105,6 +123,7 @@ static lg_status make_passkey(calib *c, material *mt, int64_t from, int64_t to, 
         for (int64_t j = 0; j + 1 < k->ids.n; j++) mt->flags[i][j] = k->answer[j + 1];
         mt->seq[i] = (lg_probe_seq){ .ids = k->ids.data, .n = k->ids.n, .n_ctx = k->n_ctx, .scored = mt->flags[i] };
     }
+    mt->budget = c->p->budget * q.n_ctx / c->p->n_ctx;
     return LG_OK;
 }
 
@@ -118,7 +137,10 @@ static void material_free(material *mt) {
 static lg_status make_material(calib *c) {
     lg_status st;
     LG_TRY(lg_tokenize(c->m, c->p->text, c->p->text_bytes, 0, &c->ids, c->err));
-    c->n_learn = c->ids.n - c->ids.n / HELD_OUT_SHARE;
+    /* A quarter is held out, or as much as one passage takes. */
+    int64_t held = c->ids.n / HELD_OUT_SHARE, least = c->p->n_ctx + c->p->n_positions;
+    held = held > least ? held : least < c->ids.n / 2 ? least : c->ids.n / 2;
+    c->n_learn = c->ids.n - held;
     LG_TRY(make_plain(c, &c->plain_held, c->n_learn, c->ids.n, 2));
     LG_TRY(make_plain(c, &c->plain, 0, c->n_learn, 1));
     LG_TRY(make_passkey(c, &c->passkey, 0, c->n_learn, LG_SPLIT_TRAIN));
@@ -455,17 +477,20 @@ static lg_status write_also(const calib *c, const char *path) {
 static lg_status check(const calib *c) {
     const lg_calibrate_params *p = c->p;
     if (!p->text || p->text_bytes < 1) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "calibration needs a text");
+    int64_t least = p->same_index ? c->info.n_head_kv : 0; /* with same-index layer 0 is all retrieval */
+    if (p->n_retrieval && p->n_retrieval < least)
+        return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld retrieval heads: same-index needs the %lld of layer 0", (long long)p->n_retrieval, (long long)least);
     if (p->n_retrieval < 0 || p->n_retrieval > c->n)
         return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld retrieval heads: the model has %lld KV heads", (long long)p->n_retrieval, (long long)c->n);
     for (int64_t i = 0; i < p->n_also; i++)
         if (p->also[i] < 0 || p->also[i] > c->n)
             return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld retrieval heads: the model has %lld KV heads", (long long)p->also[i], (long long)c->n);
     if (p->n_retrieval == 0 && !(p->kl_bound > 0)) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "the KL bound must be above 0");
-    if (p->n_positions < 8 || p->n_positions > 65536) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld positions (8 to 65536)", (long long)p->n_positions);
+    if (p->n_positions < 1 || p->n_positions > 65536) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld positions (1 to 65536)", (long long)p->n_positions);
     if (p->sinks < 0 || p->recents < 1 || p->budget < p->sinks + p->recents)
         return lg_base_fail(c->err, LG_ERR_USAGE, -1, "the budget of %lld tokens must hold sinks and recents", (long long)p->budget);
-    if (p->n_ctx < 2 * p->budget)
-        return lg_base_fail(c->err, LG_ERR_USAGE, -1, "a context of %lld tokens is too short for a budget of %lld: at least twice the budget",
+    if (p->n_ctx <= p->budget)
+        return lg_base_fail(c->err, LG_ERR_USAGE, -1, "a context of %lld tokens needs no budget of %lld: every head would be dense",
                             (long long)p->n_ctx, (long long)p->budget);
     if (p->n_ctx > c->info.n_ctx_train && !c->info.rope_scaled)
         return lg_base_fail(c->err, LG_ERR_LIMIT, -1, "a context of %lld tokens: the model was trained for %lld", (long long)p->n_ctx, (long long)c->info.n_ctx_train);
@@ -499,6 +524,7 @@ static lg_status calibrate(calib *c, const char *out_path) {
     LG_TRY(open_probes(c, &c->plain_held, &c->passkey_held));
     LG_TRY(measure_curve(c, most));
     if (count == 0) {
+        count = c->p->same_index ? c->info.n_head_kv : 0;
         while (count < c->n && !(c->curve[count].known && c->curve[count].plain.kl <= c->p->kl_bound)) {
             count++;
             if (!c->curve[count].known) LG_TRY(measure_count(c, count));
