@@ -162,10 +162,12 @@ static void test_auto(void **state) {
 
 /* ---- cache dtypes ---- */
 /* The reference rounds K and V as the cache does. A value within f32 error of a rounding boundary may still go the
- * other way, so the bound is a tenth of what the rounding as a whole does; and that effect must be there. */
+ * other way, one whole step where rounding alone is half of one; few do. So the bound is a share of what the rounding
+ * of all values does: a tenth, for q8 with its coarse steps a quarter. And that effect itself must be there. */
 static void test_kv(void **state) {
     (void)state;
-    static const struct { lg_dtype type; const char *name; } kind[] = { { LG_DTYPE_F16, "f16" }, { LG_DTYPE_BF16, "bf16" }, { LG_DTYPE_KV8, "q8" } };
+    static const struct { lg_dtype type; const char *name; double share; } kind[] = {
+        { LG_DTYPE_F16, "f16", 0.1 }, { LG_DTYPE_BF16, "bf16", 0.1 }, { LG_DTYPE_KV8, "q8", 0.25 } };
     for (int d = 0; d < FX_N_DEVICE; d++)
         for (int i = 0; i < N_MODEL; i++) {
             lg_model *m = fx_model(models[i], fx_devices[d]);
@@ -183,8 +185,8 @@ static void test_kv(void **state) {
                 const double rounding = fx_eval(s, &prompt, -1, &exact, 0, 1);
                 print_message("  %-18s %s, cache %s: prefill %.2e, decode %.2e, rounding %.2e of %.2e\n", models[i], fx_devices[d],
                               kind[k].name, prefill, decode, rounding, effect);
-                within(prefill, F32_BOUND + effect / 10, kind[k].name, models[i], fx_devices[d]);
-                within(decode, F32_BOUND + effect / 10, kind[k].name, models[i], fx_devices[d]);
+                within(prefill, F32_BOUND + kind[k].share * effect, kind[k].name, models[i], fx_devices[d]);
+                within(decode, F32_BOUND + kind[k].share * effect, kind[k].name, models[i], fx_devices[d]);
                 if (rounding < effect / 2) fail_msg("%s: a cache of %s does not round", models[i], kind[k].name);
                 fx_array_free(&want);
                 lg_session_free(s);
@@ -429,7 +431,8 @@ static void test_snapshot(void **state) {
             assert_int_equal(lg_session_len(b, 0), 77);
             assert_memory_equal(lg_session_ids(b, 0), prompt.data, 77 * sizeof(int32_t));
             OK(lg_session_step(b, &zero, prompt.data + 77, 1, err));
-            lg_session *c = fx_session(m, p);
+            lg_session *c = fx_session(m, p); /* the same way to the same state, without the refused files */
+            OK(lg_session_sync(c, 0, prompt.data, 130, err));
             OK(lg_session_sync(c, 0, prompt.data, 77, err));
             OK(lg_session_step(c, &zero, prompt.data + 77, 1, err));
             assert_memory_equal(lg_session_logits(b, 0), lg_session_logits(c, 0), row);

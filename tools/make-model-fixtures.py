@@ -224,9 +224,10 @@ def quantised(m, kind):
     def one(x):
         if kind == "bf16":
             return hybrid_ref.to_bf16(x)
-        b = x.astype(np.float32).reshape(-1, 32)
+        b = x.astype(np.float32).reshape(-1, 32)        # f32 steps as GGUF's writers take them: halves are common in bf16
         d = np.abs(b).max(1, keepdims=True) / np.float32(127)
-        q = np.rint(np.divide(b, d, out=np.zeros_like(b), where=d > 0))
+        y = b * np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > 0)
+        q = np.trunc(y.astype(np.float64) + np.copysign(0.5, y))  # halves away from zero
         return (q.astype(np.float64) * d.astype(np.float16).astype(np.float64)).reshape(x.shape)
     return {k: one(v) if v.ndim == 2 else v for k, v in m.t.items()}
 
