@@ -17,8 +17,9 @@ SAN_CFLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefine
 CFLAGS ?= $(if $(FUZZ),$(SAN_CFLAGS) -fsanitize=fuzzer-no-link,$(if $(SAN),$(SAN_CFLAGS),-O2 -g))
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fopenmp $(CFLAGS) -MMD -MP
+comma := ,
 # (under the sanitizers -O3 would multiply the checks: minutes and gigabytes for one file)
-KERNEL_CFLAGS := $(if $(SAN),-O1,-O3) -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast
+KERNEL_CFLAGS := $(if $(SAN),-O1 -fno-sanitize=alignment$(comma)null$(comma)object-size$(comma)pointer-overflow,-O3) -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast
 LIBS := -ljansson -lpcre2-8 -lutf8proc -lxxhash -lopenblas -lm
 LIB_SRC := $(wildcard src/*/*.c src/ops/ref/*.c src/ops/cpu/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
