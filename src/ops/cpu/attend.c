@@ -21,13 +21,8 @@ static int64_t pad16(int64_t a) { return up(a, 16) * 16; }
 /* ---- kernels of this machine and shape ---- */
 typedef struct kernels {
     const lg_attend_kernels *k;
-    void (*flash)(const lg_flash *f);
     void (*topk)(int32_t *out, const float *score, int64_t n, int64_t k, int32_t base, uint32_t *work);
 } kernels;
-
-static bool flash_on_amx(const lg_gemm *g, int32_t d) {
-    return LG_ISA_AMX < 0 && g->isa == LG_ISA_AMX && g->compute == LG_COMPUTE_AUTO && d % 16 == 0;
-}
 
 static kernels kernels_for(const lg_gemm *g, int32_t d) {
     const bool avx512 = g->isa >= LG_ISA_AVX512;
@@ -35,13 +30,11 @@ static kernels kernels_for(const lg_gemm *g, int32_t d) {
     if (avx512 && d % 16 == 0) r.k = &lg_attend_avx512;
     else if (g->isa >= LG_ISA_AVX2) r.k = &lg_attend_avx2;
     else r.k = &lg_attend_scalar;
-    r.flash = flash_on_amx(g, d) ? lg_attend_flash_amx : r.k->flash;
     return r;
 }
 
 static int64_t flash_bytes(const lg_gemm *g, int32_t d) {
-    const int64_t b = flash_on_amx(g, d) ? lg_attend_flash_amx_bytes(d) : kernels_for(g, d).k->flash_bytes(d);
-    return up(b, 64) * 64;
+    return up(kernels_for(g, d).k->flash_bytes(d), 64) * 64;
 }
 
 /* ---- what one decode row reads in one KV head ---- */
@@ -343,7 +336,7 @@ static void run_flash(const job *j, void *scratch, int ith, int nth, int64_t byt
                 if (n && (!take || n == LG_FLASH_GROUP)) {
                     f.lane0 = (t - n) * LG_FLASH_LANES;
                     f.n_lane = min64(lanes, t * LG_FLASH_LANES) - f.lane0;
-                    j->k.flash(&f);
+                    j->k.k->flash(&f);
                     n = 0;
                 }
                 n += take;

@@ -48,8 +48,6 @@ typedef struct lg_attend_kernels {
 } lg_attend_kernels;
 
 extern const lg_attend_kernels lg_attend_scalar, lg_attend_avx2, lg_attend_avx512;
-void lg_attend_flash_amx(const lg_flash *f); /* bf16 products; head_dim a multiple of 16 */
-int64_t lg_attend_flash_amx_bytes(int32_t head_dim);
 
 /* The k largest of n scores, equal ones by position: writes their positions + base ascending. 0 <= k <= n; -0 equals +0.
  * work: [n] words. */
