@@ -440,7 +440,8 @@ lg_status lg_text_from_folder(lg_tokenizer **out, const char *folder, lg_error *
     if (!r) return lg_base_fail(err, LG_ERR_NOMEM, -1, "%s: no memory", folder);
     r->folder = folder;
     r->err = err;
-    r->t = lg_text_new(folder);
+    set_path(r, "tokenizer.json");
+    r->t = lg_text_new(r->path);
     if (!r->t) LG_TRY(no_memory(r));
     LG_TRY(read_rows(r, &rows));
     LG_TRY(read_tokenizer_json(r));
