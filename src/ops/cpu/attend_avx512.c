@@ -60,7 +60,7 @@ void lg_attend_topk_avx512(int32_t *out, const float *score, int64_t n, int64_t 
         const __m512i b = _mm512_set1_epi32((int32_t)bit);
         int64_t set = 0, w = 0;
         for (int64_t i = 0; i < m; i += 16) {
-            const __mmask16 in = m - i >= 16 ? 0xffff : (__mmask16)((1u << (m - i)) - 1);
+            const __mmask16 in = m - i >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (m - i)) - 1);
             set += __builtin_popcount(_mm512_mask_test_epi32_mask(in, _mm512_maskz_loadu_epi32(in, work + i), b));
         }
         const bool up = set >= left;
@@ -68,7 +68,7 @@ void lg_attend_topk_avx512(int32_t *out, const float *score, int64_t n, int64_t 
         else left -= set;
         if (set == (up ? m : 0)) continue;
         for (int64_t i = 0; i < m; i += 16) {
-            const __mmask16 in = m - i >= 16 ? 0xffff : (__mmask16)((1u << (m - i)) - 1);
+            const __mmask16 in = m - i >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (m - i)) - 1);
             const __m512i x = _mm512_maskz_loadu_epi32(in, work + i);
             const __mmask16 hit = _mm512_mask_test_epi32_mask(in, x, b), take = up ? hit : (__mmask16)(in & ~hit);
             _mm512_mask_compressstoreu_epi32(work + w, take, x);
