@@ -74,7 +74,7 @@ static void libraries(int nth) {
         }
         blas += best;
         /* oneDNN: bf16 x bf16 -> f32, weights reordered once to what it likes best */
-        const dnnl_dim_t da[2] = { m, k }, db[2] = { k, n }, dc[2] = { m, n };
+        const dnnl_dims_t da = { m, k }, db = { k, n }, dc = { m, n };
         dnnl_memory_desc_t ma, mb, mc, want;
         dnnl_memory_desc_init_by_tag(&ma, 2, da, dnnl_bf16, dnnl_ab);
         dnnl_memory_desc_init_by_tag(&mb, 2, db, dnnl_bf16, dnnl_format_tag_any);
