@@ -335,6 +335,8 @@ void lg_gemm_run(const lg_gemm *g, float *y, int64_t ldy, bool add, const void *
     if (form == LG_FORM_BF16) lg_gemm_bf16_amx(&j);
     else if (g->isa >= LG_ISA_AVX512 && q8) lg_gemm_q8_avx512(&j);
     else if (g->isa >= LG_ISA_AVX512) lg_gemm_float_avx512(&j);
+    else if (g->isa == LG_ISA_AVX2 && q8) lg_gemm_q8_avx2(&j);
+    else if (g->isa == LG_ISA_AVX2) lg_gemm_float_avx2(&j);
     else
 #endif
         lg_gemm_float_scalar(&j);

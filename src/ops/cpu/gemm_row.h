@@ -1,4 +1,4 @@
-/* cpu/gemm_row: preparation of input rows in plain C that the compiler vectorises; included once by the file of each
+/* cpu/gemm_row: preparation of input rows, and the plain product, in plain C that the compiler vectorises; included once by the file of each
  * instruction set, which names the table (ROWS_TABLE). */
 #include "ops/cpu/gemm_form.h"
 #include <math.h>
@@ -86,3 +86,21 @@ static void row_silu_mul(float *h, const float *gate, const float *up, int64_t n
 }
 
 const lg_gemm_rows_fn ROWS_TABLE = { row_mean_square, row_f32, row_q8, row_bf16, row_silu_mul };
+
+/* Panels are dequantised once into scratch [k][16], then every row of the input runs over them. */
+static __attribute__((unused)) void row_float_product(const lg_gemm_job *j) {
+    float(*w)[LG_GEMM_NR] = j->scratch;
+    const int64_t n_k = j->nb * LG_GEMM_KB;
+    for (int64_t p = j->p0; p < j->p1; p++) {
+        const uint8_t *panel = j->packed + p * j->panel_bytes;
+        for (int64_t b = 0; b < j->nb; b++) lg_gemm_block_f32(j->f, panel, j->nb, b, w + b * LG_GEMM_KB);
+        const int64_t o = p * LG_GEMM_NR, n = j->n_out - o < LG_GEMM_NR ? j->n_out - o : LG_GEMM_NR;
+        for (int64_t t = 0; t < j->n_tok; t++) {
+            const float *x = (const float *)(const void *)(j->in + t * j->row_bytes);
+            float acc[LG_GEMM_NR] = { 0 }, *y = j->y + t * j->ldy + o;
+            for (int64_t k = 0; k < n_k; k++)
+                for (int r = 0; r < LG_GEMM_NR; r++) acc[r] += x[k] * w[k][r];
+            for (int64_t r = 0; r < n; r++) y[r] = j->add ? y[r] + acc[r] : acc[r];
+        }
+    }
+}

@@ -1,5 +1,4 @@
-/* cpu/gemm_scalar: the product in plain C. Panels are dequantised once into scratch [k][16], then every row of the
- * input runs over them; always f32 arithmetic, whatever the compute mode. */
+/* cpu/gemm_scalar: dequantising and the product in plain C; always f32 arithmetic, whatever the compute mode. */
 #define ROWS_TABLE lg_gemm_rows_scalar
 #include "ops/cpu/gemm_row.h"
 
@@ -48,19 +47,4 @@ void lg_gemm_block_f32(const lg_gemm_format *f, const uint8_t *panel, int64_t nb
     }
 }
 
-void lg_gemm_float_scalar(const lg_gemm_job *j) {
-    float(*w)[LG_GEMM_NR] = j->scratch;
-    const int64_t n_k = j->nb * LG_GEMM_KB;
-    for (int64_t p = j->p0; p < j->p1; p++) {
-        const uint8_t *panel = j->packed + p * j->panel_bytes;
-        for (int64_t b = 0; b < j->nb; b++) lg_gemm_block_f32(j->f, panel, j->nb, b, w + b * LG_GEMM_KB);
-        const int64_t o = p * LG_GEMM_NR, n = j->n_out - o < LG_GEMM_NR ? j->n_out - o : LG_GEMM_NR;
-        for (int64_t t = 0; t < j->n_tok; t++) {
-            const float *x = (const float *)(const void *)(j->in + t * j->row_bytes);
-            float acc[LG_GEMM_NR] = { 0 }, *y = j->y + t * j->ldy + o;
-            for (int64_t k = 0; k < n_k; k++)
-                for (int r = 0; r < LG_GEMM_NR; r++) acc[r] += x[k] * w[k][r];
-            for (int64_t r = 0; r < n; r++) y[r] = j->add ? y[r] + acc[r] : acc[r];
-        }
-    }
-}
+void lg_gemm_float_scalar(const lg_gemm_job *j) { row_float_product(j); }

@@ -112,7 +112,7 @@ LG_INLINE __m512 zmm_weight(zmm_kind k, const uint8_t *c, __m512i q, int i, __m5
 /* Lanes of panel p that are rows of the weight. */
 LG_INLINE __mmask16 zmm_rows(int64_t n_out, int64_t p) {
     const int64_t n = n_out - p * LG_GEMM_NR;
-    return n >= LG_GEMM_NR ? 0xffff : (__mmask16)((1u << n) - 1);
+    return (__mmask16)(n >= LG_GEMM_NR ? 0xffffu : (1u << n) - 1);
 }
 LG_INLINE void zmm_store(float *y, __m512 v, __mmask16 rows, bool add) {
     if (add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(rows, y));
