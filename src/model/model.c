@@ -119,6 +119,14 @@ done:
     return st;
 }
 
+/* The tokenizer sees metadata, not the file: its messages get the name here. */
+static lg_status tokenizer_of(lg_model *m, lg_error *err) {
+    lg_error own = { 0 };
+    if (!m->src.gguf) return lg_text_from_folder(&m->tok, m->src.folder, err);
+    const lg_status st = lg_text_from_gguf(&m->tok, m->src.gguf, &own);
+    return st == LG_OK ? LG_OK : lg_base_fail(err, st, own.offset, "%s: %s", m->src.path, own.message);
+}
+
 lg_status lg_model_open(lg_model **out, const lg_model_params *p, lg_error *err) {
     lg_status st;
     *out = NULL;
@@ -128,7 +136,7 @@ lg_status lg_model_open(lg_model **out, const lg_model_params *p, lg_error *err)
     m->compute = p->compute;
     LG_TRY(lg_source_open(&m->src, p->path, err));
     LG_TRY(lg_config_read(&m->cfg, &m->src, err));
-    LG_TRY(m->src.gguf ? lg_text_from_gguf(&m->tok, m->src.gguf, err) : lg_text_from_folder(&m->tok, m->src.folder, err));
+    LG_TRY(tokenizer_of(m, err));
     if (p->chat_format) LG_TRY(lg_text_set_chat_format(m->tok, p->chat_format, err));
     const lg_config *c = &m->cfg;
     if (lg_text_n_vocab(m->tok) > c->n_vocab)
