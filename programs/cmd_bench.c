@@ -59,7 +59,7 @@ static void sort_depths(size_list *d)
 static int choose_depths(const bench *t, size_list *d)
 {
     const options *o = t->o;
-    int64_t window = o->ctx ? o->ctx : t->info.n_ctx_train, top = o->synthetic ? 32768 : window;
+    int64_t window = o->ctx ? o->ctx : t->info.n_ctx_train, top = o->synthetic && !o->ctx ? 32768 : window;
     if (o->depth.n) {
         d->v = cli_alloc(NULL, (size_t)o->depth.n, sizeof *d->v);
         memcpy(d->v, o->depth.v, (size_t)o->depth.n * sizeof *d->v);
@@ -76,9 +76,9 @@ static int choose_depths(const bench *t, size_list *d)
     if (d->v[0] <= o->steps)
         return usage_error("--depth: %lld leaves no room for %lld steps (see --steps)", (long long)d->v[0],
                            (long long)o->steps);
-    if (!o->synthetic && d->v[d->n - 1] > window)
-        return failed("depth %lld is beyond the window of %lld tokens (--synthetic measures there)",
-                      (long long)d->v[d->n - 1], (long long)window);
+    if ((!o->synthetic || o->ctx) && d->v[d->n - 1] > window)
+        return failed("depth %lld is beyond the window of %lld tokens%s", (long long)d->v[d->n - 1],
+                      (long long)window, o->synthetic ? "" : " (--synthetic measures there)");
     return CLI_DONE;
 }
 
@@ -117,7 +117,7 @@ static int open_session(bench *t, int64_t deepest)
     session_setup(t->o, t->roles, &p);
     t->hybrid = p.hybrid;
     if (t->o->synthetic) {
-        p.n_ctx = deepest;
+        p.n_ctx = t->o->ctx ? t->o->ctx : deepest;
         p.allow_beyond = true;
     }
     if (!rc)
@@ -428,8 +428,6 @@ static int run(const options *o)
     int rc = need("-m/--model", o->model);
     if (!rc && opt_given(o, "depth") && o->depth.n == 0)
         rc = usage_error("--depth: the list is empty");
-    if (!rc && o->synthetic && opt_given(o, "ctx"))
-        rc = usage_error("--ctx and --synthetic exclude each other: the deepest --depth is the window");
     if (!rc)
         rc = opt_check_hybrid(o);
     if (rc)

@@ -113,13 +113,9 @@ static int run(const options *o)
 }
 
 static const opt opts[] = {
-    O_TEXT('m', "model", model, "MODEL", NULL,
-           "GGUF file (first part if split), Hugging Face folder, or safetensors file"),
     O_FLAG(0, "devices", devices, "list what was found to compute on"),
-    O_TEXT(0, "chat-format", chat_format, "NAME", NULL,
-           "chatml, llama3, qwen or none instead of the model's own"),
     O_END};
-static const opt_group groups[] = {{"Options", opts}, {"Output", opts_output}, {0}};
+static const opt_group groups[] = {{"Options", opts}, {"Model", opts_model}, {"Output", opts_output}, {0}};
 
 const command cmd_info = {
     .name = "info", .args = "", .summary = "show what a model file holds",

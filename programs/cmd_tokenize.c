@@ -73,17 +73,13 @@ static int run(const options *o)
 }
 
 static const opt opts[] = {
-    O_TEXT('m', "model", model, "MODEL", NULL,
-           "GGUF file (first part if split), Hugging Face folder, or safetensors file"),
     O_TEXT('f', "file", file, "FILE", "-", "input; - is stdin"),
     O_FLAG(0, "special", special, "strings of special tokens become those tokens; --decode: show them"),
     O_FLAG(0, "bos", bos, "add what the model puts in front of a text"),
     O_FLAG(0, "chat", chat, "render as one user turn with the generation prompt"),
     O_FLAG(0, "decode", decode, "ids in, bytes out"),
-    O_TEXT(0, "chat-format", chat_format, "NAME", NULL,
-           "chatml, llama3, qwen or none instead of the model's own"),
     O_END};
-static const opt_group groups[] = {{"Options", opts}, {"Output", opts_output}, {0}};
+static const opt_group groups[] = {{"Options", opts}, {"Model", opts_model}, {"Output", opts_output}, {0}};
 
 const command cmd_tokenize = {
     .name = "tokenize", .args = "", .summary = "turn text into token ids, or ids into text",

@@ -148,6 +148,7 @@ fi
 
 # ---- info ----
 run 0 "info" info -m "$model"
+run 0 "info takes the common options" info -m "$model" --threads 1 --device cpu --compute f32
 run 0 "info --json" info -m "$model" --json
 cp "$tmp/out" "$tmp/info"
 json "info: keys" "$tmp/info" "$(keys 'arch n_layer n_head n_head_kv head_dim n_ctx_train n_vocab n_params file_bytes fingerprint family')"
@@ -358,6 +359,8 @@ json "bench: keys" "$tmp/out" "$(keys 'mode depth prefill_tok_s decode_ms decode
 json "bench: figures" "$tmp/out" "len(all_lines) == 4 and d['prefill_tok_s'] > 0 and 0 < d['decode_ms_min'] <= d['decode_ms'] and (d['kv_share'] == 1 and d['budget'] is None if d['mode'] == 'dense' else d['kv_share'] < 1 and d['budget'] == 12 and d['n_retrieval'] == $n_kv)"
 run 0 "bench --synthetic beyond the window" bench -m "$model" --synthetic --depth $((n_ctx + 64)) --reps 1 --steps 2 --json
 json "... has no prefill rate" "$tmp/out" "d['prefill_tok_s'] is None and d['depth'] == $n_ctx + 64"
+run 0 "bench --synthetic takes --ctx beyond the window" bench -m "$model" --synthetic --ctx $((n_ctx + 128)) --depth 32 --reps 1 --steps 2 --json
+run 1 "bench --synthetic beyond --ctx" bench -m "$model" --synthetic --ctx 64 --depth 128 --reps 1 --steps 2
 run 1 "bench beyond the window without --synthetic" bench -m "$model" --depth $((n_ctx + 64)) --reps 1
 
 # ---- convert ----
