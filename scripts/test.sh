@@ -27,7 +27,7 @@ step() { # NAME COMMAND...: passes with the command; its output is shown only wh
 }
 unit() { # BUILD: the cmocka programs of a build folder
     rm -f "$1/tests/summary"
-    sh scripts/run-tests.sh "$1" || true
+    LG_TEST_NESTED=1 sh scripts/run-tests.sh "$1" || true
     if [ -s "$1/tests/summary" ]; then
         read -r p f s <"$1/tests/summary"
         passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
@@ -52,7 +52,21 @@ head1 "scripts"
 for t in tests/*.sh; do
     name=$(basename "$t" .sh)
     LG_BUILD=build timeout "${LG_TEST_TIMEOUT:-600}" sh "$t" >"build/log/$name.log" 2>&1 </dev/null
-    case $? in
+    rc=$?
+    # A script with checks of its own closes with their counts; the others are one test.
+    counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' "build/log/$name.log" | tail -n 1)
+    if [ -n "$counts" ] && [ "$rc" -le 1 ]; then
+        read -r p f s <<COUNTS
+$counts
+COUNTS
+        [ "$rc" -eq 0 ] || [ "$f" -gt 0 ] || f=1
+        printf '%-28s %4d passed %3d failed %3d skipped\n' "$name" "$p" "$f" "$s"
+        grep -i '^skip' "build/log/$name.log" | sed 's/^/  /'
+        passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+        [ "$f" -eq 0 ] || { broken="$broken $name"; grep -A 4 '^FAIL' "build/log/$name.log" | sed 's/^/  | /'; }
+        continue
+    fi
+    case $rc in
     0) pass "$name" ;;
     77) skip "$name" "$(sed -n 's/^skip: *//p' "build/log/$name.log" | tail -n 1)" ;;
     *) fail "$name"; tail -n 40 "build/log/$name.log" | sed 's/^/  | /' ;;
