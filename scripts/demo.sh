@@ -5,8 +5,8 @@
 # resident memory passes file + KV cache + 200 MB.
 set -eu
 cd "$(dirname "$0")/.."
-verses=${LONGAN_DEMO_VERSES:-ex1:1-ex40:38}
-question=${1:-Answer in one sentence. Who was the brother of Moses who spoke for him to Pharaoh?}
+verses=${LONGAN_DEMO_VERSES:-est1:1-job3:26} # as bible(1) names them
+question=${1:-What was done to Haman in the end?}
 [ $# -le 1 ] || { echo "usage: sh scripts/demo.sh [QUESTION]" >&2; exit 2; }
 cache=${LONGAN_CACHE:-.cache}
 model=$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf
