@@ -81,7 +81,7 @@ SOAK := $(patsubst tests/%.c,%,$(wildcard tests/test_mut*.c))
 soak:
 	$(if $(SOAK),,$(error no tests/test_mut*.c))
 	$(MAKE) SAN=1 $(SOAK:%=build-san/tests/%)
-	@LG_SEEDS=$(SEEDS) LG_TEST_TIMEOUT=86400 sh scripts/run-tests.sh build-san $(SOAK)
+	@LONGAN_SEEDS=$(SEEDS) LG_TEST_TIMEOUT=86400 sh scripts/run-tests.sh build-san $(SOAK)
 
 cuda:
 	$(if $(wildcard src/ops/cuda/*.cu),,$(error no src/ops/cuda/*.cu: this tree has no CUDA back end))

@@ -37,7 +37,7 @@ unit() { # BUILD: the cmocka programs of a build folder
 
 head1 "set-up"
 sh scripts/setup.sh build test demo || { fail setup; finish; }
-export LG_TEST_GGUF="${LONGAN_CACHE:-.cache}/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+export LONGAN_SMOLLM2="${LONGAN_CACHE:-.cache}/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 head1 "build"
 step build make -j"$jobs" all tests tools benches || finish
