@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_OPS = 512, SPINS = 20000 };
+enum { MAX_OPS = 512, SPINS = 400 };
 
 typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS } kind;
 typedef struct task {
