@@ -316,10 +316,10 @@ void lg_gemm_rows(int64_t n_out, int ith, int nth, int64_t *first, int64_t *last
 }
 
 int64_t lg_gemm_scratch_bytes(const lg_gemm *g, int64_t n_tok, int64_t n_in) {
-    (void)g; (void)n_tok;
-    /* scalar: a panel of f32; AMX: two of bf16 and a tile of sums; AVX-512: three panels of 256 inputs */
-    const int64_t panel = lg_gemm_blocks(n_in) * LG_GEMM_KB * LG_GEMM_NR * 4 + 1024, wide = 3 * LG_GEMM_NR * 256 * 4;
-    return panel > wide ? panel : wide;
+    /* scalar, AVX2: a panel of f32; AVX-512: three panels of 256 inputs; AMX: its panels of bf16 and a tile of sums */
+    const int64_t column = lg_gemm_blocks(n_in) * LG_GEMM_KB * LG_GEMM_NR;
+    if (lg_gemm_form_of(g, n_tok) == LG_FORM_BF16) return LG_GEMM_AMX_PANELS * column * 2 + 1024;
+    return g->isa >= LG_ISA_AVX512 ? 3 * LG_GEMM_NR * 256 * 4 : column * 4;
 }
 
 void lg_gemm_run(const lg_gemm *g, float *y, int64_t ldy, bool add, const void *in, const lg_weight *w,

@@ -18,7 +18,7 @@
 #define LG_GEMM_FORM_H
 #include "ops/cpu/gemm.h"
 
-enum { LG_GEMM_NR = 16, LG_GEMM_KB = 32 };
+enum { LG_GEMM_NR = 16, LG_GEMM_KB = 32, LG_GEMM_AMX_PANELS = 8 /* dequantised together */ };
 
 typedef enum lg_gemm_code { LG_CODE_4, LG_CODE_5, LG_CODE_6, LG_CODE_8, LG_CODE_BF16, LG_CODE_F16, LG_CODE_F32 } lg_gemm_code;
 typedef enum lg_gemm_scale { LG_SCALE_NONE, LG_SCALE_D, LG_SCALE_DM, LG_SCALE_KSM, LG_SCALE_K6 } lg_gemm_scale;
