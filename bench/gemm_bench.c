@@ -1,5 +1,6 @@
 /* Weight products of SmolLM2-135M's shapes: decode (bytes over bandwidth), batches, prefill (operations), the input and
- * SiLU passes, and the libraries (which want an idle machine). usage: gemm_bench [decode|prefill|lib] [threads] [dtype]; best of many short repeats. */
+ * SiLU passes, and the libraries (which want an idle machine). usage: gemm_bench decode|prefill [threads] [dtype] (F32=1: compute f32), or
+ * gemm_bench lib [threads] [rows]; best of many short repeats. */
 #include <dnnl.h>
 #include <omp.h>
 #include <stdio.h>
@@ -35,37 +36,36 @@ static void make(lg_weight *w, const lg_gemm *g, lg_dtype t, int64_t n_out, int6
     total_bytes += w->packed_bytes;
 }
 
-/* Other work shares the cores, so whole passes are cut up by the scheduler. Every thread times each layer (0.05 to 2 ms)
- * for itself and keeps the best of all repeats; a pass is the sum over layers of the slower thread's best. Between two
- * repeats of a layer all others are read, so that its weights come from beyond L2 each time. */
-enum { MAX_THREADS = 8 };
-static double least[MAX_THREADS][LAYERS + PARTS];
+/* Other work shares the cores, so whole passes are cut up by the scheduler. Every thread times each product (at most a
+ * few ms) for itself and keeps the best of all repeats; a pass is the sum over products of the slower thread's best.
+ * Between two repeats of a product all others are read, so that its weights come from beyond L2 each time. */
+enum { MAX_THREADS = 8, N_UNIT = LAYERS * SHAPES + PARTS };
+static double least[MAX_THREADS][N_UNIT];
 
 static double pass(const lg_gemm *g, int64_t n_tok, int nth, bool with_head, float *y, void *in, uint8_t *scratch, int64_t sb) {
+    const int n_unit = LAYERS * SHAPES + (with_head ? PARTS : 0);
 #pragma omp parallel num_threads(nth)
     {
         const int i = omp_get_thread_num();
         lg_cpu_isa_thread(g->isa);
-        for (int l = 0; l < LAYERS + (with_head ? PARTS : 0); l++) {
+        for (int u = 0; u < n_unit; u++) {
+            const lg_weight *w = u < LAYERS * SHAPES ? &layer[u / SHAPES][u % SHAPES] : &head[u - LAYERS * SHAPES];
             const double t0 = lg_base_now();
-            if (l >= LAYERS) lg_gemm_run(g, y, head[l - LAYERS].n_out, false, in, &head[l - LAYERS], n_tok, scratch + i * sb, i, nth);
-            for (int s = 0; l < LAYERS && s < SHAPES; s++)
-                lg_gemm_run(g, y, shape[s][0], false, in, &layer[l][s], n_tok, scratch + i * sb, i, nth);
+            lg_gemm_run(g, y, w->n_out, false, in, w, n_tok, scratch + i * sb, i, nth);
             const double t = lg_base_now() - t0;
-            if (t < least[i][l]) least[i][l] = t;
+            if (t < least[i][u]) least[i][u] = t;
         }
     }
     double sum = 0;
-    for (int l = 0; l < LAYERS + (with_head ? PARTS : 0); l++) {
+    for (int u = 0; u < n_unit; u++) {
         double worst = 0;
-        for (int i = 0; i < nth; i++) worst = least[i][l] > worst ? least[i][l] : worst;
+        for (int i = 0; i < nth; i++) worst = least[i][u] > worst ? least[i][u] : worst;
         sum += worst;
     }
     return sum;
 }
 
-static void libraries(int nth) {
-    const int m = 512;
+static void libraries(int nth, int m) {
     double flops = 0, blas = 0, bf = 0;
     float *a = lg_base_calloc(m * 1536, 4), *b = lg_base_calloc(1536 * 1536, 4), *c = lg_base_calloc(m * 1536, 4);
     openblas_set_num_threads(nth);
@@ -77,7 +77,7 @@ static void libraries(int nth) {
     for (int s = 0; s < SHAPES; s++) {
         const int n = (int)shape[s][0], k = (int)shape[s][1];
         double best = 1e9;
-        for (int r = 0; r < 12; r++) {
+        for (int r = 0; r < 100; r++) {
             const double t0 = lg_base_now();
             cblas_sgemm(101, 111, 112, m, n, k, 1, a, k, b, k, 0, c, n);
             const double t = lg_base_now() - t0;
@@ -105,7 +105,7 @@ static void libraries(int nth) {
         const char *impl = "";
         dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, (void *)&impl);
         best = 1e9;
-        for (int r = 0; r < 30; r++) {
+        for (int r = 0; r < 200; r++) {
             const double t0 = lg_base_now();
             dnnl_primitive_execute(prim, st, 3, args);
             dnnl_stream_wait(st);
@@ -116,8 +116,8 @@ static void libraries(int nth) {
         flops += 2.0 * m * n * k;
         if (!s) printf("oneDNN implementation: %s\n", impl);
     }
-    printf("one layer, 512 rows: OpenBLAS f32 %.0f GFLOP/s, oneDNN bf16 %.0f GFLOP/s -> 2048 tokens: %.3f s, %.3f s\n",
-           flops / blas * 1e-9, flops / bf * 1e-9, blas * LAYERS * 4, bf * LAYERS * 4);
+    printf("one layer, %d rows: OpenBLAS f32 %.0f GFLOP/s, oneDNN bf16 %.0f GFLOP/s -> 2048 tokens: %.3f s, %.3f s\n",
+           m, flops / blas * 1e-9, flops / bf * 1e-9, blas * LAYERS * 2048 / m, bf * LAYERS * 2048 / m);
 }
 
 int main(int argc, char **argv) {
@@ -125,8 +125,8 @@ int main(int argc, char **argv) {
     const int nth = argc > 2 ? atoi(argv[2]) : 2;
     if (nth < 1 || nth > MAX_THREADS) return 2;
     lg_dtype t = LG_DTYPE_Q4_1;
+    if (!strcmp(what, "lib")) { libraries(nth, argc > 3 ? atoi(argv[3]) : 512); return 0; }
     if (argc > 3 && !lg_base_dtype_parse(argv[3], &t)) return 2;
-    if (!strcmp(what, "lib")) { libraries(nth); return 0; }
     const lg_gemm g = { getenv("F32") ? LG_COMPUTE_F32 : LG_COMPUTE_AUTO, lg_cpu_isa() };
     const bool prefill = !strcmp(what, "prefill");
     for (int l = 0; l < LAYERS; l++)
@@ -141,7 +141,7 @@ int main(int argc, char **argv) {
         const int64_t n = prefill ? pre[k] : dec[k];
         double best = 1e9, best_in = 1e9, best_silu = 1e9;
         for (int i = 0; i < MAX_THREADS; i++)
-            for (int l = 0; l < LAYERS + PARTS; l++) least[i][l] = 1e9;
+            for (int u = 0; u < N_UNIT; u++) least[i][u] = 1e9;
         const double begun = lg_base_now();
         for (int r = 0; r < 400 && lg_base_now() - begun < 1.2; r++) {
             double t0 = lg_base_now();
