@@ -140,7 +140,7 @@ lg_status lg_cover_layer(lg_cover *cv, int64_t layer, const float *q, const floa
     /* Masses per position, added up in order afterwards: the sums do not depend on the threads. */
     float *mass = lg_base_calloc(n_job * (before + 1), (int64_t)sizeof(float));
     bool ok = mass != NULL;
-#pragma omp parallel if (n_job > 1)
+#pragma omp parallel if (n_job * len > 1 << 16)
     {
         scratch s;
         memset(&s, 0, sizeof s);

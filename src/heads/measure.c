@@ -64,7 +64,7 @@ static lg_status pass(lg_probe *p, bool dense, lg_error *err) {
             p->ids[n++] = p->seq[i].ids[p->seq[i].n_ctx + t];
         }
         LG_TRY(lg_session_step(p->s, p->seqs, p->ids, n, err));
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (n * p->n_vocab > 1 << 16) /* small ones are not worth the barrier */
         for (int64_t j = 0; j < n; j++) {
             int64_t i = p->seqs[j], at = p->seq[i].n_ctx + t;
             if (!p->seq[i].scored[at]) continue;
