@@ -23,6 +23,22 @@ typedef struct lg_layer {
     float *bq, *bk, *bv, *q_norm, *k_norm; /* NULL where the arch has none */
 } lg_layer;
 
+/* Low-rank additions of an adapter (reader or gate), one per projection; rank 0 where it has none. */
+typedef struct lg_lora_layer { lg_lora q, k, v, o, gate, up, down; } lg_lora_layer;
+typedef struct lg_lora_set { lg_lora_layer *layer; } lg_lora_set; /* [n_layer]; layer NULL: no adapter of that kind */
+
+/* Memory weights (LycheeMemory; docs/MEMORY.md): the memory token's embedding and own projections of memory rows. Where
+ * memory_param lacks a letter the base projection serves. Rows are in the model's own order inside a head. */
+typedef struct lg_memory_layer { lg_weight wq, wk, wv, wo; float *bq, *bk, *bv; } lg_memory_layer;
+enum { LG_MEMORY_Q = 1, LG_MEMORY_K = 2, LG_MEMORY_V = 4, LG_MEMORY_O = 8, LG_MAX_RATIOS = 8 };
+typedef struct lg_memory_weights {
+    lg_weight embed;                     /* [1, d] f32 */
+    lg_memory_layer *layer;              /* [n_layer]; NULL: the model has no memory weights */
+    unsigned param;                      /* LG_MEMORY_* */
+    int64_t window, ratio[LG_MAX_RATIOS]; int32_t n_ratio;
+    bool slot_rope;                      /* slots are rotated at their index when read (adapter file), else not at all */
+} lg_memory_weights;
+
 /* Where tensors come from, GGUF and Hugging Face names alike. */
 typedef struct lg_source {
     lg_gguf *gguf; lg_st *st;            /* one of them */
@@ -56,6 +72,9 @@ struct lg_model {
     lg_layer *layer;
     float *inv_freq; float rope_factor;
     int64_t max_in, max_out;             /* over layer weights */
+    lg_memory_weights memory;            /* adapter.c: from the checkpoint itself or --adapter files */
+    lg_lora_set reader, gate;            /* gate: used when a chunk is scored */
+    lg_weight gate_score; float gate_bias; /* [1, d] f32; n_out 0: none */
 };
 
 /* One forward pass of n_tok tokens through all layers. Every array is the caller's and lives until the call returns. */
@@ -72,6 +91,11 @@ typedef struct lg_forward {
     const int64_t *budget; const uint8_t *dense; /* [n_seq] */
     lg_sets sets; lg_select select;
     lg_query_fn on_query; void *on_query_user;
+    const lg_lora_set *lora;             /* NULL: none */
+    /* Compression: the last n_mem rows are memory tokens (their ids are not looked at). Their K, not rotated, and V of every
+     * layer go to k_raw, v_raw: device memory [n_layer, n_mem, n_head_kv*head_dim] f32. The last layer stops there. */
+    int64_t n_mem; float *k_raw, *v_raw;
+    int32_t *argmax;                     /* host [n_row]: greedy choice of each row, or NULL */
 } lg_forward;
 typedef struct lg_work { float *x, *q, *att, *h, *cs, *sn; int64_t max_tok; } lg_work; /* activations of up to max_tok tokens */
 lg_status lg_model_work_init(lg_work *w, const lg_model *m, int64_t max_tok, lg_error *err);

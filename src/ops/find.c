@@ -6,6 +6,9 @@ const lg_ops *lg_ops_find(const char *device, lg_error *err) {
     if (!device || !*device || !strcmp(device, "cpu")) return &lg_ops_cpu;
     if (!strcmp(device, "ref")) return &lg_ops_ref;
     if (!strncmp(device, "cuda", 4) && (device[4] == 0 || device[4] == ':')) {
+#ifdef LG_CUDA
+        return &lg_ops_cuda;
+#endif
         lg_base_fail(err, LG_ERR_DEVICE, -1, "device \"%s\": this build has no CUDA back end", device);
         return NULL;
     }

@@ -23,6 +23,9 @@ typedef struct lg_kv_geom { lg_dtype dtype; int32_t n_head_kv, head_dim; int64_t
 /* One sequence's page table for this step. Rows 0..len-1 are valid (len counts tokens appended this step). */
 typedef struct lg_kv_seq { const int32_t *page; int64_t len; } lg_kv_seq;
 
+/* Low-rank addition to a product, applied beside it: y += scale * B (A x). a, b: device memory, f32. rank 0: none. */
+typedef struct lg_lora { int32_t rank; float scale; float *a, *b; /* [rank, n_in], [n_out, rank] */ } lg_lora;
+
 typedef struct lg_op_embed { float *x; const lg_weight *w; const int32_t *ids; int64_t n_tok; } lg_op_embed; /* x[n_tok, d] */
 
 /* n = rmsnorm(x)*norm; q = rope(qnorm(Wq n + bq)); k, v alike; k, v rounded to the cache dtype into their rows. */
@@ -38,7 +41,20 @@ typedef struct lg_op_qkv {
     lg_kv_layer kv; lg_kv_geom geom;
     const int32_t *dst_page, *dst_slot;  /* [n_tok] where K, V of each token go */
     int64_t n_tok; int32_t n_head;
+    const lg_lora *lora_q, *lora_k, *lora_v; /* NULL: none */
+    float *k_raw, *v_raw;                /* NULL, or out [n_tok, n_head_kv*head_dim]: K after bias and norm, not rotated; V */
 } lg_op_qkv;
+
+/* Ready K and V rows (memory slots) into the cache: row t, head h of k and v is src row t*n_head_kv + h. K is rotated by
+ * rope_cos, rope_sin on the way, or not at all where they are NULL; both are then rounded to the cache dtype. */
+typedef struct lg_op_kv_write {
+    lg_kv_layer kv; lg_kv_geom geom;
+    const uint8_t *k, *v; lg_kv_geom src; /* device memory; src.dtype f32, bf16 or KV8 */
+    const float *rope_cos, *rope_sin;    /* [n_tok, head_dim/2] or NULL */
+    bool rope_interleaved;
+    const int32_t *dst_page, *dst_slot;
+    int64_t n_tok;
+} lg_op_kv_write;
 
 /* Dense causal attention of rows that extend their sequences (prefill, or dense decode).
  * Row t belongs to sequence seq[t] and sees cache rows 0..idx[t]. Rows of one sequence are consecutive, idx ascending. */
@@ -80,16 +96,24 @@ typedef struct lg_op_attend_hybrid {
     int32_t n_head; float scale;
 } lg_op_attend_hybrid;
 
-typedef struct lg_op_product_add { float *y; const float *x; const lg_weight *w; int64_t n_tok; } lg_op_product_add; /* y[n_tok,n_out] += x W^T */
-typedef struct lg_op_gate_up { float *h; const float *x; const float *norm; float eps; const lg_weight *gate, *up; int64_t n_tok; } lg_op_gate_up; /* silu(Wg n)*(Wu n) */
+typedef struct lg_op_product_add { float *y; const float *x; const lg_weight *w; int64_t n_tok; const lg_lora *lora; } lg_op_product_add; /* y[n_tok,n_out] += x W^T */
+typedef struct lg_op_gate_up { float *h; const float *x; const float *norm; float eps; const lg_weight *gate, *up; int64_t n_tok; const lg_lora *lora_gate, *lora_up; } lg_op_gate_up; /* silu(Wg n)*(Wu n) */
 /* logits[i] = W rmsnorm(x[row[i]]) */
 typedef struct lg_op_logits { float *logits; const float *x; const float *norm; float eps; const lg_weight *w; const int32_t *row; int64_t n_row; } lg_op_logits;
+
+/* id[i] (host memory, valid after sync) = index of the greatest of logits[i, 0..n_vocab); ties: the lowest index. */
+typedef struct lg_op_argmax { int32_t *id; const float *logits; int64_t n_row, n_vocab; } lg_op_argmax;
 
 typedef struct lg_ops_ctx lg_ops_ctx;
 typedef struct lg_ops_config { const char *device; int n_threads; lg_compute compute; int64_t max_tok; } lg_ops_config;
 
+/* Which memory an argument lies in. Device memory (from alloc): x, q, att, h, logits, norms, biases, LoRA factors, k_raw, v_raw,
+ * the cache, sets.idx and sets.n, kv_write's k and v. Host memory: everything else (ids, seq, idx, seqs and page tables, dst_*,
+ * rope tables, budget, dense, read, make, row, argmax's id). On a host back end both are the same. */
 typedef struct lg_ops {
     const char *name;
+    bool host_memory; /* device memory can be read and written by the host */
+    int64_t chunk;    /* tokens of a prefill chunk where the caller names none */
     lg_status (*open)(lg_ops_ctx **out, const lg_ops_config *c, lg_error *err);
     void (*close)(lg_ops_ctx *c);
     void (*describe)(lg_ops_ctx *c, char *buf, size_t n);
@@ -98,7 +122,9 @@ typedef struct lg_ops {
     void (*free)(lg_ops_ctx *c, void *p);
     void (*upload)(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes);
     void (*download)(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes);
-    /* May repack (data may then be forgotten: lg_file_forget is the caller's). Same weight bound once. */
+    void (*copy)(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes); /* device to device; like upload and download not enqueued */
+    /* data NULL: filled with pseudo-random values of a usual scale (bench --shape; only back ends that say so).
+     * May repack (data may then be forgotten: lg_file_forget is the caller's). Same weight bound once. */
     lg_status (*weight_bind)(lg_ops_ctx *c, lg_weight *w, lg_error *err);
     void (*weight_unbind)(lg_ops_ctx *c, lg_weight *w);
     /* Scratch for steps of up to n_tok tokens, n_seq sequences, longest length; called outside the decode loop. */
@@ -111,10 +137,16 @@ typedef struct lg_ops {
     void (*product_add)(lg_ops_ctx *c, const lg_op_product_add *a);
     void (*gate_up)(lg_ops_ctx *c, const lg_op_gate_up *a);
     void (*logits)(lg_ops_ctx *c, const lg_op_logits *a);
+    void (*kv_write)(lg_ops_ctx *c, const lg_op_kv_write *a);
+    void (*argmax)(lg_ops_ctx *c, const lg_op_argmax *a);
+    void (*fetch)(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes); /* enqueued download: dst is valid after sync */
+    /* Fills whole pages with pseudo-random unit-variance K and V on the device, not enqueued; NULL: the caller makes them. */
+    void (*kv_random)(lg_ops_ctx *c, lg_kv_layer kv, const lg_kv_geom *g, const int32_t *page, int64_t n_page, uint64_t seed);
     lg_status (*sync)(lg_ops_ctx *c, lg_error *err); /* runs what is enqueued; returns and clears the sticky error */
 } lg_ops;
 
 extern const lg_ops lg_ops_ref; /* ref/: serial plain C */
+extern const lg_ops lg_ops_cuda; /* cuda/: only in builds with nvcc (LG_CUDA) */
 extern const lg_ops lg_ops_cpu; /* cpu/: AVX2, AVX-512, VNNI, AMX by run-time choice */
 const lg_ops *lg_ops_find(const char *device, lg_error *err); /* NULL: unknown or not built in; says so */
 

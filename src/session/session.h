@@ -10,6 +10,8 @@ typedef struct lg_timeline {
     int64_t n_page;
     int64_t logit_row; /* row of session.logits, -1: none */
     int64_t steps;     /* decode steps since the last prefill */
+    int64_t n_slot;    /* memory slots in rows 0..n_slot-1 (ids there are -1); they survive sync and rewind */
+    int64_t shift;     /* RoPE position of row r >= n_slot is r + shift (M - n_slot behind slots, else 0) */
 } lg_timeline;
 
 struct lg_session {

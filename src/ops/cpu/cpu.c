@@ -11,7 +11,7 @@
 
 enum { MAX_OPS = 512, SPINS = 400 };
 
-typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS } kind;
+typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS, K_ARGMAX, K_FETCH } kind;
 typedef struct task {
     kind k;
     union {
@@ -22,6 +22,8 @@ typedef struct task {
         lg_op_product_add product;
         lg_op_gate_up gate_up;
         lg_op_logits logits;
+        lg_op_argmax argmax;
+        struct { void *dst; const void *src; int64_t bytes; } fetch;
     } u;
 } task;
 
@@ -191,6 +193,16 @@ static void run_embed(const lg_op_embed *a, int ith, int nth) {
     for (int64_t t = first; t < last; t++) lg_gemm_embed_row(a->x + t * a->w->n_in, a->w, a->ids[t]);
 }
 
+static void run_argmax(const lg_op_argmax *a, int ith, int nth) {
+    for (int64_t r = ith; r < a->n_row; r += nth) {
+        const float *x = a->logits + r * a->n_vocab;
+        int64_t best = 0;
+        for (int64_t i = 1; i < a->n_vocab; i++)
+            if (x[i] > x[best]) best = i;
+        a->id[r] = (int32_t)best;
+    }
+}
+
 static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
     const lg_gemm *g = &c->g;
     void *mine = c->thread_scratch + (int64_t)ith * c->thread_bytes;
@@ -247,6 +259,10 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
                 lg_gemm_silu_mul(g, a->h + t * n_out + first, a->h + t * n_out + first, c->k + t * n_out + first, last - first);
             break;
         }
+        case K_ARGMAX: run_argmax(&s->u.argmax, ith, nth); break;
+        case K_FETCH:
+            if (ith == 0) memcpy(s->u.fetch.dst, s->u.fetch.src, (size_t)s->u.fetch.bytes);
+            break;
         case K_LOGITS: {
             const lg_op_logits *a = &s->u.logits;
             const int64_t n_in = a->w->n_in;
@@ -296,9 +312,16 @@ static void cpu_attend_hybrid(lg_ops_ctx *c, const lg_op_attend_hybrid *a) { nex
 static void cpu_product_add(lg_ops_ctx *c, const lg_op_product_add *a) { next(c, K_PRODUCT)->u.product = *a; }
 static void cpu_gate_up(lg_ops_ctx *c, const lg_op_gate_up *a) { next(c, K_GATE_UP)->u.gate_up = *a; }
 static void cpu_logits(lg_ops_ctx *c, const lg_op_logits *a) { next(c, K_LOGITS)->u.logits = *a; }
+static void cpu_argmax(lg_ops_ctx *c, const lg_op_argmax *a) { next(c, K_ARGMAX)->u.argmax = *a; }
+static void cpu_fetch(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
+    task *s = next(c, K_FETCH);
+    s->u.fetch.dst = dst;
+    s->u.fetch.src = src;
+    s->u.fetch.bytes = bytes;
+}
 
 const lg_ops lg_ops_cpu = {
-    .name = "cpu", .open = cpu_open, .close = cpu_close, .describe = cpu_describe, .alloc = cpu_alloc, .free = cpu_free,
+    .name = "cpu", .host_memory = true, .chunk = 512, .copy = cpu_copy, .argmax = cpu_argmax, .fetch = cpu_fetch, .open = cpu_open, .close = cpu_close, .describe = cpu_describe, .alloc = cpu_alloc, .free = cpu_free,
     .upload = cpu_copy, .download = cpu_copy, .weight_bind = cpu_weight_bind, .weight_unbind = cpu_weight_unbind,
     .reserve = cpu_reserve, .embed = cpu_embed, .qkv = cpu_qkv, .attend = cpu_attend, .attend_hybrid = cpu_attend_hybrid,
     .product_add = cpu_product_add, .gate_up = cpu_gate_up, .logits = cpu_logits, .sync = cpu_sync,

@@ -152,10 +152,21 @@ static void ref_logits(lg_ops_ctx *c, const lg_op_logits *a) {
     }
 }
 
+static void ref_argmax(lg_ops_ctx *c, const lg_op_argmax *a) {
+    (void)c;
+    for (int64_t r = 0; r < a->n_row; r++) {
+        const float *x = a->logits + r * a->n_vocab;
+        int64_t best = 0;
+        for (int64_t i = 1; i < a->n_vocab; i++)
+            if (x[i] > x[best]) best = i;
+        a->id[r] = (int32_t)best;
+    }
+}
+
 static lg_status ref_sync(lg_ops_ctx *c, lg_error *err) { (void)c; (void)err; return LG_OK; }
 
 const lg_ops lg_ops_ref = {
-    .name = "ref", .open = ref_open, .close = ref_close, .describe = ref_describe, .alloc = ref_alloc, .free = ref_free,
+    .name = "ref", .host_memory = true, .chunk = 512, .copy = ref_copy, .argmax = ref_argmax, .fetch = ref_copy, .open = ref_open, .close = ref_close, .describe = ref_describe, .alloc = ref_alloc, .free = ref_free,
     .upload = ref_copy, .download = ref_copy, .weight_bind = ref_weight_bind, .weight_unbind = ref_weight_unbind,
     .reserve = ref_reserve, .embed = ref_embed, .qkv = ref_qkv, .attend = ref_attend, .attend_hybrid = ref_attend_hybrid,
     .product_add = ref_product_add, .gate_up = ref_gate_up, .logits = ref_logits, .sync = ref_sync,

@@ -1,0 +1,63 @@
+/* cuda: what the files of the CUDA back end share. core.cu owns the context, recording, graphs and memory; product.cu the
+ * weights; decode.cu attention of one row per sequence and selection; prefill.cu attention of many rows.
+ *
+ * Ops are recorded (arguments copied), run at sync. At sync every host array an op points to is staged in one pinned block in
+ * order of first appearance and goes up in ONE copy, so a step of the same shape always finds it at the same device address;
+ * page tables have persistent device twins of which only changed entries go up. A list that equals an earlier one in ops,
+ * shapes and addresses is replayed as a CUDA graph: lengths, budgets, pages and ids are device data, never grid sizes.
+ * Launchers below therefore get device pointers only, enqueue on the given stream, allocate nothing and never synchronise. */
+#ifndef LG_CUDA_H
+#define LG_CUDA_H
+#include <cuda_runtime.h>
+extern "C" {
+#include "ops/ops.h"
+}
+
+typedef struct lg_cuda_seq { const int32_t *page; int64_t len; } lg_cuda_seq; /* device twin of lg_kv_seq */
+
+typedef struct lg_cuda_env {
+    cudaStream_t stream;      /* the step */
+    int n_sm, cc;             /* multiprocessors; compute capability 90 = 9.0 */
+    int64_t smem_max;         /* shared memory a block may opt in to */
+    lg_compute compute;       /* F32: products and sums in f32 without TF32, q not rounded */
+    uint8_t *scratch; int64_t scratch_bytes; /* for the launcher of one op; reused by the next op on the same stream */
+} lg_cuda_env;
+
+/* ---- decode.cu: one row per sequence ----
+ * q, out: [n_seq, n_head*head_dim] f32. Per (sequence, KV head) the work is its tokens; a fixed persistent grid cuts the sum of all
+ * work into equal bytes in-kernel from device lengths (prefix sums), partial results merge by log-sum-exp.
+ * Dense: read, make NULL. Hybrid: fields as in lg_op_attend_hybrid. */
+typedef struct lg_cuda_decode {
+    float *out; const float *q;
+    lg_kv_layer kv; lg_kv_geom geom;
+    const lg_cuda_seq *seqs; int32_t n_seq, n_head;
+    float scale;
+    const int32_t *read, *make;          /* device [n_head_kv], NULL: dense */
+    const int64_t *budget; const uint8_t *dense; /* device [n_seq] */
+    lg_sets sets; lg_select select;      /* sets.idx, sets.n: device */
+    const int32_t *read_host, *make_host; /* the same on the host: fixed for a graph (they are part of its key) */
+    int64_t max_len;                     /* capacity (reserve's max_len), not the current length */
+    float *score;                        /* device [n_seq, n_head_kv, max_len]: raw scores of heads that make a set */
+} lg_cuda_decode;
+int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g); /* bytes of env.scratch */
+void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);
+/* Picks the sets of all (sequence, head with make >= 0) of this layer from a->score; enqueued on `stream`, which core.cu forks
+ * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own. */
+int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head_kv, int64_t max_len);
+void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch);
+
+/* ---- prefill.cu: rows that extend their sequences (not captured: host data may shape the grid) ----
+ * Runs of consecutive rows of one sequence; idx ascending inside a run, row t sees cache rows 0..idx[t] (idx need not be consecutive). */
+typedef struct lg_cuda_prefill {
+    float *out; const float *q;          /* [n_tok, n_head*head_dim] f32 */
+    lg_kv_layer kv; lg_kv_geom geom;
+    const lg_cuda_seq *seqs; int32_t n_seq; /* device */
+    const int32_t *seq; const int64_t *idx; /* device [n_tok] */
+    const int32_t *seq_host; const int64_t *idx_host; /* the same on the host */
+    int64_t n_tok; int32_t n_head; float scale;
+} lg_cuda_prefill;
+int64_t lg_cuda_prefill_scratch(const lg_cuda_env *e, int64_t n_tok, int32_t n_head, const lg_kv_geom *g);
+void lg_cuda_prefill_attend(const lg_cuda_env *e, const lg_cuda_prefill *a);
+
+/* ---- cache rows, shared device code: see kv.cuh (load and store of rows of every lg_kv_geom dtype) ---- */
+#endif
