@@ -78,6 +78,9 @@ typedef struct lg_model_params {
     int n_threads;           /* 0: all cores this process may use */
     lg_compute compute;
     bool vocab_only;         /* tokenizer and configuration only; no weights, no device */
+    const char *const *adapters; /* safetensors with memory, reader or gate weights (contract.md "Adapter file"), in order */
+    int32_t n_adapter;
+    bool fill_memory;        /* memory tensors that are missing are filled from the base's (specs: docs/MEMORY.md), and said so */
     const char *chat_format; /* NULL: recognise from the template; "chatml", "llama3", "qwen", "none" */
     lg_progress_fn progress;
     void *progress_user;

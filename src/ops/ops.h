@@ -45,13 +45,14 @@ typedef struct lg_op_qkv {
     float *k_raw, *v_raw;                /* NULL, or out [n_tok, n_head_kv*head_dim]: K after bias and norm, not rotated; V */
 } lg_op_qkv;
 
-/* Ready K and V rows (memory slots) into the cache: row t, head h of k and v is src row t*n_head_kv + h. K is rotated by
- * rope_cos, rope_sin on the way, or not at all where they are NULL; both are then rounded to the cache dtype. */
+/* Ready K and V rows (memory slots) into the cache: row t, head h of k and v is src row t*n_head_kv + h. Rows of k come in half
+ * order (design: what leaves the engine) and go into the cache's own order; K is rotated by rope_cos, rope_sin on the way, or
+ * not at all where they are NULL; K and V are then rounded to the cache dtype. */
 typedef struct lg_op_kv_write {
     lg_kv_layer kv; lg_kv_geom geom;
     const uint8_t *k, *v; lg_kv_geom src; /* device memory; src.dtype f32, bf16 or KV8 */
     const float *rope_cos, *rope_sin;    /* [n_tok, head_dim/2] or NULL */
-    bool rope_interleaved;
+    bool rope_interleaved;               /* the cache's order is interleaved */
     const int32_t *dst_page, *dst_slot;
     int64_t n_tok;
 } lg_op_kv_write;

@@ -14,6 +14,15 @@ typedef struct lg_timeline {
     int64_t shift;     /* RoPE position of row r >= n_slot is r + shift (M - n_slot behind slots, else 0) */
 } lg_timeline;
 
+/* Memory slots to stand before a prompt (docs/MEMORY.md): rows [n][n_head_kv] of row_bytes(dtype, head_dim) per layer, K not rotated
+ * and in half order. The prompt's first token has RoPE position base. */
+typedef struct lg_slots {
+    int64_t n, base;                     /* valid slots; M = chunk/ratio */
+    bool rope;                           /* rotate slot i by position i, else leave un-rotated */
+    lg_dtype dtype;                      /* f32, bf16 or KV8 */
+    const uint8_t *const *k, *const *v;  /* [n_layer], host */
+} lg_slots;
+
 struct lg_session {
     lg_model *m;
     lg_session_params p;
@@ -46,6 +55,7 @@ struct lg_session {
     int64_t *head_tokens;
     lg_set_fn on_set; void *on_set_user; int32_t *set_tokens;
     lg_query_fn on_query; void *on_query_user;
+    const lg_lora_set *lora;   /* NULL: none */
 };
 
 /* cache.c */
@@ -62,6 +72,15 @@ void lg_session_plan_free(lg_session *s);
 bool lg_session_plan_row(const lg_session *s, int64_t len, int64_t *budget);
 void lg_session_plan_count(lg_session *s, int64_t row, int64_t arg, int64_t len, bool dense, int64_t budget);
 void lg_session_plan_report(lg_session *s, int64_t row, int64_t len, bool dense);
+
+/* slots.c: empties sequence seq and puts slots in its first rows (slots NULL or n 0: none). Sync, step, rewind and generate then
+ * work on the prompt alone: their ids and lengths do not count slots, the window n_ctx does. */
+lg_status lg_session_set_slots(lg_session *s, int64_t seq, const lg_slots *slots, lg_error *err);
+/* Low-rank additions for all passes to come (the model's reader or gate set), NULL: none. Does not touch the cache. */
+void lg_session_use_lora(lg_session *s, const lg_lora_set *set);
+/* generate.c: lg_generate_batch where prompt i stands behind slots[i] (slots NULL: none; an entry NULL: none). */
+lg_status lg_session_generate_many(lg_session *s, const lg_ids *prompts, const lg_slots *const *slots, const lg_generate_params *params, int64_t n,
+                                   lg_generation *out, lg_error *err);
 
 /* session.c: rows ids[first .. first+n) of a sequence as one dense chunk; logits of its last n_row rows. */
 lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, lg_error *err);
