@@ -25,6 +25,7 @@ enum { ALIGN = 64 };
 static _Thread_local bool guard_up; /* the decode loop's own thread: others may allocate meanwhile */
 static atomic_llong guard_hits;
 static atomic_llong fail_in; /* allocations left until one fails; 0: never */
+static atomic_llong asked;   /* bytes since the last lg_base_alloc_sum; stays at its maximum */
 
 bool lg_base_mul(int64_t a, int64_t b, int64_t *out) {
     return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, out);
@@ -62,6 +63,11 @@ void *lg_base_alloc(int64_t bytes) {
 #if defined(LG_EXACT_BLOCKS) || defined(LG_DEBUG)
         abort();
 #endif
+    }
+    if (bytes > 0) {
+        long long sum, now = atomic_load_explicit(&asked, memory_order_relaxed);
+        do sum = now > LLONG_MAX - bytes ? LLONG_MAX : now + bytes;
+        while (!atomic_compare_exchange_weak(&asked, &now, sum));
     }
     if (bytes < 0 || injected_failure()) return NULL;
     return raw_alloc((size_t)bytes);
@@ -104,7 +110,9 @@ void lg_base_alloc_guard(bool up) { guard_up = up; }
 
 int64_t lg_base_alloc_guard_hits(void) { return atomic_load(&guard_hits); }
 
-void lg_base_alloc_fail_at(int64_t nth) { atomic_store(&fail_in, nth > 0 ? nth : 0); }
+int64_t lg_base_alloc_fail_at(int64_t nth) { return atomic_exchange(&fail_in, nth > 0 ? nth : 0); }
+
+int64_t lg_base_alloc_sum(void) { return atomic_exchange(&asked, 0); }
 
 /* ---- growing lists ---- */
 

@@ -14,7 +14,7 @@ static inline vf v_f16(const uint8_t *p) {
     return (vf){ s_f16(half_at(p, 0)), s_f16(half_at(p, 1)), s_f16(half_at(p, 2)), s_f16(half_at(p, 3)) };
 }
 static inline vf v_bf16(const uint8_t *p) {
-    return (vf)(vi){ half_at(p, 0) << 16, half_at(p, 1) << 16, half_at(p, 2) << 16, half_at(p, 3) << 16 };
+    return (vf){ lg_base_bf16_to_f32(half_at(p, 0)), lg_base_bf16_to_f32(half_at(p, 1)), lg_base_bf16_to_f32(half_at(p, 2)), lg_base_bf16_to_f32(half_at(p, 3)) };
 }
 static inline vf v_i8(const uint8_t *p) {
     return (vf){ (float)(int8_t)p[0], (float)(int8_t)p[1], (float)(int8_t)p[2], (float)(int8_t)p[3] };
