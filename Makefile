@@ -4,6 +4,7 @@
 #   cuda                 everything again with src/ops/cuda/*.cu, into build-cuda (needs nvcc)
 #   soak                 the mutation tests with SEEDS seeds under ASan and UBSan (default 200000)
 #   fuzz                 libFuzzer targets tests/fuzz/*.c -> build-fuzz/fuzz/* (needs clang)
+# STATIC=1 links the libraries into the programs, but for glibc (after a build without it: rm the programs first).
 # SAN=1 builds everything into build-san with ASan and UBSan; CUDA=1 is what `make cuda` sets.
 CC ?= gcc
 NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
@@ -22,6 +23,9 @@ comma := ,
 # (under the sanitizers -O3 would multiply the checks: minutes and gigabytes for one file)
 KERNEL_CFLAGS := $(if $(SAN),-O1 -fno-sanitize=alignment$(comma)null$(comma)object-size$(comma)pointer-overflow,-O3) -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast
 LIBS := -ljansson -lpcre2-8 -lutf8proc -lxxhash -lopenblas -lm
+ifdef STATIC # for machines that have none of the libraries: only glibc stays dynamic
+LIBS := -static-libgcc -Wl,-Bstatic -ljansson -lpcre2-8 -lutf8proc -lxxhash -lopenblas -lgomp -Wl,-Bdynamic -lm -lpthread -ldl
+endif
 LIB_SRC := $(wildcard src/*/*.c src/ops/ref/*.c src/ops/cpu/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 ifdef CUDA # the CUDA runtime is linked statically; everything else of CUDA is opened at run time

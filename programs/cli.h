@@ -159,9 +159,9 @@ void json_end(buf *b, char bracket);
 void json_key(buf *b, const char *key);
 void json_text(buf *b, const char *s, int64_t n); /* n < 0: up to the NUL; invalid UTF-8 -> U+FFFD */
 void json_int(buf *b, int64_t v);
-void json_real(buf *b, double v); /* NaN and infinities: null */
+void json_number_of(buf *b, double v); /* NaN and infinities: null */
 void json_bool(buf *b, bool v);
-void json_null(buf *b);
+void json_none(buf *b);
 void json_ids(buf *b, const int32_t *ids, int64_t n);
 void json_kv_text(buf *b, const char *key, const char *s); /* NULL: null */
 void json_kv_int(buf *b, const char *key, int64_t v);

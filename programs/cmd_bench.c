@@ -273,12 +273,12 @@ static void point_json(const bench *t, int mode, const point *p, buf *b)
     if (mode == HYBRID)
         json_int(b, t->n_retrieval);
     else
-        json_null(b);
+        json_none(b);
     json_key(b, "budget");
     if (mode == HYBRID && t->budget >= 0)
         json_int(b, t->budget);
     else
-        json_null(b);
+        json_none(b);
     json_kv_int(b, "reps", t->o->reps);
     json_kv_int(b, "steps", t->o->steps);
     json_key(b, "synthetic");

@@ -73,8 +73,8 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
     const int64_t all = (s->p.n_ctx + h->block - 1) / h->block + 1;
     s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, s->budget / h->block + least / h->block + 4) : all;
     if (s->sets.n_slot) {
-        s->sets.idx = lg_base_calloc(s->p.n_seq_max * s->sets.n_slot, s->sets.cap * (int64_t)sizeof(int32_t));
-        s->sets.n = lg_base_calloc(s->p.n_seq_max * s->sets.n_slot, sizeof(int32_t));
+        s->sets.idx = lg_base_calloc(s->max_row * s->sets.n_slot, s->sets.cap * (int64_t)sizeof(int32_t));
+        s->sets.n = lg_base_calloc(s->max_row * s->sets.n_slot, sizeof(int32_t));
         if (!s->sets.idx || !s->sets.n) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for the token sets");
     }
     return LG_OK;

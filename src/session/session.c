@@ -36,13 +36,15 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     if (p->chunk < 1 || p->chunk > 1 << 16) return lg_base_fail(err, LG_ERR_USAGE, -1, "chunk of %lld tokens (1 to 65536)", (long long)p->chunk);
     if (p->chunk > p->n_ctx) p->chunk = p->n_ctx;
 
+    if (s->max_row < p->n_seq_max) s->max_row = p->n_seq_max;
+    if (s->max_row > 4096) return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld rows (1 to 4096)", (long long)s->max_row);
     LG_TRY(lg_session_cache_init(s, err));
     LG_TRY(lg_session_plan_init(s, err));
     p->roles = NULL; /* the caller's; copied */
-    s->max_tok = p->chunk > p->n_seq_max ? p->chunk : p->n_seq_max;
-    const int64_t rows = p->n_seq_max > EVAL_ROWS ? p->n_seq_max : EVAL_ROWS;
+    s->max_tok = p->chunk > s->max_row ? p->chunk : s->max_row;
+    const int64_t rows = s->max_row > EVAL_ROWS ? s->max_row : EVAL_ROWS;
     LG_TRY(lg_model_work_init(&s->work, m, s->max_tok, err));
-    LG_TRY(m->ops->reserve(m->ctx, s->max_tok, p->n_seq_max, (p->n_ctx + LG_PAGE - 1) / LG_PAGE * LG_PAGE, (int32_t)c->n_head, &s->geom,
+    LG_TRY(m->ops->reserve(m->ctx, s->max_tok, s->max_row, (p->n_ctx + LG_PAGE - 1) / LG_PAGE * LG_PAGE, (int32_t)c->n_head, &s->geom,
                            m->max_in, m->max_out, err));
     s->logits = lg_base_calloc(rows, c->n_vocab * (int64_t)sizeof(float));
     s->ids = lg_base_calloc(s->max_tok, sizeof(int32_t));
@@ -51,10 +53,10 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     s->dst_slot = lg_base_calloc(s->max_tok, sizeof(int32_t));
     s->row = lg_base_calloc(s->max_tok, sizeof(int32_t));
     s->pos = lg_base_calloc(s->max_tok, sizeof(int64_t));
-    s->seqs = lg_base_calloc(p->n_seq_max, sizeof *s->seqs);
+    s->seqs = lg_base_calloc(s->max_row, sizeof *s->seqs);
     s->batch = lg_base_calloc(p->n_seq_max, sizeof(int32_t));
-    s->step_budget = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
-    s->step_dense = lg_base_calloc(p->n_seq_max, 1);
+    s->step_budget = lg_base_calloc(s->max_row, sizeof(int64_t));
+    s->step_dense = lg_base_calloc(s->max_row, 1);
     s->row_bytes_read = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->row_bytes_dense = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->head_tokens = lg_base_calloc(c->n_layer * c->n_head_kv, sizeof(int64_t));
@@ -66,11 +68,16 @@ done:
 }
 
 lg_status lg_session_new(lg_session **out, lg_model *m, const lg_session_params *p, lg_error *err) {
+    return lg_session_new_rows(out, m, p, 0, err);
+}
+
+lg_status lg_session_new_rows(lg_session **out, lg_model *m, const lg_session_params *p, int64_t max_row, lg_error *err) {
     *out = NULL;
     lg_session *s = lg_base_alloc(sizeof *s);
     if (!s) return nomem(err);
     s->m = m;
     s->p = *p;
+    s->max_row = max_row;
     const lg_status st = session_init(s, err);
     if (st != LG_OK) lg_session_free(s);
     else *out = s;
@@ -262,6 +269,49 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         lg_session_plan_count(s, 0, i, q->len, true, 0);
         lg_session_plan_report(s, 0, q->len, true);
     }
+    s->stats.decode_s += lg_base_now() - start;
+done:
+    return st;
+}
+
+lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, const uint8_t *want, const float **logits,
+                           lg_error *err) {
+    lg_status st;
+    const double start = lg_base_now();
+    LG_TRY(check_seq(s, seq, err));
+    if (n < 1 || n > s->max_row) return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld rows in one pass (1 to %lld)", (long long)n, (long long)s->max_row);
+    LG_TRY(check_ids(s, ids, n, err));
+    lg_timeline *q = &s->seq[seq];
+    const int64_t at = q->len;
+    int64_t n_row = 0;
+    LG_TRY(check_fit(s, at + n, err));
+    forget_logits(s);
+    lg_session_pages(s, q, at, at + n);
+    const bool hybrid = s->roles.n_layer > 0;
+    for (int64_t t = 0; t < n; t++) {
+        place(s, t, seq, hybrid ? (int32_t)t : 0, ids[t], at + t);
+        if (!want || want[t]) s->row[n_row++] = (int32_t)t;
+        s->seqs[t] = (lg_kv_seq){ .page = q->page, .len = at + (hybrid ? t + 1 : n) };
+        s->step_budget[t] = 0;
+        s->step_dense[t] = !hybrid || lg_session_plan_row(s, at + t + 1, &s->step_budget[t]);
+    }
+    lg_forward f = forward_of(s, n, hybrid ? (int32_t)n : 1);
+    f.n_row = n_row;
+    f.logits = s->logits;
+    if (hybrid) {
+        f.read = s->read;
+        f.make = s->make;
+        f.budget = s->step_budget;
+        f.dense = s->step_dense;
+        f.sets = s->sets;
+        f.select = s->select;
+    }
+    LG_TRY(lg_model_forward(s->m, &s->work, &f, err));
+    memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
+    q->len = at + n;
+    q->steps += n;
+    for (int64_t t = 0; t < n; t++) lg_session_plan_count(s, t, 0, at + t + 1, s->step_dense[t], s->step_budget[t]);
+    *logits = s->logits;
     s->stats.decode_s += lg_base_now() - start;
 done:
     return st;
