@@ -40,7 +40,7 @@ typedef struct lg_bank_entry { int64_t at, bytes, n_token, slots, byte_begin, by
 typedef struct lg_bank_extent { int64_t at, bytes; uint64_t hash, zero; } lg_bank_extent;
 _Static_assert(sizeof(lg_bank_entry) == 64 && sizeof(lg_bank_extent) == 32, "the table's layout");
 
-struct lg_bank {
+struct lg_bank { /* lg_bank of memory.h */
     lg_map map;                   /* data NULL: ids alone, in memory */
     char *name;
     lg_bank_header h;
