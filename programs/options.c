@@ -22,6 +22,7 @@ const opt opts_model[] = {
              "f32: exact weights, f32 products, f32 cache"),
     O_TEXT(0, "chat-format", chat_format, "NAME", NULL,
            "chatml, llama3, qwen or none instead of the model's own"),
+    O_TEXTS("adapter", adapters, "FILE", "memory, reader or gate weights (safetensors); repeatable"),
     O_END};
 
 const opt opts_session[] = {
@@ -295,6 +296,7 @@ int opt_parse(const command *c, int argc, char **argv, options *o)
 void opt_release(options *o)
 {
     free(o->stop.v);
+    free(o->adapters.v);
     free(o->stop_ids.v);
     free(o->depth.v);
     *o = (options){0};

@@ -29,7 +29,7 @@ typedef struct lg_bank_chunk {
 } lg_bank_chunk;
 
 typedef struct lg_bank_info {
-    char family[33], fingerprint[33];
+    char family[33], fingerprint[33], memory[33]; /* memory: of the memory weights; "" where the build had none */
     int64_t n_tokens, n_chunk, chunk, window, ratio, n_layer, n_head_kv, head_dim, file_bytes, group;
     lg_dtype slots_dtype;
     bool slot_rope;                 /* readers rotate slots at their index */
@@ -43,6 +43,8 @@ lg_status lg_bank_build_ids(lg_model *m, const lg_bank_params *p, const int32_t 
 lg_status lg_bank_append(lg_model *m, const char *path, const char *text, int64_t n_text, lg_progress_fn progress, void *user, lg_error *err);
 lg_status lg_bank_append_ids(lg_model *m, const char *path, const int32_t *ids, int64_t n, lg_progress_fn progress, void *user, lg_error *err);
 lg_status lg_bank_open(lg_bank **out, const char *path, lg_error *err); /* checks header, table and sizes, not the slots */
+/* The ids and byte ranges of a text in memory, without slots: for the modes that read text (any model), and lexical ranking. */
+lg_status lg_bank_plain(lg_bank **out, lg_model *m, const char *text, int64_t n_text, int64_t chunk, lg_error *err);
 void lg_bank_close(lg_bank *b);
 lg_status lg_bank_verify(const lg_bank *b, lg_error *err);              /* every checksum */
 void lg_bank_get_info(const lg_bank *b, lg_bank_info *out);
