@@ -118,7 +118,7 @@ void lg_cuda_prefill_attend(const lg_cuda_env *e, const lg_cuda_prefill *c) {
     a.scale = c->scale;
     a.scale_log2 = c->scale * 1.4426950408889634f;
     for (int64_t r0 = 0, r1; r0 < c->n_tok; r0 = r1) {
-        for (r1 = r0 + 1; r1 < c->n_tok && c->seq_host[r1] == c->seq_host[r0]; r1++) {}
+        for (r1 = r0 + 1; r1 < c->n_tok && c->seq_host[r1] == c->seq_host[r0] && c->idx_host[r1] >= c->idx_host[r1 - 1]; r1++) {}
         const int64_t n_p = (r1 - r0) * a.group;
         for (int64_t p0 = 0; p0 < n_p; p0 += bm) {
             const int64_t last = r0 + ((p0 + bm < n_p ? p0 + bm : n_p) - 1) / a.group;

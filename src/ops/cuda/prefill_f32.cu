@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(THREADS, NC <= 2 ? 2 : 1) f32_kernel(const __g
         float s[4][4];
 #pragma unroll
         for (int i = 0; i < 4; i++) s[i][0] = s[i][1] = s[i][2] = s[i][3] = 0.0f;
-#pragma unroll 4
+#pragma unroll 1
         for (int d = 0; d < W; d += 4) {
             float4 q4[4], k4[4];
 #pragma unroll
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(THREADS, NC <= 2 ? 2 : 1) f32_kernel(const __g
         __syncthreads(); /* K is consumed, P is written */
         page_load<DTYPE, NC>(kv, a.v + at, a.row_bytes, n_ok, a.head_dim);
         __syncthreads();
-#pragma unroll 2
+#pragma unroll 1
         for (int k = 0; k < LG_PAGE; k += 4) {
             float p4[4][4];
 #pragma unroll
