@@ -1,11 +1,12 @@
 # Longan. `make` builds build/longan and build/liblongan.a; `make test` builds and runs the unit tests.
 #   install, uninstall   PREFIX (default /usr/local), DESTDIR
 #   tools, benches       tools/*.c and bench/*.c -> build/tools/*, build/bench/*
-#   cuda                 everything again with src/ops/cuda/*.cu, into build-cuda (needs nvcc)
+#   cuda                 everything again with src/ops/cuda/*.cu, into build-cuda (needs nvcc); CUDA_ARCH=80 for others than Hopper
 #   soak                 the mutation tests with SEEDS seeds under ASan and UBSan (default 200000)
 #   fuzz                 libFuzzer targets tests/fuzz/*.c -> build-fuzz/fuzz/* (needs clang)
 # STATIC=1 links the libraries into the programs, but for glibc (after a build without it: rm the programs first).
 # SAN=1 builds everything into build-san with ASan and UBSan; CUDA=1 is what `make cuda` sets.
+# STATIC=1 links all libraries but the C library and libgomp into the program.
 CC ?= gcc
 NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
 CUDA_ARCH ?= 90a
@@ -18,7 +19,7 @@ WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(if 
 SAN_CFLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 CFLAGS ?= $(if $(FUZZ),$(SAN_CFLAGS) -fsanitize=fuzzer-no-link,$(if $(SAN),$(SAN_CFLAGS),-O2 -g))
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fopenmp $(CFLAGS) -MMD -MP
+ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fopenmp $(BASE_CFLAGS) $(CFLAGS) -MMD -MP
 comma := ,
 # (under the sanitizers -O3 would multiply the checks: minutes and gigabytes for one file)
 KERNEL_CFLAGS := $(if $(SAN),-O1 -fno-sanitize=alignment$(comma)null$(comma)object-size$(comma)pointer-overflow,-O3) -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast
@@ -33,9 +34,11 @@ CUDA_SRC := $(wildcard src/ops/cuda/*.cu)
 LIB_OBJ += $(CUDA_SRC:%.cu=$(B)/%.cu.o)
 CUDA_HOME := $(patsubst %/bin/nvcc,%,$(shell command -v $(NVCC)))
 LIBS += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lpthread
+BASE_CFLAGS += -DLG_CUDA
 endif
 PROG_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard programs/*.c))
 TESTS := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
+TESTS += $(B)/tests/ops
 TOOLS := $(patsubst %.c,$(B)/%,$(wildcard tools/*.c))
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
 FUZZERS := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
@@ -60,6 +63,9 @@ $(B)/%.o: %.c
 $(B)/tests/%: tests/%.c $(B)/liblongan.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $< $(B)/liblongan.a $(LIBS) -lcmocka -o $@
+$(B)/tests/ops: tests/ops_cases.c $(B)/liblongan.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $< $(B)/liblongan.a $(LIBS) -o $@
 $(B)/tools/% $(B)/bench/%: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
 $(B)/tools/%: tools/%.c $(B)/liblongan.a
 	@mkdir -p $(@D)
@@ -72,7 +78,7 @@ $(B)/fuzz/%: tests/fuzz/%.c $(B)/liblongan.a
 	$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $< $(B)/liblongan.a $(LIBS) -o $@
 $(B)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) -O3 -lineinfo -std=c++17 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -Iinclude -Isrc -Xcompiler -Wall,-Wextra \
+	$(NVCC) -O3 -lineinfo -std=c++20 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -Iinclude -Isrc -Xcompiler -Wall,-Wextra \
 	    -Xptxas -warn-spills -MD -MP -MF $(@:.o=.d) -c $< -o $@
 
 tests: $(TESTS)
@@ -91,7 +97,7 @@ soak:
 cuda:
 	$(if $(wildcard src/ops/cuda/*.cu),,$(error no src/ops/cuda/*.cu: this tree has no CUDA back end))
 	$(if $(shell command -v $(NVCC)),,$(error nvcc not found: put it on PATH or set NVCC))
-	$(MAKE) CUDA=1 all
+	$(MAKE) CUDA=1 all build-cuda/tests/ops
 
 fuzz:
 	$(if $(wildcard tests/fuzz/fuzz_*.c),,$(error no tests/fuzz/fuzz_*.c))
