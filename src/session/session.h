@@ -36,7 +36,12 @@ struct lg_session {
     lg_timeline *seq;          /* [n_seq_max] */
     int64_t max_tok, max_row;  /* max_row: rows of one decode pass, >= n_seq_max (lg_session_new: equal) */
     lg_work work;
-    float *logits;             /* [max_row, n_vocab] */
+    float *logits;             /* device [max_row, n_vocab] */
+    float *logits_host;        /* the same on the host; where the device's memory is the host's, logits itself */
+    uint8_t *logits_here;      /* [max_row] row of logits_host is current */
+    bool want_argmax;          /* the next passes also pick the greatest logit on the device (greedy generation) */
+    bool argmax_known;         /* argmax belongs to the last pass */
+    int32_t *argmax;           /* [max_row] by logit row */
     /* one step's arrays [max_tok] */
     int32_t *ids, *row_seq, *dst_page, *dst_slot, *row;
     int64_t *pos;
@@ -46,7 +51,8 @@ struct lg_session {
     int64_t budget, sinks, recents; /* effective; budget -1: none (ratio, topp, threshold without windows) */
     int32_t *read, *make;      /* [n_layer * n_head_kv] */
     int32_t *slot_layer, *slot_head;
-    lg_sets sets;
+    lg_sets sets;              /* device */
+    int32_t *sets_n, *sets_idx; /* host copies of the step's sets; idx only where it is looked at */
     lg_select select;
     int64_t *step_budget;      /* [max_row] */
     uint8_t *step_dense;

@@ -222,6 +222,20 @@ static void cuda_describe(lg_ops_ctx *c, char *buf, size_t n) {
     snprintf(buf, n, "cuda:%d: %s, %.0f GB%s", c->device, c->prop.name, (double)c->prop.totalGlobalMem / 1e9, c->env.compute == LG_COMPUTE_F32 ? ", f32" : "");
 }
 
+extern "C" bool lg_cuda_device_line(int i, char *buf, size_t n) {
+    int count = 0;
+    cudaDeviceProp p;
+    const cudaError_t e = cudaGetDeviceCount(&count);
+    if (e != cudaSuccess || count == 0) {
+        cudaGetLastError();
+        if (i == 0) snprintf(buf, n, "cuda: no device: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
+        return i == 0;
+    }
+    if (i >= count || cudaGetDeviceProperties(&p, i) != cudaSuccess) return false;
+    snprintf(buf, n, "cuda:%d: %s, %.0f GB, compute capability %d.%d, %d multiprocessors", i, p.name, (double)p.totalGlobalMem / 1e9, p.major, p.minor, p.multiProcessorCount);
+    return true;
+}
+
 /* ---- memory ----------------------------------------------------------------------------------------- */
 static void *cuda_alloc(lg_ops_ctx *c, int64_t bytes, bool zero, lg_error *err) {
     void *p = NULL;
@@ -529,7 +543,7 @@ static bool resolve(lg_ops_ctx *c, bool dry) {
 }
 
 /* ---- kernels of this file --------------------------------------------------------------------------- */
-static __global__ void k_stage(uint4 *dst, const uint4 *src, int n) {
+template <typename W> static __global__ void k_stage(W *dst, const W *src, int n) {
     lg_pdl_wait();
     lg_pdl_go();
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) dst[i] = src[i];
@@ -873,8 +887,8 @@ static void run_attend(lg_ops_ctx *c, const task *t) {
 static void run_fetch(lg_ops_ctx *c, const task *t) {
     join_side(c); /* what is fetched may be a set */
     const fetch_op *f = &t->u.fetch;
-    if (f->bytes <= OUT_BYTES && f->bytes % 16 == 0 && (uintptr_t)f->src % 16 == 0)
-        lg_cuda_launch(k_stage, dim3((unsigned)min64(blocks_of(f->bytes / 16, 128), 32)), dim3(128), 0, c->stream, false, (uint4 *)t->out, (const uint4 *)f->src, (int)(f->bytes / 16));
+    if (f->bytes <= OUT_BYTES && f->bytes % 4 == 0)
+        lg_cuda_launch(k_stage<uint32_t>, dim3((unsigned)min64(blocks_of(f->bytes / 4, 128), 64)), dim3(128), 0, c->stream, false, (uint32_t *)t->out, (const uint32_t *)f->src, (int)(f->bytes / 4));
     else
         stick(c, cudaMemcpyAsync(t->out, f->src, (size_t)f->bytes, cudaMemcpyDeviceToHost, c->stream), "fetch");
 }
@@ -882,7 +896,7 @@ static void run_fetch(lg_ops_ctx *c, const task *t) {
 static void run_list(lg_ops_ctx *c, bool capturing) {
     if (c->block_bytes) {
         if (capturing) /* pinned memory is mapped: a kernel of the graph reads it */
-            lg_cuda_launch(k_stage, dim3((unsigned)min64(blocks_of(c->block_bytes / 16, 128), 64)), dim3(128), 0, c->stream, false, (uint4 *)c->dev, (const uint4 *)c->pin,
+            lg_cuda_launch(k_stage<uint4>, dim3((unsigned)min64(blocks_of(c->block_bytes / 16, 128), 64)), dim3(128), 0, c->stream, false, (uint4 *)c->dev, (const uint4 *)c->pin,
                            (int)(c->block_bytes / 16));
         else
             stick(c, cudaMemcpyAsync(c->dev, c->pin, (size_t)c->block_bytes, cudaMemcpyHostToDevice, c->stream), "staging");
