@@ -76,6 +76,11 @@ $(B)/bench/%: bench/%.c $(B)/liblongan.a
 $(B)/fuzz/%: tests/fuzz/%.c $(B)/liblongan.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $< $(B)/liblongan.a $(LIBS) -o $@
+# Checks of single kernels on the GPU: stand-alone programs.
+$(B)/tests/cuda/%: tests/cuda/%.cu $(B)/liblongan.a
+	@mkdir -p $(@D)
+	$(NVCC) -O2 -std=c++20 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -Iinclude -Isrc -Xcompiler -Wall,-Wextra $< $(B)/liblongan.a \
+	    --cudart static -lpthread -ldl -o $@
 $(B)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(NVCC) -O3 -lineinfo -std=c++20 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -Iinclude -Isrc -Xcompiler -Wall,-Wextra \
@@ -97,7 +102,7 @@ soak:
 cuda:
 	$(if $(wildcard src/ops/cuda/*.cu),,$(error no src/ops/cuda/*.cu: this tree has no CUDA back end))
 	$(if $(shell command -v $(NVCC)),,$(error nvcc not found: put it on PATH or set NVCC))
-	$(MAKE) CUDA=1 all build-cuda/tests/ops
+	$(MAKE) CUDA=1 all build-cuda/tests/ops $(patsubst tests/cuda/%.cu,build-cuda/tests/cuda/%,$(wildcard tests/cuda/*_check.cu))
 
 fuzz:
 	$(if $(wildcard tests/fuzz/fuzz_*.c),,$(error no tests/fuzz/fuzz_*.c))

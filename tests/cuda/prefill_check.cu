@@ -1,6 +1,7 @@
 /* Prefill attention on the GPU against its plain C specification, then its speed. Not part of `make test`: it needs a GPU.
  *
- *   prefill_check [check] [time]     default: both. Exit 1 when a case exceeds its bound.
+ *   prefill_check [check] [time] [small]     default: check and time; small: the cases with few keys (for compute-sanitizer).
+ *                                            Exit 1 when a case exceeds its bound.
  *
  * Every case runs with each kernel that fits. q is rounded to the kernel's input type before both sides see it, so the bounds speak of
  * the kernel alone: relative error ||out - ref|| / ||ref|| and the worst absolute error (values of V lie in [-1, 1]). Cache rows behind a
@@ -389,12 +390,13 @@ static void time_one(const timing *c) {
 }
 
 int main(int argc, char **argv) {
-    bool do_check = argc < 2, do_time = argc < 2;
+    bool do_check = argc < 2, do_time = argc < 2, small = false;
     for (int i = 1; i < argc; i++) {
         do_check |= !strcmp(argv[i], "check");
         do_time |= !strcmp(argv[i], "time");
-        if (strcmp(argv[i], "check") && strcmp(argv[i], "time")) {
-            fprintf(stderr, "usage: prefill_check [check] [time]\n");
+        small |= !strcmp(argv[i], "small");
+        if (strcmp(argv[i], "check") && strcmp(argv[i], "time") && strcmp(argv[i], "small")) {
+            fprintf(stderr, "usage: prefill_check [check] [time] [small]\n");
             return 2;
         }
     }
@@ -409,10 +411,14 @@ int main(int argc, char **argv) {
     CUDA(cudaMalloc(&env.scratch, (size_t)env.scratch_bytes));
     printf("%s, %d multiprocessors, compute capability %d, %lld bytes of shared memory a block\n", p.name, env.n_sm, env.cc, (long long)env.smem_max);
     seed = 20261125;
-    if (do_check) {
+    if (do_check || small) {
         static const lg_dtype types[] = { LG_DTYPE_BF16, LG_DTYPE_F16, LG_DTYPE_KV8, LG_DTYPE_F32 };
-        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+            int64_t keys = 0;
+            for (int r = 0; r < MAX_RUNS; r++) keys += cases[i].runs[r].len;
+            if (small && keys > 450) continue;
             for (size_t t = 0; t < sizeof types / sizeof *types; t++) check(&cases[i], types[t]);
+        }
         printf("%d runs, %d failed\n", n_run, n_bad);
     }
     if (do_time)
