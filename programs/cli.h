@@ -116,6 +116,7 @@ typedef struct options {
     const char *curve;
     const char *also;
     int64_t search;
+    int64_t refine;
     /* what stood on the command line */
     const char *args[CLI_MAX_ARGS];
     int n_args;
