@@ -112,6 +112,7 @@ static void test_run(void **state) {
 /* Swaps on the real objective keep the count, the rules of the file and layer 0 of same-index. */
 static void test_refine(void **state) {
     (void)state;
+    lg_error why;
     for (int same = 0; same < 2; same++) {
         lg_calibrate_params p = small();
         p.same_index = same;
