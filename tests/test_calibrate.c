@@ -124,7 +124,7 @@ static void test_refine(void **state) {
         for (int64_t h = 0; same && h < 3; h++) assert_int_equal(r->role[h].kind, LG_ROLE_RETRIEVAL);
         lg_roles_free(r);
         p.refine = 65;
-        assert_int_equal(lg_heads_calibrate(model, &p, OUT ".json", err), LG_ERR_USAGE);
+        assert_int_equal(lg_heads_calibrate(model, &p, OUT ".json", &why), LG_ERR_USAGE);
     }
     remove(OUT ".json");
 }
