@@ -129,6 +129,7 @@ typedef struct options {
     int64_t memory_size, max_new, pad_id, second_look, gate_batch, top;
     double gate_threshold;
     bool keep_memory, trace, draft;
+    int64_t refine;
     /* what stood on the command line */
     const char *args[CLI_MAX_ARGS];
     int n_args;

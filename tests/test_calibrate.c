@@ -109,6 +109,26 @@ static void test_run(void **state) {
     remove(OUT ".csv");
 }
 
+/* Swaps on the real objective keep the count, the rules of the file and layer 0 of same-index. */
+static void test_refine(void **state) {
+    (void)state;
+    lg_error why;
+    for (int same = 0; same < 2; same++) {
+        lg_calibrate_params p = small();
+        p.same_index = same;
+        p.refine = 2;
+        OK(lg_heads_calibrate(model, &p, OUT ".json", err));
+        lg_roles *r = load(OUT ".json");
+        OK(lg_roles_check(r, "refined", err));
+        assert_int_equal(r->n_retrieval, 5);
+        for (int64_t h = 0; same && h < 3; h++) assert_int_equal(r->role[h].kind, LG_ROLE_RETRIEVAL);
+        lg_roles_free(r);
+        p.refine = 65;
+        assert_int_equal(lg_heads_calibrate(model, &p, OUT ".json", &why), LG_ERR_USAGE);
+    }
+    remove(OUT ".json");
+}
+
 static void test_bound(void **state) {
     (void)state;
     lg_calibrate_params p = small();
@@ -242,7 +262,7 @@ static void test_probe(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_probe), cmocka_unit_test(test_run), cmocka_unit_test(test_bound),
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_probe), cmocka_unit_test(test_run), cmocka_unit_test(test_refine), cmocka_unit_test(test_bound),
                                         cmocka_unit_test(test_refused) };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

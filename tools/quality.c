@@ -21,7 +21,7 @@
 #include "model/roles.h"
 #include "tasks/passkey.h"
 
-enum { MAX_LIST = 8, MAX_TEXT = 64, N_RANDOM = 3, BATCH = 4, N_KEYS = 6, N_WORDS = 6, MAX_CASE = 1024 };
+enum { MAX_LIST = 8, MAX_TEXT = 64, N_RANDOM = 3, BATCH = 4, N_KEYS = 6, N_WORDS = 6, N_ASK = 3, MAX_CASE = 1024 };
 
 typedef struct list { int64_t n, v[MAX_LIST]; } list;
 typedef enum map_kind { MAP_DENSE, MAP_WINDOW, MAP_DONOR, MAP_SAME, MAP_RANDOM } map_kind;
@@ -242,7 +242,7 @@ static void run_passkey(study *s, int64_t ctx, int64_t batch, const config *c, i
         int64_t index = batch * BATCH + i;
         const lg_ids *hay = &s->ids[index % s->n_text];
         lg_passkey_params p = { .encode = encode, .encode_user = s->m, .haystack = hay->data, .n_haystack = hay->n, .n_ctx = ctx,
-                                .n_keys = N_KEYS, .n_words = N_WORDS, .seed = 2026, .split = LG_SPLIT_TEST, .index = index };
+                                .n_keys = N_KEYS, .n_words = N_WORDS, .n_ask = N_ASK, .seed = 2026, .split = LG_SPLIT_TEST, .index = index };
         if (lg_tasks_passkey(&key[i], &p, &err) != LG_OK) die("passkey", &err);
         flags[i] = lg_base_alloc(key[i].ids.n);
         if (!flags[i]) die("out of memory", NULL);

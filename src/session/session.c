@@ -324,6 +324,10 @@ lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64
         f.dense = s->step_dense;
         f.sets = s->sets;
         f.select = s->select;
+        if (!s->m->ops->host_memory) {
+            f.fetch_n = s->sets_n;
+            f.fetch_idx = s->sets.block > 1 ? s->sets_idx : NULL;
+        }
     }
     LG_TRY(lg_model_forward(s->m, &s->work, &f, err));
     memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
