@@ -19,7 +19,7 @@ WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(if 
 SAN_CFLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 CFLAGS ?= $(if $(FUZZ),$(SAN_CFLAGS) -fsanitize=fuzzer-no-link,$(if $(SAN),$(SAN_CFLAGS),-O2 -g))
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fopenmp $(BASE_CFLAGS) $(CFLAGS) -MMD -MP
+ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fopenmp $(CFLAGS) -MMD -MP
 comma := ,
 # (under the sanitizers -O3 would multiply the checks: minutes and gigabytes for one file)
 KERNEL_CFLAGS := $(if $(SAN),-O1 -fno-sanitize=alignment$(comma)null$(comma)object-size$(comma)pointer-overflow,-O3) -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast
@@ -34,7 +34,6 @@ CUDA_SRC := $(wildcard src/ops/cuda/*.cu)
 LIB_OBJ += $(CUDA_SRC:%.cu=$(B)/%.cu.o)
 CUDA_HOME := $(patsubst %/bin/nvcc,%,$(shell command -v $(NVCC)))
 LIBS += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lpthread
-BASE_CFLAGS += -DLG_CUDA
 endif
 PROG_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard programs/*.c))
 TESTS := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
@@ -53,6 +52,9 @@ $(B)/src/ops/cpu/%.o: EXTRA = $(KERNEL_CFLAGS)
 $(B)/src/ops/cpu/%_avx2.o: EXTRA = $(KERNEL_CFLAGS) -mavx2 -mfma -mf16c
 $(B)/src/ops/cpu/%_avx512.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mavx2
 $(B)/src/ops/cpu/%_amx.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c -mavx2 -mamx-tile -mamx-int8 -mamx-bf16
+ifdef CUDA
+$(B)/src/ops/find.o: EXTRA = -DLG_CUDA
+endif
 $(B)/programs/%.o: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
 $(PROG_OBJ): $(B)/commit
 $(B)/commit: FORCE

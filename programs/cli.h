@@ -109,7 +109,9 @@ typedef struct options {
     size_list depth;
     int64_t reps, steps;
     bool synthetic;
-    const char *csv, *svg;
+    const char *csv, *svg, *shape;
+    int weights;
+    int64_t at_once, prefill;
     /* heads calibrate */
     int share;
     int64_t retrieval, positions;

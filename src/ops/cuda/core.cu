@@ -1022,27 +1022,74 @@ done:
 }
 
 /* ---- sync ------------------------------------------------------------------------------------------- */
-static bool key_add(lg_ops_ctx *c, const void *p, int64_t n) {
-    if (c->key_bytes + n > KEY_BYTES) return false;
-    memcpy(c->key + c->key_bytes, p, (size_t)n);
+/* Field by field: the padding of the caller's structs holds anything. */
+static void key_add(lg_ops_ctx *c, const void *p, int64_t n) {
+    if (c->key_bytes + n <= KEY_BYTES) memcpy(c->key + c->key_bytes, p, (size_t)n);
     c->key_bytes += n;
-    return true;
 }
+template <typename... A> static void keys(lg_ops_ctx *c, const A &...a) { (key_add(c, &a, sizeof a), ...); }
+static void key_kv(lg_ops_ctx *c, const lg_kv_layer &kv, const lg_kv_geom &g) { keys(c, kv.k, kv.v, g.dtype, g.n_head_kv, g.head_dim, g.row_bytes); }
 static bool make_key(lg_ops_ctx *c) {
     c->key_bytes = 0;
     for (int i = 0; i < c->n_task; i++) {
-        task t;
-        memcpy(&t, &c->tasks[i], sizeof t);
-        int64_t n_kv = 0;
-        if (t.k == K_HYBRID) n_kv = t.u.hybrid.geom.n_head_kv;
-        if (t.k == K_FETCH) t.u.fetch.dst = NULL;
-        if (t.k == K_ARGMAX) t.u.argmax.id = NULL;
-        t.seq_host = NULL; /* decode rows: known */
-        t.idx_host = NULL;
-        if (!key_add(c, &t, sizeof t)) return false;
-        if (n_kv && (!key_add(c, c->tasks[i].read_host, n_kv * 4) || !key_add(c, c->tasks[i].make_host, n_kv * 4))) return false;
+        const task *t = &c->tasks[i];
+        keys(c, t->k, t->decode, t->out);
+        for (int k = 0; k < 3; k++) keys(c, t->lora[k].rank, t->lora[k].scale, t->lora[k].a, t->lora[k].b);
+        switch (t->k) {
+        case K_EMBED: {
+            const lg_op_embed &a = t->u.embed;
+            keys(c, a.x, a.w, a.w->packed, a.ids, a.n_tok);
+            break;
+        }
+        case K_QKV: {
+            const lg_op_qkv &a = t->u.qkv;
+            keys(c, a.q, a.x, a.norm, a.eps, a.wq, a.wk, a.wv, a.wq->packed, a.wk->packed, a.wv->packed, a.bq, a.bk, a.bv, a.q_norm, a.k_norm, a.rope_cos,
+                 a.rope_sin, a.rope_interleaved, a.dst_page, a.dst_slot, a.n_tok, a.n_head, a.lora_q, a.lora_k, a.lora_v, a.k_raw, a.v_raw);
+            key_kv(c, a.kv, a.geom);
+            break;
+        }
+        case K_ATTEND: {
+            const lg_op_attend &a = t->u.attend;
+            keys(c, a.out, a.q, a.seqs, a.n_seq, a.n_tok, a.n_head, a.scale);
+            key_kv(c, a.kv, a.geom);
+            break;
+        }
+        case K_HYBRID: {
+            const lg_op_attend_hybrid &a = t->u.hybrid;
+            keys(c, a.out, a.q, a.seqs, a.n_seq, a.budget, a.dense, a.read, a.make, a.sets.idx, a.sets.n, a.sets.cap, a.sets.n_slot, a.sets.block, a.select.rule,
+                 a.select.value, a.select.scale, a.select.sinks, a.select.recents, a.n_head, a.scale);
+            key_kv(c, a.kv, a.geom);
+            key_add(c, t->read_host, a.geom.n_head_kv * 4);
+            key_add(c, t->make_host, a.geom.n_head_kv * 4);
+            break;
+        }
+        case K_PRODUCT: {
+            const lg_op_product_add &a = t->u.product;
+            keys(c, a.y, a.x, a.w, a.w->packed, a.n_tok, a.lora);
+            break;
+        }
+        case K_GATE_UP: {
+            const lg_op_gate_up &a = t->u.gate_up;
+            keys(c, a.h, a.x, a.norm, a.eps, a.gate, a.up, a.gate->packed, a.up->packed, a.n_tok, a.lora_gate, a.lora_up);
+            break;
+        }
+        case K_LOGITS: {
+            const lg_op_logits &a = t->u.logits;
+            keys(c, a.logits, a.x, a.norm, a.eps, a.w, a.w->packed, a.row, a.n_row);
+            break;
+        }
+        case K_KV_WRITE: {
+            const lg_op_kv_write &a = t->u.kv_write;
+            keys(c, a.k, a.v, a.rope_cos, a.rope_sin, a.rope_interleaved, a.dst_page, a.dst_slot, a.n_tok, a.src.dtype, a.src.row_bytes);
+            key_kv(c, a.kv, a.geom);
+            break;
+        }
+        case K_ARGMAX: keys(c, t->u.argmax.logits, t->u.argmax.n_row, t->u.argmax.n_vocab); break;
+        case K_FETCH: keys(c, t->u.fetch.src, t->u.fetch.bytes); break;
+        }
     }
-    return true;
+    keys(c, c->block_bytes, c->pin, c->dev, c->score, c->select, c->max_len);
+    return c->key_bytes <= KEY_BYTES;
 }
 
 static graph *graph_of(lg_ops_ctx *c) {
