@@ -6,6 +6,10 @@
  *
  * Built with LG_CUDA_EMU the kernels run on the CPU (emu.h) with made-up multiprocessor counts, so that work is cut in many ways.
  * Cache slots past a sequence's end and unused pages hold NaNs: a kernel that reads them does not go unseen. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include "ops/cuda/decode_ptx.cuh"
 #include "ops/cuda/cuda.h"
 extern "C" {
