@@ -137,6 +137,11 @@ static void time_attend(lg_cuda_env e, lg_dtype t, int32_t n_seq, int64_t len, i
         }
         cudaGraph_t g;
         cudaGraphExec_t x;
+        a.kv.k = k[0];
+        a.kv.v = v[0];
+        CUDA(cudaDeviceSynchronize()); /* fills run on another stream */
+        lg_cuda_decode_attend(&e, &a); /* loads the kernel before the capture */
+        CUDA(cudaStreamSynchronize(e.stream));
         CUDA(cudaStreamBeginCapture(e.stream, cudaStreamCaptureModeThreadLocal));
         for (int l = 0; l < layers; l++) {
             a.kv.k = k[l];
@@ -191,6 +196,9 @@ static void time_select(lg_cuda_env e, int64_t len, int heads, lg_rule rule, dou
     enum { N = 16 };
     cudaGraph_t g;
     cudaGraphExec_t x;
+    CUDA(cudaDeviceSynchronize());
+    lg_cuda_decode_select(&e, &a, e.stream, scratch);
+    CUDA(cudaStreamSynchronize(e.stream));
     CUDA(cudaStreamBeginCapture(e.stream, cudaStreamCaptureModeThreadLocal));
     for (int i = 0; i < N; i++) lg_cuda_decode_select(&e, &a, e.stream, scratch);
     CUDA(cudaStreamEndCapture(e.stream, &g));

@@ -103,7 +103,7 @@ static __device__ __forceinline__ void tc_queries(uint32_t hi[HD / 16][2], uint3
 template <int DT, int HD, int ROOM>
 static __device__ __forceinline__ void tc_scores(float c[4], lg_smem k, const uint32_t hi[HD / 16][2], const uint32_t lo[HD / 16][2], const int32_t skew[2]) {
     const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    if (DT != LG_DTYPE_KV8) {
+    if constexpr (DT != LG_DTYPE_KV8) {
         const lg_smem at = k + (lg_smem)((lane & 15) * ROOM + (lane >> 4) * 16);
         float x[4] = { 0, 0, 0, 0 }, y[4] = { 0, 0, 0, 0 };
 #pragma unroll
@@ -115,36 +115,36 @@ static __device__ __forceinline__ void tc_scores(float c[4], lg_smem k, const ui
         }
 #pragma unroll
         for (int32_t i = 0; i < 4; i++) c[i] = x[i] + y[i];
-        return;
-    }
-    const lg_smem row0 = k + (lg_smem)(g * ROOM + skew[0]), row1 = k + (lg_smem)((g + 8) * ROOM + skew[1]);
+    } else {
+        const lg_smem row0 = k + (lg_smem)(g * ROOM + skew[0]), row1 = k + (lg_smem)((g + 8) * ROOM + skew[1]);
 #pragma unroll
-    for (int32_t i = 0; i < 4; i++) c[i] = 0;
+        for (int32_t i = 0; i < 4; i++) c[i] = 0;
 #pragma unroll
-    for (int32_t j = 0; j < (HD + 31) / 32; j++) {
-        float x[4] = { 0, 0, 0, 0 }, y[4] = { 0, 0, 0, 0 };
-        const bool full = j < HD / 32;
-        uint32_t w0[2], w1[2];
-        if (full && HD != 64) {
-            const uint2 u0 = lg_lds64(row0 + (lg_smem)(32 * j + 8 * t)), u1 = lg_lds64(row1 + (lg_smem)(32 * j + 8 * t));
-            w0[0] = u0.x; w0[1] = u0.y; w1[0] = u1.x; w1[1] = u1.y;
-        } else {
-            w0[0] = lg_lds32(row0 + (lg_smem)(32 * j + (full ? 8 : 4) * t));
-            w1[0] = lg_lds32(row1 + (lg_smem)(32 * j + (full ? 8 : 4) * t));
-            w0[1] = full ? lg_lds32(row0 + (lg_smem)(32 * j + 8 * t + 4)) : 0;
-            w1[1] = full ? lg_lds32(row1 + (lg_smem)(32 * j + 8 * t + 4)) : 0;
+        for (int32_t j = 0; j < (HD + 31) / 32; j++) {
+            float x[4] = { 0, 0, 0, 0 }, y[4] = { 0, 0, 0, 0 };
+            const bool full = j < HD / 32;
+            uint32_t w0[2], w1[2];
+            if (full && HD != 64) {
+                const uint2 u0 = lg_lds64(row0 + (lg_smem)(32 * j + 8 * t)), u1 = lg_lds64(row1 + (lg_smem)(32 * j + 8 * t));
+                w0[0] = u0.x; w0[1] = u0.y; w1[0] = u1.x; w1[1] = u1.y;
+            } else {
+                w0[0] = lg_lds32(row0 + (lg_smem)(32 * j + (full ? 8 : 4) * t));
+                w1[0] = lg_lds32(row1 + (lg_smem)(32 * j + (full ? 8 : 4) * t));
+                w0[1] = full ? lg_lds32(row0 + (lg_smem)(32 * j + 8 * t + 4)) : 0;
+                w1[1] = full ? lg_lds32(row1 + (lg_smem)(32 * j + 8 * t + 4)) : 0;
+            }
+#pragma unroll
+            for (int32_t s = 0; s < (full ? 2 : 1); s++) {
+                const uint32_t r[4] = { tc_bytes(w0[s]), tc_bytes(w1[s]), tc_bytes(w0[s] >> 8), tc_bytes(w1[s] >> 8) };
+                tc_mma<DT>(x, r, hi[2 * j + s]);
+                tc_mma<DT>(y, r, lo[2 * j + s]);
+            }
+            const float s0 = tc_half(lg_lds16(row0 + HD + 2 * j)), s1 = tc_half(lg_lds16(row1 + HD + 2 * j));
+            c[0] += s0 * (x[0] + y[0]);
+            c[1] += s0 * (x[1] + y[1]);
+            c[2] += s1 * (x[2] + y[2]);
+            c[3] += s1 * (x[3] + y[3]);
         }
-#pragma unroll
-        for (int32_t s = 0; s < (full ? 2 : 1); s++) {
-            const uint32_t r[4] = { tc_bytes(w0[s]), tc_bytes(w1[s]), tc_bytes(w0[s] >> 8), tc_bytes(w1[s] >> 8) };
-            tc_mma<DT>(x, r, hi[2 * j + s]);
-            tc_mma<DT>(y, r, lo[2 * j + s]);
-        }
-        const float s0 = tc_half(lg_lds16(row0 + HD + 2 * j)), s1 = tc_half(lg_lds16(row1 + HD + 2 * j));
-        c[0] += s0 * (x[0] + y[0]);
-        c[1] += s0 * (x[1] + y[1]);
-        c[2] += s1 * (x[2] + y[2]);
-        c[3] += s1 * (x[3] + y[3]);
     }
 }
 
@@ -152,7 +152,7 @@ static __device__ __forceinline__ void tc_scores(float c[4], lg_smem k, const ui
 template <int DT, int HD, int ROOM>
 static __device__ __forceinline__ void tc_values(float acc[HD / 16][4], lg_smem v, const float p[4], const int32_t skew[2], lg_smem meta) {
     const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    if (DT != LG_DTYPE_KV8) {
+    if constexpr (DT != LG_DTYPE_KV8) {
         const uint32_t hi[2] = { lg_movm(tc_pack<DT>(p[0], p[1])), lg_movm(tc_pack<DT>(p[2], p[3])) };
         const uint32_t lo[2] = { lg_movm(tc_pack<DT>(p[0] - tc_round<DT>(p[0]), p[1] - tc_round<DT>(p[1]))),
                                  lg_movm(tc_pack<DT>(p[2] - tc_round<DT>(p[2]), p[3] - tc_round<DT>(p[3]))) };
@@ -164,28 +164,28 @@ static __device__ __forceinline__ void tc_values(float acc[HD / 16][4], lg_smem 
             tc_mma<DT>(acc[mt], r, hi);
             tc_mma<DT>(acc[mt], r, lo);
         }
-        return;
-    }
-    lg_smem row[4];
+    } else {
+        lg_smem row[4];
 #pragma unroll
-    for (int32_t i = 0; i < 4; i++) {
-        const int32_t tok = 2 * t + (i & 1) + (i >> 1) * 8;
-        row[i] = v + (lg_smem)(tok * ROOM + ((int32_t)lg_lds32(meta + (lg_smem)(tok * 4)) & 15));
-    }
-    const lg_smem s0 = v + (lg_smem)(g * ROOM + skew[0] + HD), s1 = v + (lg_smem)((g + 8) * ROOM + skew[1] + HD);
+        for (int32_t i = 0; i < 4; i++) {
+            const int32_t tok = 2 * t + (i & 1) + (i >> 1) * 8;
+            row[i] = v + (lg_smem)(tok * ROOM + ((int32_t)lg_lds32(meta + (lg_smem)(tok * 4)) & 15));
+        }
+        const lg_smem s0 = v + (lg_smem)(g * ROOM + skew[0] + HD), s1 = v + (lg_smem)((g + 8) * ROOM + skew[1] + HD);
 #pragma unroll
-    for (int32_t j = 0; j < (HD + 31) / 32; j++) {
-        const bool full = j < HD / 32;
-        const float f0 = tc_half(lg_lds16(s0 + 2 * j)), f1 = tc_half(lg_lds16(s1 + 2 * j));
-        const uint32_t b[2] = { lg_movm(tc_pack<DT>(p[0] * f0, p[1] * f0)), lg_movm(tc_pack<DT>(p[2] * f1, p[3] * f1)) };
-        uint32_t w[4];
+        for (int32_t j = 0; j < (HD + 31) / 32; j++) {
+            const bool full = j < HD / 32;
+            const float f0 = tc_half(lg_lds16(s0 + 2 * j)), f1 = tc_half(lg_lds16(s1 + 2 * j));
+            const uint32_t b[2] = { lg_movm(tc_pack<DT>(p[0] * f0, p[1] * f0)), lg_movm(tc_pack<DT>(p[2] * f1, p[3] * f1)) };
+            uint32_t w[4];
 #pragma unroll
-        for (int32_t i = 0; i < 4; i++) w[i] = full ? lg_lds32(row[i] + (lg_smem)(32 * j + 4 * g)) : lg_lds16(row[i] + (lg_smem)(32 * j + 2 * g));
+            for (int32_t i = 0; i < 4; i++) w[i] = full ? lg_lds32(row[i] + (lg_smem)(32 * j + 4 * g)) : lg_lds16(row[i] + (lg_smem)(32 * j + 2 * g));
 #pragma unroll
-        for (int32_t s = 0; s < (full ? 2 : 1); s++) { /* byte i of two tokens side by side */
-            const uint32_t r[4] = { tc_bytes(__byte_perm(w[0], w[1], s ? 0x6622 : 0x4400)), tc_bytes(__byte_perm(w[0], w[1], s ? 0x7733 : 0x5511)),
-                                    tc_bytes(__byte_perm(w[2], w[3], s ? 0x6622 : 0x4400)), tc_bytes(__byte_perm(w[2], w[3], s ? 0x7733 : 0x5511)) };
-            tc_mma<DT>(acc[2 * j + s], r, b);
+            for (int32_t s = 0; s < (full ? 2 : 1); s++) { /* byte i of two tokens side by side */
+                const uint32_t r[4] = { tc_bytes(__byte_perm(w[0], w[1], s ? 0x6622 : 0x4400)), tc_bytes(__byte_perm(w[0], w[1], s ? 0x7733 : 0x5511)),
+                                        tc_bytes(__byte_perm(w[2], w[3], s ? 0x6622 : 0x4400)), tc_bytes(__byte_perm(w[2], w[3], s ? 0x7733 : 0x5511)) };
+                tc_mma<DT>(acc[2 * j + s], r, b);
+            }
         }
     }
 }
@@ -328,7 +328,7 @@ static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_tensor(const __grid
         if (warp >= half) tc_put<DT, HD>(room.slots + (warp - half) * size, &st, ng, false);
         __syncthreads();
         if (warp < half) tc_put<DT, HD>(room.slots + warp * size, &st, ng, true);
-        dec_finish(a, part, seg, room.slots, half);
+        dec_finish(a, part, seg, room.slots, half ? half : 1);
         if (seg.end >= part.hi) break;
         dec_seg_load(&seg, a, seg.index + 1, seg.end);
     }
@@ -354,6 +354,14 @@ template <int DT> static __device__ __forceinline__ float2 fma_pair(lg_smem row,
     return make_float2((float)(int8_t)(w & 0xffu) * s, (float)(int8_t)(w >> 8) * s);
 }
 
+template <int D> static __device__ __forceinline__ void fma_fold(float s[32], int32_t lane) {
+#pragma unroll
+    for (int32_t i = 0; i < D; i++) {
+        const float keep = lane & D ? s[i + D] : s[i], send = lane & D ? s[i] : s[i + D];
+        s[i] = keep + __shfl_xor_sync(0xffffffffu, send, D);
+    }
+}
+
 template <int NG, int J> struct fma_state { float m, l, acc[NG][2 * J]; }; /* m, l: lane's head l%NG */
 
 template <int DT, int J, int NG>
@@ -376,14 +384,11 @@ static __device__ __forceinline__ void fma_unit(fma_state<NG, J> *st, lg_smem st
                 s[i * NG + h] = x;
             }
         }
-#pragma unroll
-        for (int32_t d = 16; d; d >>= 1) { /* sums over lanes: lane l ends with number l */
-#pragma unroll
-            for (int32_t i = 0; i < d; i++) {
-                const float keep = lane & d ? s[i + d] : s[i], send = lane & d ? s[i] : s[i + d];
-                s[i] = keep + __shfl_xor_sync(0xffffffffu, send, d);
-            }
-        }
+        fma_fold<16>(s, lane); /* sums over lanes: lane l ends with number l */
+        fma_fold<8>(s, lane);
+        fma_fold<4>(s, lane);
+        fma_fold<2>(s, lane);
+        fma_fold<1>(s, lane);
         const bool valid = (int32_t)lg_lds32(meta + (lg_smem)((t0 + my_tok) * 4)) >= 0;
         if (score) {
             float x = a.n_chunk == 1 || lane % NG == DEC_HEADS - 1 ? s[0] : 0.0f;
@@ -500,7 +505,7 @@ static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_fma(const __grid_co
         if (warp >= half) fma_put<J, NG>(room.slots + (warp - half) * size, &st, ng, a.hd, false);
         __syncthreads();
         if (warp < half) fma_put<J, NG>(room.slots + warp * size, &st, ng, a.hd, true);
-        dec_finish(a, part, seg, room.slots, half);
+        dec_finish(a, part, seg, room.slots, half ? half : 1);
         if (seg.end >= part.hi) break;
         dec_seg_load(&seg, a, seg.index + 1, seg.end);
     }
@@ -555,11 +560,11 @@ static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t 
 /* Warps and stages that fit into shared memory. */
 typedef struct dec_shape { int32_t n_warp, n_stage; int64_t bytes; } dec_shape;
 static int64_t dec_bytes(int32_t n_warp, int32_t n_stage, int32_t room, int32_t hd, int32_t n_block) {
-    const int64_t slots = (int64_t)n_warp / 2 * (DEC_HEADS * hd + 2 * DEC_HEADS), merge = 16 + (int64_t)n_block * DEC_HEADS;
+    const int64_t slots = (int64_t)(n_warp > 1 ? n_warp / 2 : 1) * (DEC_HEADS * hd + 2 * DEC_HEADS), merge = 16 + (int64_t)n_block * DEC_HEADS;
     return (int64_t)n_warp * n_stage * (2 * DEC_UNIT * room + DEC_UNIT * 4) + 34 * 8 + 4 * (slots > merge ? slots : merge);
 }
 static dec_shape dec_fit(const lg_cuda_env *e, int32_t room, int32_t hd) {
-    static const int8_t tries[][2] = { { 8, 5 }, { 8, 4 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 } };
+    static const int8_t tries[][2] = { { 8, 5 }, { 8, 4 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 }, { 1, 3 }, { 1, 2 } };
     dec_shape s = { 0, 0, 0 };
     for (size_t i = 0; i < sizeof tries / sizeof tries[0] && !s.n_warp; i++) {
         const int64_t b = dec_bytes(tries[i][0], tries[i][1], room, hd, e->n_sm);

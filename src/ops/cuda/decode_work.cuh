@@ -204,7 +204,7 @@ static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_arg
         const int64_t off = row * a.row_bytes;
         if (lane < DEC_UNIT)
             lg_sts32(meta + (lg_smem)((f->stage * DEC_UNIT + lane) * 4), (uint32_t)(off & 15) | (f->state1 == DEC_VALID ? 0 : 0x80000000u));
-        if (CHUNKS > 0) {
+        if constexpr (CHUNKS > 0) {
 #pragma unroll
             for (int32_t i = 0; i < (CHUNKS * DEC_UNIT + 31) / 32; i++) {
                 const int32_t at = i * 32 + lane, r = at / CHUNKS, c = at % CHUNKS;
