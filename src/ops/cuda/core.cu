@@ -671,7 +671,8 @@ template <int E> static __global__ void __launch_bounds__(128) k_write(const __g
 #pragma unroll
     for (int i = 0; i < E; i++) {
         const int at = i * 32 + lane;
-        k[i] = at < d ? load_one(a.k + item * a.src.row_bytes, a.src, at) : 0.0f;
+        const int from = a.interleaved ? (at >> 1) + (at & 1) * (d / 2) : at; /* rows come in half order */
+        k[i] = at < d ? load_one(a.k + item * a.src.row_bytes, a.src, from) : 0.0f;
         v[i] = at < d ? load_one(a.v + item * a.src.row_bytes, a.src, at) : 0.0f;
         row[at] = k[i];
     }
