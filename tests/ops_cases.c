@@ -541,6 +541,10 @@ static void test_kv_write(bench *b, const cas *c) {
                 const int64_t at = (t * c->n_kv + h), r = ((int64_t)page[t] * c->n_kv + h) * LG_PAGE + slot[t];
                 lg_ops_kv_load(&src, row, packed + (i * n * c->n_kv + at) * src.row_bytes);
                 memcpy(was, row, (size_t)d * 4);
+                for (int64_t p = 0; i == 0 && c->interleaved && p < d / 2; p++) { /* rows come in half order */
+                    was[2 * p] = row[p];
+                    was[2 * p + 1] = row[p + d / 2];
+                }
                 for (int64_t p = 0; i == 0 && p < d / 2; p++) {
                     const int64_t a0 = c->interleaved ? 2 * p : p, a1 = c->interleaved ? 2 * p + 1 : p + d / 2;
                     row[a0] = was[a0] * cs[t * d / 2 + p] - was[a1] * sn[t * d / 2 + p];

@@ -177,6 +177,7 @@ static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error 
     int n = 0;
     bool ok = true;
     const int want = cfg->device && !strncmp(cfg->device, "cuda:", 5) ? atoi(cfg->device + 5) : 0;
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0); /* no kernel is loaded for the first time while a step is captured */
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess || n == 0)
         return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda: no device: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
@@ -671,7 +672,8 @@ template <int E> static __global__ void __launch_bounds__(128) k_write(const __g
 #pragma unroll
     for (int i = 0; i < E; i++) {
         const int at = i * 32 + lane;
-        k[i] = at < d ? load_one(a.k + item * a.src.row_bytes, a.src, at) : 0.0f;
+        const int from = a.interleaved ? (at >> 1) + (at & 1) * (d / 2) : at; /* rows come in half order */
+        k[i] = at < d ? load_one(a.k + item * a.src.row_bytes, a.src, from) : 0.0f;
         v[i] = at < d ? load_one(a.v + item * a.src.row_bytes, a.src, at) : 0.0f;
         row[at] = k[i];
     }
@@ -1106,7 +1108,7 @@ static graph *graph_of(lg_ops_ctx *c) {
     if (oldest->exec) cudaGraphExecDestroy(oldest->exec);
     oldest->exec = NULL;
     cudaGraph_t made = NULL;
-    cudaError_t e = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal);
+    cudaError_t e = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeRelaxed);
     if (e == cudaSuccess) {
         run_list(c, true);
         e = cudaStreamEndCapture(c->stream, &made);
