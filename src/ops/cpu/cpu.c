@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_OPS = 512, SPINS = 400 };
+enum { MAX_OPS = 512, SPINS = 400, SLAB_BYTES = 16 << 20 };
 
 typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS } kind;
 typedef struct task {
@@ -25,8 +25,11 @@ typedef struct task {
     } u;
 } task;
 
+typedef struct slab { struct slab *below; _Alignas(64) int64_t used; } slab; /* SLAB_BYTES, this head first */
+
 struct lg_ops_ctx {
     lg_gemm g;
+    slab *slab;
     int nth;
     int64_t max_tok;
     int n_task;
@@ -60,6 +63,11 @@ static void cpu_close(lg_ops_ctx *c) {
     lg_base_free(c->rows);
     lg_base_free(c->thread_scratch);
     lg_base_free(c->attend);
+    while (c->slab) {
+        slab *s = c->slab;
+        c->slab = s->below;
+        lg_base_free(s);
+    }
     lg_base_free(c);
 }
 
@@ -80,10 +88,39 @@ static void cpu_copy(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
     memcpy(dst, src, (size_t)bytes);
 }
 
-static lg_status cpu_weight_bind(lg_ops_ctx *c, lg_weight *w, lg_error *err) {
-    return w->lookup ? LG_OK : lg_gemm_pack(&c->g, w, err);
+/* Small packed weights move into common slabs, which are huge pages: a page of their own would be mostly empty. A slab
+ * lives as long as the context. Out of memory for a slab: the weight stays where it is. */
+static void to_slab(lg_ops_ctx *c, lg_weight *w) {
+    const int64_t bytes = (w->packed_bytes + 63) / 64 * 64;
+    if (bytes > SLAB_BYTES / 8) return;
+    if (!c->slab || c->slab->used + bytes > SLAB_BYTES) {
+        slab *s = lg_base_alloc(SLAB_BYTES);
+        if (!s) return;
+        s->below = c->slab;
+        s->used = (int64_t)sizeof *s;
+        c->slab = s;
+    }
+    uint8_t *p = (uint8_t *)c->slab + c->slab->used;
+    memcpy(p, w->packed, (size_t)w->packed_bytes);
+    lg_base_free(w->packed);
+    w->packed = p;
+    c->slab->used += bytes;
 }
-static void cpu_weight_unbind(lg_ops_ctx *c, lg_weight *w) { (void)c; lg_gemm_unpack(w); }
+static lg_status cpu_weight_bind(lg_ops_ctx *c, lg_weight *w, lg_error *err) {
+    if (w->lookup) return LG_OK;
+    const lg_status st = lg_gemm_pack(&c->g, w, err);
+    if (st == LG_OK) to_slab(c, w);
+    return st;
+}
+static void cpu_weight_unbind(lg_ops_ctx *c, lg_weight *w) {
+    for (const slab *s = c->slab; s; s = s->below)
+        if ((uintptr_t)w->packed - (uintptr_t)s < (uintptr_t)SLAB_BYTES) {
+            w->packed = NULL;
+            w->packed_bytes = 0;
+            return;
+        }
+    lg_gemm_unpack(w);
+}
 
 static bool grow(void *field, int64_t *have, int64_t need) {
     void **p = field;
