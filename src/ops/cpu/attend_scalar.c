@@ -1,7 +1,7 @@
 /* Attention kernels for any machine: vectors of four floats that the compiler maps to what there is. */
 #include "ops/cpu/attend_kernels.h"
 
-enum { VW = 4, NV = 2, MR = 4 };
+enum { VW = 4, NV = 2, MR = 4, MC = 2 };
 #define GH 2
 #define LG_PREFETCH 3
 typedef float vf __attribute__((vector_size(16)));
@@ -35,6 +35,8 @@ static inline void v_hsum4(float *dst, vf a, vf b, vf c, vf d) {
     dst[2] = v_hsum(c);
     dst[3] = v_hsum(d);
 }
+
+static inline void v_fma(vf *a, vf x, vf y) { *a += x * y; }
 
 #include "ops/cpu/attend_simd.h"
 

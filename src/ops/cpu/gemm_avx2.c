@@ -16,7 +16,7 @@
 /* Holds x in a register here: gcc would rather keep all products, spill them and add them up in a tree. */
 #define KEEP(x) __asm__("" : "+x"(x))
 
-enum { AHEAD = 2048 /* bytes: the prefetchers stop at every page */, L2_ROWS = 192 << 10 /* bytes of inputs kept in L2 */, T_MAX = 6 };
+enum { AHEAD = 8192 /* bytes: the prefetchers stop at every page */, L2_ROWS = 192 << 10 /* bytes of inputs kept in L2 */, T_MAX = 6 };
 
 typedef struct ymm_kind { lg_gemm_code code; lg_gemm_scale scale; int zero_log2, code_bytes; } ymm_kind;
 
@@ -119,7 +119,7 @@ LG_INLINE void q8_tile(ymm_kind k, const lg_gemm_job *j, int64_t p, int64_t t0, 
         if (!plain) {
             const char *ahead = (const char *)panel + b * block + AHEAD;
 #pragma GCC unroll 16
-            for (int i = 0; i < block; i += 64) _mm_prefetch(ahead + i, _MM_HINT_T0);
+            for (int i = 0; i < block; i += 64) _mm_prefetch(ahead + i, _MM_HINT_NTA);
         }
         __m256i wide[T_MAX][2];
 #pragma GCC unroll 8
