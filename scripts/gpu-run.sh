@@ -6,6 +6,8 @@
 #
 # pack    .gpu/a: programs (stripped, one tar.gz), texts and first half of SmolLM2; .gpu/b: the second half. Each with the tracked files
 #         stays below 64 MiB. Carry .gpu/a, .gpu/b or both: halves are kept in $GPU_STORE (/var/tmp/longan-gpu) between calls.
+# build   instead of pack, where the GPU machine has compilers: make cuda there, with headers and libraries of .gpu/dep (include/, lib/) if
+#         that was carried. LONGAN_SMOLLM2 names the model then, or .gpu/model.part.* are joined.
 # check   op cases on the device (f32 and auto), decode_check, prefill_check
 # parity  tools/gpu-parity.py: logits, sets and greedy text, CPU against CUDA
 # sanitize  compute-sanitizer memcheck, racecheck, initcheck: small op cases, the small cases of both checks, a short generation
@@ -25,7 +27,7 @@ pack() {
     model=${LONGAN_SMOLLM2:-.cache/models/$model_name}
     rm -f build-cuda/longan build-cuda/tests/ops build-cuda/tests/cuda/*_check build/tools/quality
     make -j"$(nproc)" STATIC=1 cuda && make -j"$(nproc)" STATIC=1 build/tools/quality || exit 1
-    rm -rf .gpu; mkdir -p .gpu/a/bin .gpu/b
+    rm -rf .gpu/a .gpu/b; mkdir -p .gpu/a/bin .gpu/b
     for f in build-cuda/longan build-cuda/tests/ops build-cuda/tests/cuda/*_check build/tools/quality; do
         if [ -x "$f" ]; then strip -o ".gpu/a/bin/$(basename "$f")" "$f"; else echo "pack: $f is missing" >&2; fi
     done
@@ -46,23 +48,28 @@ if [ "$1" = pack ]; then [ $# -eq 1 ] || usage; pack; exit; fi
 OUT=${OUT:-gpu-out}
 STORE=${GPU_STORE:-/var/tmp/longan-gpu}
 mkdir -p "$OUT" "$STORE"
-for f in .gpu/a/* .gpu/b/*; do # what this call carried
+for f in .gpu/a/* .gpu/b/* .gpu/model.part.*; do # what this call carried
     case $f in
     *'*') ;;
     *) cmp -s "$f" "$STORE/$(basename "$f")" || cp "$f" "$STORE/" ;;
     esac
 done
-if [ -s "$STORE/bin.tar.gz" ]; then tar -C "$STORE" -xzf "$STORE/bin.tar.gz"; bin=$STORE/bin
-else # a tree that was built where it stands
-    bin=$STORE/bin; mkdir -p "$bin"
-    for f in build-cuda/longan build-cuda/tests/ops build-cuda/tests/cuda/*_check build/tools/quality; do [ -x "$f" ] && cp "$f" "$bin/"; done
+[ ! -s "$STORE/bin.tar.gz" ] || tar -C "$STORE" -xzf "$STORE/bin.tar.gz"
+if [ -d .gpu/dep ]; then
+    dep=$PWD/.gpu/dep
+    export C_INCLUDE_PATH="$dep/include" CPLUS_INCLUDE_PATH="$dep/include" LIBRARY_PATH="$dep/lib" LD_LIBRARY_PATH="$dep/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi
+prog() { # NAME: built here, else carried
+    for f in build-cuda/"$1" build-cuda/tests/"$1" build-cuda/tests/cuda/"$1" build/tools/"$1" "$STORE/bin/$1"; do [ -f "$f" ] && [ -x "$f" ] && break; done
+    echo "$f"
+}
 if [ -s "$STORE/texts.tar.gz" ]; then mkdir -p "$STORE/texts"; tar -C "$STORE/texts" -xzf "$STORE/texts.tar.gz"; fi
 if [ ! -s "$STORE/$model_name" ] && [ -s "$STORE/model.0" ] && [ -s "$STORE/model.1" ]; then
     cat "$STORE/model.0" "$STORE/model.1" >"$STORE/$model_name.part"
     if [ "$(sha256sum <"$STORE/$model_name.part" | cut -d' ' -f1)" = "$(cat "$STORE/model.sum")" ]; then mv "$STORE/$model_name.part" "$STORE/$model_name"
     else echo "gpu-run: the halves of the model do not fit together" >&2; rm -f "$STORE/$model_name.part"; fi
 fi
+[ -s "$STORE/$model_name" ] || [ ! -s "$STORE/model.part.00" ] || [ ! -s "$STORE/model.part.01" ] || cat "$STORE"/model.part.* >"$STORE/$model_name"
 if [ -z "${LONGAN_SMOLLM2:-}" ]; then
     for m in "$STORE/$model_name" ".cache/models/$model_name"; do [ -s "$m" ] && { LONGAN_SMOLLM2=$m; export LONGAN_SMOLLM2; break; }; done
 fi
@@ -94,55 +101,57 @@ part() {
 }
 show() { grep -a -E "$1" "$STORE/part.out" | cut -c1-170 | tail -n "$2" | sed 's/^/            /' | tee -a "$summary"; } # from the part before
 
+build() {
+    part build 400 "make cuda" make -j"$(nproc)" cuda
+}
 check() {
-    part check 60 decode_check "$bin/decode_check" check
-    part check 120 prefill_check "$bin/prefill_check" check; show 'runs, ' 1
-    part check 150 "ops f32" "$bin/ops" test --device cuda --compute f32
-    part check 150 "ops auto" "$bin/ops" test --device cuda --compute auto
+    part check 60 decode_check "$(prog decode_check)" check
+    part check 120 prefill_check "$(prog prefill_check)" check; show 'runs, ' 1
+    part check 150 "ops f32" "$(prog ops)" test --device cuda --compute f32
+    part check 150 "ops auto" "$(prog ops)" test --device cuda --compute auto
 }
 parity() {
-    part parity 240 parity python3 tools/gpu-parity.py --longan "$bin/longan" --jobs 8; show '^parity:' 1
+    part parity 240 parity python3 tools/gpu-parity.py --longan "$(prog longan)" --jobs 8; show '^parity:' 1
 }
-# The first launch of every kernel is checked, later ones of the same kernel only where a case of its own needs it: all of the op table takes
-# hours under racecheck, so it gets one filter an op.
+# The whole op table takes hours under racecheck: small cases of every kind stand for it. SAN_TOOLS: fewer tools, when one call is too short.
 sanitize() {
     command -v compute-sanitizer >/dev/null || PATH=$PATH:/usr/local/cuda/bin
-    for tool in memcheck racecheck initcheck; do
-        more=; [ $tool = memcheck ] && more=--leak-check=no
-        san() { name=$1; limit=$2; shift 2; part sanitize "$limit" "$tool $name" compute-sanitizer --tool "$tool" $more --error-exitcode 77 --print-limit 20 "$@"; }
-        san generate 60 "$bin/longan" generate -m tests/fixtures/tiny-llama -p "In the beginning" -n 8 --device cuda --json
-        san hybrid 60 "$bin/longan" generate -m tests/fixtures/tiny-hybrid -p "In the beginning was the word, and the word was read by few heads" -n 8 \
+    for tool in ${SAN_TOOLS:-memcheck racecheck initcheck}; do
+        san() { name=$1; limit=$2; shift 2; part sanitize "$limit" "$tool $name" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 20 "$@"; }
+        san generate 60 "$(prog longan)" generate -m tests/fixtures/tiny-llama -p "In the beginning" -n 8 --device cuda --json
+        san hybrid 60 "$(prog longan)" generate -m tests/fixtures/tiny-hybrid -p "In the beginning was the word, and the word was read by few heads" -n 8 \
             --device cuda --roles tests/fixtures/tiny-hybrid/roles/cross.json --roles-any-model --budget 12 --sinks 2 --recents 4 --json
-        san prefill_check 100 "$bin/prefill_check" small
-        san decode_check 100 "$bin/decode_check" check 1 12
-        for op in ${SAN_OPS:-"embed qkv product gate_up logits attend hybrid argmax kv_write"}; do
-            san "ops $op" 40 "$bin/ops" test --device cuda "$op"
+        san prefill_check 80 "$(prog prefill_check)" small
+        san decode_check 80 "$(prog decode_check)" check 1 12
+        for cases in "192x576 n1" "33x256 n9" "17x37" "lora" "qkv bf16 192x576" "kv_write" "argmax 1001" "attend kv bf16 d64 kv3 g3 len 64,65" \
+            "attend kv q8 d128 kv8 g4 len 63" "hybrid kv bf16 d64 kv3 g3 len 1500,700,2111 topk block 1" "hybrid kv q8 d128 kv8 g4 len 1500"; do
+            san "ops $cases" 45 "$(prog ops)" test --device cuda "$cases"
         done
     done
 }
 perf() {
-    part perf 120 "prefill_check time" "$bin/prefill_check" time; show '^time' 40
-    part perf 120 "decode_check time" "$bin/decode_check" time; show '.' 40
-    part perf 200 "ops perf" "$bin/ops" perf --device cuda; show '.' 60
+    part perf 120 "prefill_check time" "$(prog prefill_check)" time; show '^time' 40
+    part perf 120 "decode_check time" "$(prog decode_check)" time; show '.' 40
+    part perf 200 "ops perf" "$(prog ops)" perf --device cuda; show '.' 60
 }
 bench() {
     limit=$(left 560)
     # shellcheck disable=SC2086 # options
-    part bench 560 bench python3 bench/vs_torch.py --longan "$bin/longan" --limit $((limit - 100)) --csv "$OUT/vs_torch.csv" --json "$OUT/vs_torch.jsonl" ${BENCH_ARGS:-}
+    part bench 560 bench python3 bench/vs_torch.py --longan "$(prog longan)" --limit $((limit - 100)) --csv "$OUT/vs_torch.csv" --json "$OUT/vs_torch.jsonl" ${BENCH_ARGS:-}
     show '^(what|---|dense|hybrid|prefill|SmolLM2|NVIDIA|no time)' 40
 }
 quality() {
     # shellcheck disable=SC2086 # options
-    part quality 560 quality sh tools/quality-run.sh "$bin/quality" "${LONGAN_SMOLLM2:-none}" roles/smollm2-135m "$STORE/texts" "${QUALITY_JOBS:-$(nproc)}" "$STORE/quality" ${QUALITY_ARGS:-}
+    part quality 560 quality sh tools/quality-run.sh "$(prog quality)" "${LONGAN_SMOLLM2:-none}" roles/smollm2-135m "$STORE/texts" "${QUALITY_JOBS:-$(nproc)}" "$STORE/quality" ${QUALITY_ARGS:-}
     tar -C "$STORE" -czf "$OUT/quality.tgz" quality 2>/dev/null
     show '.' 40
 }
 
-note "gpu-run $*: $(cat "$bin/commit" 2>/dev/null || git rev-parse --short=12 HEAD 2>/dev/null), $(nvidia-smi --query-gpu=name,driver_version,memory.free --format=csv,noheader 2>&1 | head -n 1)"
-note "model: ${LONGAN_SMOLLM2:-none}; programs: $(ls "$bin" 2>/dev/null | tr '\n' ' ')"
+note "gpu-run $*: $(cat "$(prog commit)" 2>/dev/null || git rev-parse --short=12 HEAD 2>/dev/null), $(nvidia-smi --query-gpu=name,driver_version,memory.free --format=csv,noheader 2>&1 | head -n 1)"
+note "model: ${LONGAN_SMOLLM2:-none}; program: $(prog longan)"
 for stage in "$@"; do
     case $stage in
-    check | parity | sanitize | perf | bench | quality) note "--- $stage ($(now) s)"; $stage ;;
+    build | check | parity | sanitize | perf | bench | quality) note "--- $stage ($(now) s)"; $stage ;;
     *) usage ;;
     esac
 done

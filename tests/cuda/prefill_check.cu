@@ -175,11 +175,7 @@ static void check(const test_case *c, lg_dtype dtype) {
     for (int choice = 1; choice <= 3; choice++) {
         if (dtype == LG_DTYPE_F32 && choice < 3) continue;
         if (choice == 1 && !lg_prefill_mma_fits(&env, &g)) continue;
-#ifdef LG_PREFILL_WGMMA
         if (choice == 2 && !lg_prefill_wgmma_fits(&env, &g)) continue;
-#else
-        if (choice == 2) continue;
-#endif
         lg_prefill_choice = choice;
         env.compute = choice == 3 ? LG_COMPUTE_F32 : LG_COMPUTE_AUTO;
         CUDA(cudaMemset(a.out, 0xff, (size_t)n_q * 4));
@@ -350,9 +346,7 @@ static void time_one(const timing *c) {
     enum { REPS = 7 };
     float ms[4][REPS];
     bool have[4] = { false, c->dtype != LG_DTYPE_F32 && lg_prefill_mma_fits(&env, &g), false, c->dtype == LG_DTYPE_F32 };
-#ifdef LG_PREFILL_WGMMA
-    have[2] = c->dtype != LG_DTYPE_F32 && lg_prefill_wgmma_fits(&env, &g);
-#endif
+    have[2] = lg_prefill_wgmma_fits(&env, &g);
     for (int rep = -1; rep < REPS; rep++) /* -1: warm-up; kernels take turns */
         for (int choice = 1; choice <= 3; choice++) {
             if (!have[choice]) continue;

@@ -5,7 +5,7 @@
 
 int lg_prefill_choice = -1;
 
-enum { KERNEL_MMA, KERNEL_F32 };
+enum { KERNEL_MMA, KERNEL_WGMMA, KERNEL_F32 };
 
 static int choose(const lg_cuda_env *e, const lg_kv_geom *g) {
     if (lg_prefill_choice < 0) {
@@ -13,6 +13,7 @@ static int choose(const lg_cuda_env *e, const lg_kv_geom *g) {
         lg_prefill_choice = !s ? 0 : !strcmp(s, "mma") ? 1 : !strcmp(s, "wgmma") ? 2 : !strcmp(s, "f32") ? 3 : 0;
     }
     if (e->compute == LG_COMPUTE_F32 || g->dtype == LG_DTYPE_F32 || lg_prefill_choice == 3) return KERNEL_F32;
+    if ((lg_prefill_choice ? lg_prefill_choice : LG_PREFILL_DEFAULT) == 2 && lg_prefill_wgmma_fits(e, g)) return KERNEL_WGMMA;
     return lg_prefill_mma_fits(e, g) ? KERNEL_MMA : KERNEL_F32;
 }
 
@@ -94,7 +95,7 @@ static void launch(const lg_cuda_env *e, const lg_kv_geom *g, lg_prefill_args *a
         return;
     }
     split(e, a, bm);
-    lg_prefill_mma_launch(e, g, a);
+    if (kernel != KERNEL_WGMMA || !lg_prefill_wgmma_launch(e, g, a)) lg_prefill_mma_launch(e, g, a);
     if (a->n_split > 1)
         merge_kernel<<<dim3((unsigned)(a->n_item * a->n_head_kv), (unsigned)((bm + 3) / 4)), 128, 0, e->stream>>>(*a, bm);
 }

@@ -36,11 +36,14 @@ typedef struct lg_prefill_args {
 bool lg_prefill_mma_fits(const lg_cuda_env *e, const lg_kv_geom *g);
 int lg_prefill_mma_rows(const lg_kv_geom *g);
 void lg_prefill_mma_launch(const lg_cuda_env *e, const lg_kv_geom *g, lg_prefill_args *a);
+bool lg_prefill_wgmma_fits(const lg_cuda_env *e, const lg_kv_geom *g); /* rows of a tile as mma's: 128 */
+bool lg_prefill_wgmma_launch(const lg_cuda_env *e, const lg_kv_geom *g, const lg_prefill_args *a); /* false: the driver refused the tensor map */
 bool lg_prefill_f32_fits(const lg_cuda_env *e, const lg_kv_geom *g);
 int lg_prefill_f32_rows(const lg_kv_geom *g);
 void lg_prefill_f32_launch(const lg_cuda_env *e, const lg_kv_geom *g, lg_prefill_args *a);
 
-/* Which kernel serves 16-bit and 8-bit caches: 0 the fastest that fits, 1 mma.sync, 2 wgmma where it fits, 3 the f32 kernel. Set from the
- * environment variable LG_PREFILL = mma, wgmma or f32 at the first call; for measurements. */
+/* Which kernel serves 16-bit and 8-bit caches: -1 not asked yet, 0 the fastest that fits, 1 mma.sync, 2 wgmma where it fits, 3 the f32 kernel.
+ * Set from the environment variable LG_PREFILL = mma, wgmma or f32 at the first call; for measurements. */
 extern int lg_prefill_choice;
+enum { LG_PREFILL_DEFAULT = 1 }; /* what 0 means: 1 until wgmma is measured */
 #endif
