@@ -165,7 +165,7 @@ static void test_refused(void **state) {
     lg_error err;
     lg_calibrate_params p = small();
     p.text_bytes = CONTEXT;
-    assert_int_equal(lg_heads_calibrate(model, &p, OUT ".json", &err), LG_ERR_USAGE);
+    assert_int_equal(lg_heads_calibrate(model, &p, OUT ".json", &err), LG_ERR_LIMIT); /* a file's content, no option: exit 1 */
     assert_non_null(strstr(err.message, "too short"));
     p = small();
     p.n_retrieval = 16;
