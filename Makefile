@@ -11,6 +11,7 @@ CC ?= gcc
 NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
 CUDA_ARCH ?= 90a
 B := $(if $(FUZZ),build-fuzz,$(if $(SAN),build-san,$(if $(CUDA),build-cuda,build)))
+O := $(if $(CUDA),build,$(B))# objects of .c files: the CUDA build takes those of the plain one, but for find.o
 PREFIX ?= /usr/local
 VERSION := 0.1.0
 # (no -Werror under sanitizers: their checks widen types and make gcc 12 see conversions that are not in the source)
@@ -21,8 +22,8 @@ CFLAGS ?= $(if $(FUZZ),$(SAN_CFLAGS) -fsanitize=fuzzer-no-link,$(if $(SAN),$(SAN
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fopenmp $(CFLAGS) -MMD -MP
 comma := ,
-# (under the sanitizers -O3 would multiply the checks: minutes and gigabytes for one file)
-KERNEL_CFLAGS := $(if $(SAN),-O1 -fno-sanitize=alignment$(comma)null$(comma)object-size$(comma)pointer-overflow,-O3) -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast
+# (under the sanitizers -O3 would multiply the checks: minutes and gigabytes for one file; the fuzzers are for the readers)
+KERNEL_CFLAGS := $(if $(FUZZ),-O1 -fno-sanitize=all,$(if $(SAN),-O1 -fno-sanitize=alignment$(comma)null$(comma)object-size$(comma)pointer-overflow,-O3)) -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast
 LIBS := -ljansson -lpcre2-8 -lutf8proc -lxxhash -lopenblas -lm
 ifdef STATIC # for machines that have none of the libraries: only glibc stays dynamic
 LIBS := -static-libgcc -Wl,-Bstatic -ljansson -lpcre2-8 -lutf8proc -lxxhash -lopenblas -lgomp -Wl,-Bdynamic -lm -lpthread -ldl
@@ -48,20 +49,25 @@ $(B)/liblongan.a: $(LIB_OBJ)
 $(B)/longan: $(PROG_OBJ) $(B)/liblongan.a
 	$(CC) $(ALL_CFLAGS) $(PROG_OBJ) $(B)/liblongan.a $(LIBS) -o $@
 # CPU kernels: one file per instruction set, flags by file name suffix.
-$(B)/src/ops/cpu/%.o: EXTRA = $(KERNEL_CFLAGS)
-$(B)/src/ops/cpu/%_avx2.o: EXTRA = $(KERNEL_CFLAGS) -mavx2 -mfma -mf16c
-$(B)/src/ops/cpu/%_avx512.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mavx2
-$(B)/src/ops/cpu/%_amx.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c -mavx2 -mamx-tile -mamx-int8 -mamx-bf16
-ifdef CUDA
-$(B)/src/ops/find.o: EXTRA = -DLG_CUDA
-endif
-$(B)/programs/%.o: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
-$(PROG_OBJ): $(B)/commit
-$(B)/commit: FORCE
+$(O)/src/ops/cpu/%.o: EXTRA = $(KERNEL_CFLAGS)
+$(O)/src/ops/cpu/%_avx2.o: EXTRA = $(KERNEL_CFLAGS) -mavx2 -mfma -mf16c
+$(O)/src/ops/cpu/%_avx512.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mavx2
+$(O)/src/ops/cpu/%_amx.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c -mavx2 -mamx-tile -mamx-int8 -mamx-bf16
+$(O)/programs/%.o: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
+$(PROG_OBJ:$(B)/%=$(O)/%): $(O)/commit
+$(O)/commit: FORCE
 	@mkdir -p $(@D); echo $(COMMIT) | cmp -s - $@ || echo $(COMMIT) > $@
-$(B)/%.o: %.c
+$(O)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(EXTRA) -c $< -o $@
+ifdef CUDA
+$(B)/src/ops/find.o: src/ops/find.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -DLG_CUDA -c $< -o $@
+$(B)/%.o: $(O)/%.o
+	@mkdir -p $(@D); cp -p $< $@
+.SECONDARY: $(patsubst $(B)/%,$(O)/%,$(filter-out %.cu.o,$(LIB_OBJ)) $(PROG_OBJ))
+endif
 $(B)/tests/%: tests/%.c $(B)/liblongan.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $< $(B)/liblongan.a $(LIBS) -lcmocka -o $@
@@ -136,4 +142,4 @@ clean:
 	rm -rf build build-san build-cuda build-fuzz
 FORCE:
 .PHONY: all tests tools benches test soak cuda fuzz fuzzers install uninstall clean FORCE
--include $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d) $(TESTS:=.d) $(TOOLS:=.d) $(BENCHES:=.d) $(FUZZERS:=.d)
+-include $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d) $(if $(CUDA),$(patsubst $(B)/%.o,$(O)/%.d,$(LIB_OBJ) $(PROG_OBJ))) $(TESTS:=.d) $(TOOLS:=.d) $(BENCHES:=.d) $(FUZZERS:=.d)

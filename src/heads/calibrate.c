@@ -80,7 +80,7 @@ static lg_status make_plain(calib *c, material *mt, int64_t from, int64_t to, ui
     int64_t tail = (c->p->n_positions + N_PLAIN - 1) / N_PLAIN, len = c->p->n_ctx + tail + 1;
     if (len > c->info.n_ctx_train && !c->info.rope_scaled) len = c->info.n_ctx_train;
     if (to - from < len)
-        return lg_base_fail(c->err, LG_ERR_USAGE, -1, "calibration: the text is too short: %lld tokens, at least %lld are needed",
+        return lg_base_fail(c->err, LG_ERR_LIMIT, -1, "calibration: the text is too short: %lld tokens, at least %lld are needed",
                             (long long)c->ids.n, (long long)(2 * len));
     if (len - tail - 1 < 1)
         return lg_base_fail(c->err, LG_ERR_USAGE, -1, "calibration: %lld positions leave no context", (long long)c->p->n_positions);
