@@ -84,6 +84,8 @@ enum { CLI_MAX_GIVEN = 96, CLI_MAX_ARGS = 64 };
 typedef struct options {
     /* model and session */
     const char *model, *device, *chat_format;
+    text_list adapter;
+    bool fill_memory;
     int64_t threads, ctx, prefill_chunk;
     int compute, kv;
     /* hybrid heads */
@@ -118,8 +120,6 @@ typedef struct options {
     const char *also;
     int64_t search;
     /* memory */
-    text_list adapters;
-    bool fill_memory;
     int64_t chunk, window, ratio, group, bank_chunk;
     int slots, slot_rope;
     const char *bank;
