@@ -83,6 +83,8 @@ enum { CLI_MAX_GIVEN = 96, CLI_MAX_ARGS = 4 };
 typedef struct options {
     /* model and session */
     const char *model, *device, *chat_format;
+    text_list adapter;
+    bool fill_memory;
     int64_t threads, ctx, prefill_chunk;
     int compute, kv;
     /* hybrid heads */
