@@ -859,7 +859,7 @@ static void slot_types(void **state) {
     slots a = compress(m, text.data, 200, RATIO);
     stand(s, 0, &a, M, true);
     rows want = eval(s, prompt.data, prompt.n, -1);
-    const struct { lg_dtype t; double most; } types[] = { { LG_DTYPE_BF16, 0.3 }, { LG_DTYPE_KV8, 0.6 } };
+    const struct { lg_dtype t; double most; } types[] = { { LG_DTYPE_BF16, 0.1 }, { LG_DTYPE_KV8, 0.3 } };
     for (int i = 0; i < 2; i++) {
         const lg_kv_geom g = { types[i].t, KV, HD, lg_base_row_bytes(types[i].t, HD) };
         const int64_t n = LAYERS * M * KV;
@@ -928,6 +928,71 @@ static void many(void **state) {
     lg_model_free(m);
 }
 
+/* A Llama as a folder (half order) and as GGUF (interleaved): the same adapter gives the same slots, in half order, and the same
+ * logits behind them. Memory q and k in full on even layers, as additions on odd ones. */
+static void orders(void **state) {
+    (void)state;
+    enum { L = 3, R = 2 };
+    const char *folder = FIXTURES "tiny-llama";
+    char file[512], gguf[512];
+    static char names[64][96];
+    lg_st_entry e[64];
+    float *keep[64];
+    int n = 0;
+#define PUT(rows_n, cols, scale, ...)                                                                     \
+    do {                                                                                                  \
+        snprintf(names[n], 96, __VA_ARGS__);                                                              \
+        keep[n] = noise((rows_n) * (cols), scale, (uint64_t)(400 + n));                                   \
+        e[n] = entry(names[n], rows_n, cols, keep[n]);                                                    \
+        n++;                                                                                              \
+    } while (0)
+    PUT(1, D, 1, "model.lychee_memory_embed_tokens.weight");
+    for (int l = 0; l < L; l++)
+        for (int kk = 0; kk < 2; kk++) {
+            const int64_t out = kk ? ROW : D;
+            const char c = kk ? 'k' : 'q';
+            if (l % 2) {
+                PUT(R, D, 0.4f, "compressor.model.layers.%d.self_attn.%c_proj.lora_A.weight", l, c);
+                PUT(out, R, 0.4f, "compressor.model.layers.%d.self_attn.%c_proj.lora_B.weight", l, c);
+            } else {
+                PUT(out, D, 0.3f, "model.layers.%d.self_attn.lychee_memory_%c_proj.weight", l, c);
+            }
+            PUT(R, D, 0.4f, "reader.model.layers.%d.self_attn.%c_proj.lora_A.weight", l, c);
+            PUT(out, R, 0.4f, "reader.model.layers.%d.self_attn.%c_proj.lora_B.weight", l, c);
+        }
+#undef PUT
+    fx_temp(file, "orders.safetensors");
+    fx_temp(gguf, "orders.gguf");
+    write_adapter(file, META(",\"memory_param\":[\"q\",\"k\"],\"lora_alpha\":4"), e, n);
+    OK(lg_convert(folder, gguf, LG_DTYPE_F32, NULL, NULL, err));
+    lg_model *a = open_model(folder, file, NULL, false, LG_COMPUTE_F32), *b = open_model(gguf, file, NULL, false, LG_COMPUTE_F32);
+    assert_false(a->cfg.rope_interleaved);
+    assert_true(b->cfg.rope_interleaved);
+    slots x = compress(a, text.data, 200, RATIO), y = compress(b, text.data, 200, RATIO);
+    const double d = slot_distance(&x, &y, 0, x.n);
+    lg_session *s = open_session(a, 1), *t = open_session(b, 1);
+    for (int rope = 0; rope < 2; rope++) {
+        lg_session_use_lora(s, rope ? &a->reader : NULL);
+        lg_session_use_lora(t, rope ? &b->reader : NULL);
+        stand(s, 0, &x, M, rope);
+        stand(t, 0, &y, M, rope);
+        OK(lg_session_sync(s, 0, prompt.data, prompt.n, err));
+        OK(lg_session_sync(t, 0, prompt.data, prompt.n, err));
+        assert_true(largest(lg_session_logits(s, 0), lg_session_logits(t, 0), a->cfg.n_vocab) <= 1e-4);
+    }
+    printf("orders: slots within %.2e\n", d);
+    assert_true(d <= 1e-5);
+    drop(&x);
+    drop(&y);
+    lg_session_free(s);
+    lg_session_free(t);
+    lg_model_free(a);
+    lg_model_free(b);
+    for (int i = 0; i < n; i++) lg_base_free(keep[i]);
+    unlink(file);
+    unlink(gguf);
+}
+
 static int load(void **state) {
     (void)state;
     text = fx_ids("memory", "ref/text.txt");
@@ -939,6 +1004,7 @@ int main(void) {
     const struct CMUnitTest tests[] = { cmocka_unit_test(parity),      cmocka_unit_test(greedy_ids),  cmocka_unit_test(loop),     cmocka_unit_test(sampling),
                                         cmocka_unit_test(layouts),     cmocka_unit_test(adapters),    cmocka_unit_test(identity), cmocka_unit_test(independence),
                                         cmocka_unit_test(causality),   cmocka_unit_test(permutation), cmocka_unit_test(ratios),   cmocka_unit_test(timelines),
-                                        cmocka_unit_test(slot_types),  cmocka_unit_test(many) };
+                                        cmocka_unit_test(slot_types),  cmocka_unit_test(many),
+                                        cmocka_unit_test(orders) };
     return cmocka_run_group_tests(tests, load, NULL);
 }
