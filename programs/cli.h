@@ -15,6 +15,7 @@
 
 #include "longan/heads.h"
 #include "longan/longan.h"
+#include "longan/memory.h"
 
 #define CLI_VERSION "0.1.0"
 #ifndef LG_COMMIT
@@ -78,7 +79,7 @@ typedef struct opt_group {
 typedef struct text_list { const char **v; int64_t n; } text_list;
 typedef struct size_list { int64_t *v; int64_t n; } size_list;
 
-enum { CLI_MAX_GIVEN = 96, CLI_MAX_ARGS = 4 };
+enum { CLI_MAX_GIVEN = 96, CLI_MAX_ARGS = 64 };
 
 typedef struct options {
     /* model and session */
@@ -118,6 +119,16 @@ typedef struct options {
     const char *curve;
     const char *also;
     int64_t search;
+    /* memory */
+    int64_t chunk, window, ratio, group, bank_chunk;
+    int slots, slot_rope;
+    const char *bank;
+    /* ask */
+    int mode, final;
+    const char *question_ids, *questions, *update_template, *answer_template, *memory_init, *gate, *trace_html, *cache;
+    int64_t memory_size, max_new, pad_id, second_look, gate_batch, top;
+    double gate_threshold;
+    bool keep_memory, trace, draft;
     /* what stood on the command line */
     const char *args[CLI_MAX_ARGS];
     int n_args;
@@ -137,7 +148,8 @@ typedef struct command {
 } command;
 
 extern const command cmd_info, cmd_convert, cmd_tokenize, cmd_logits, cmd_generate, cmd_chat,
-    cmd_perplexity, cmd_bench, cmd_heads_calibrate, cmd_heads_show, cmd_heads_plot;
+    cmd_perplexity, cmd_bench, cmd_heads_calibrate, cmd_heads_show, cmd_heads_plot, cmd_bank_build, cmd_bank_append, cmd_bank_info, cmd_bank_verify,
+    cmd_bank_export, cmd_bank_ls;
 
 /* Shared tables. */
 extern const opt opts_model[], opts_session[], opts_hybrid[], opts_sampling[], opts_output[];
@@ -175,6 +187,7 @@ int out_open(out_file *f, const char *path);
 int out_commit(out_file *f);
 void out_abort(out_file *f); /* legal after commit and on a zeroed struct */
 int out_whole(const char *path, const buf *b);
+void npy_header(FILE *f, const int64_t *shape, int n_dim); /* then the f32 data */
 int emit(const buf *b); /* all of b to stdout, errors checked */
 
 /* ---- messages, input, models ----------------------------------------------------------------------- */

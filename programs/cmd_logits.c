@@ -71,19 +71,6 @@ static lg_status on_row(void *user, int64_t row, const float *logits, lg_error *
     return LG_OK;
 }
 
-/* .npy 1.0: magic, version, header length, a Python dict padded so that the data start at 64 bytes. */
-static void npy_header(FILE *f, int64_t n_row, int64_t n_col)
-{
-    char dict[128];
-    int n = snprintf(dict, sizeof dict, "{'descr': '<f4', 'fortran_order': False, 'shape': (%lld, %lld), }",
-                     (long long)n_row, (long long)n_col);
-    int size = (10 + n + 1 + 63) / 64 * 64 - 10;
-    fwrite("\x93NUMPY\1\0", 1, 8, f);
-    fputc(size & 255, f);
-    fputc(size >> 8, f);
-    fprintf(f, "%-*s\n", size - 1, dict);
-}
-
 static int evaluate(const options *o, lg_session *s, const id_list *ids, int64_t n_vocab, FILE *npy, set_log *sets)
 {
     bool decodes = opt_given(o, "decode-from");
@@ -91,7 +78,7 @@ static int evaluate(const options *o, lg_session *s, const id_list *ids, int64_t
               .decode_from = decodes ? o->decode_from : ids->n, .total = ids->n, .sets = sets};
     lg_error e = {0};
     lg_status st;
-    npy_header(npy, o->last ? 1 : ids->n, n_vocab);
+    npy_header(npy, (int64_t[]){o->last ? 1 : ids->n, n_vocab}, 2);
     if (sets->f)
         lg_session_on_set(s, on_set, sets);
     if (o->last && !decodes) { /* no need for the product of all rows with the output matrix */

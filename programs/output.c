@@ -313,6 +313,22 @@ int out_whole(const char *path, const buf *b)
     return out_commit(&f);
 }
 
+/* .npy 1.0: magic, version, header length, a Python dict padded so that the data start at 64 bytes. */
+void npy_header(FILE *f, const int64_t *shape, int n_dim)
+{
+    buf dict = {0};
+    buf_puts(&dict, "{'descr': '<f4', 'fortran_order': False, 'shape': (");
+    for (int i = 0; i < n_dim; i++)
+        buf_printf(&dict, "%s%lld", i ? ", " : "", (long long)shape[i]);
+    buf_puts(&dict, n_dim == 1 ? ",), }" : "), }");
+    int size = (10 + (int)dict.n + 1 + 63) / 64 * 64 - 10;
+    fwrite("\x93NUMPY\1\0", 1, 8, f);
+    fputc(size & 255, f);
+    fputc(size >> 8, f);
+    fprintf(f, "%-*s\n", size - 1, dict.data);
+    buf_free(&dict);
+}
+
 int emit(const buf *b)
 {
     size_t n = b->n ? fwrite(b->data, 1, b->n, stdout) : 0;

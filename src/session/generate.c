@@ -1,5 +1,6 @@
 /* Generation: prompts in, text out; stop ids and texts, streaming of whole characters, many prompts at once. */
 #include "session/session.h"
+#include <math.h>
 #include <string.h>
 
 enum { RECENT = 64 };
@@ -24,6 +25,8 @@ typedef struct run {
     lg_text_stream chars;
     int64_t index, streamed; /* bytes of out->text handed to the callback */
     int32_t next;            /* the id to feed */
+    double sum;              /* of ln p, where asked for */
+    int64_t n_sum;
     bool active;
 } run;
 
@@ -70,6 +73,15 @@ static void finish(run *r, lg_stop_reason why) {
     r->out->stop_reason = why;
 }
 
+/* ln p of an id under the plain softmax of the logits. */
+static double ln_p(const float *logits, int64_t n, int32_t id) {
+    float top = logits[0];
+    double sum = 0;
+    for (int64_t i = 1; i < n; i++) top = logits[i] > top ? logits[i] : top;
+    for (int64_t i = 0; i < n; i++) sum += (double)expf(logits[i] - top);
+    return (double)logits[id] - (double)top - log(sum);
+}
+
 /* Takes the next id from the logits of sequence `seq` and decides whether the run goes on. */
 static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_error *err) {
     lg_generation *g = r->out;
@@ -81,6 +93,10 @@ static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_err
     const int64_t len = lg_session_len(s, seq), n_recent = len < RECENT ? len : RECENT;
     const int32_t id = lg_sample(lg_session_logits(s, seq), s->m->cfg.n_vocab, &r->p->sampler, lg_session_ids(s, seq) + len - n_recent, n_recent,
                                  g->ids.n, scratch);
+    if (r->p->logprob) {
+        r->sum += ln_p(lg_session_logits(s, seq), s->m->cfg.n_vocab, id);
+        g->logprob = r->sum / (double)++r->n_sum;
+    }
     if (ends_here(s, r->p, id)) {
         finish(r, LG_STOP_EOS);
         return LG_OK;
