@@ -84,6 +84,8 @@ enum { CLI_MAX_GIVEN = 96, CLI_MAX_ARGS = 64 };
 typedef struct options {
     /* model and session */
     const char *model, *device, *chat_format;
+    text_list adapter;
+    bool fill_memory;
     int64_t threads, ctx, prefill_chunk;
     int compute, kv;
     /* hybrid heads */
@@ -120,8 +122,6 @@ typedef struct options {
     const char *also;
     int64_t search;
     /* memory */
-    text_list adapters;
-    bool fill_memory;
     int64_t chunk, window, ratio, group, bank_chunk;
     int slots, slot_rope;
     const char *bank;
@@ -132,6 +132,7 @@ typedef struct options {
     double gate_threshold;
     bool keep_memory, trace, draft;
     int64_t refine;
+    int64_t piece;
     /* what stood on the command line */
     const char *args[CLI_MAX_ARGS];
     int n_args;
@@ -152,7 +153,7 @@ typedef struct command {
 
 extern const command cmd_info, cmd_convert, cmd_tokenize, cmd_logits, cmd_generate, cmd_chat,
     cmd_perplexity, cmd_bench, cmd_heads_calibrate, cmd_heads_show, cmd_heads_plot, cmd_bank_build, cmd_bank_append, cmd_bank_info, cmd_bank_verify,
-    cmd_bank_export, cmd_bank_ls;
+    cmd_bank_export, cmd_bank_ls, cmd_ask;
 
 /* Shared tables. */
 extern const opt opts_model[], opts_session[], opts_hybrid[], opts_sampling[], opts_output[];
@@ -226,7 +227,7 @@ typedef struct batch_item {
     int64_t n;     /* -1: not given */
     int64_t line;  /* in the file, for messages */
 } batch_item;
-int batch_read(const char *path, batch_item **items, int64_t *n);
+int batch_read(const char *path, const char *key, batch_item **items, int64_t *n); /* key: "prompt", "question" */
 void batch_free(batch_item *items, int64_t n);
 
 /* Line chart: one line per series over a log2 axis. y < 0 marks a missing point. */

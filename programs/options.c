@@ -20,9 +20,11 @@ const opt opts_model[] = {
     O_TEXT(0, "device", device, "cpu|cuda[:i]|ref", "cpu", "where to compute"),
     O_CHOICE("compute", compute, "auto|f32", "auto", NULL,
              "f32: exact weights, f32 products, f32 cache"),
+    O_TEXTS("adapter", adapter, "FILE",
+            "memory, reader or gate weights (safetensors); repeatable, the last one wins"),
+    O_FLAG(0, "fill-memory", fill_memory, "fill missing memory tensors from the base's"),
     O_TEXT(0, "chat-format", chat_format, "NAME", NULL,
            "chatml, llama3, qwen or none instead of the model's own"),
-    O_TEXTS("adapter", adapters, "FILE", "memory, reader or gate weights (safetensors); repeatable"),
     O_END};
 
 const opt opts_session[] = {
@@ -296,7 +298,7 @@ int opt_parse(const command *c, int argc, char **argv, options *o)
 void opt_release(options *o)
 {
     free(o->stop.v);
-    free(o->adapters.v);
+    free(o->adapter.v);
     free(o->stop_ids.v);
     free(o->depth.v);
     *o = (options){0};

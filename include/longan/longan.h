@@ -257,6 +257,7 @@ typedef struct lg_generate_params {
     int64_t n_stop;
     const int32_t *stop_ids;    /* replaces the model's set when n_stop_ids >= 0 */
     int64_t n_stop_ids;         /* -1: the model's union of eos and eot ids */
+    bool logprob;               /* fill lg_generation.logprob */
     lg_stream_fn stream;        /* whole UTF-8 sequences only */
     void *stream_user;
 } lg_generate_params;
@@ -272,6 +273,7 @@ typedef struct lg_generation {
     double prefill_s, decode_s;
     int64_t decode_steps, kv_bytes_read, kv_bytes_dense;
     lg_stop_reason stop_reason;
+    double logprob;             /* mean of ln p over the generated tokens, the ending one counted; 0 unless asked for */
 } lg_generation;
 void lg_generation_free(lg_generation *g);
 /* Syncs the prompt into sequence `seq` and generates. prompt + n_max > n_ctx is LG_ERR_LIMIT up front

@@ -32,8 +32,13 @@ void lg_memory_lexical_score(const lg_lexical *x, const int32_t *ids, int64_t n,
 lg_status lg_memory_gate(lg_session *s, const int32_t *seqs, const lg_slots *slots, const lg_ids *prompts, int64_t n, double *score, lg_error *err);
 
 /* ---- prompt.c: templates, each literal piece tokenised apart ---- */
-typedef struct lg_template { lg_ids piece[3]; int first; /* 0: {prompt} stands first, 1: {memory} */ int n_piece; } lg_template;
-lg_status lg_memory_template(lg_template *out, const lg_model *m, const char *text, bool chat, lg_error *err);
+enum { LG_HOLE_PROMPT, LG_HOLE_MEMORY, LG_HOLE_CHUNK, LG_HOLE_COUNT }; /* {prompt}, {memory}, {chunk} */
+typedef struct lg_template { lg_ids piece[LG_HOLE_COUNT + 1]; int hole[LG_HOLE_COUNT]; int n_hole; } lg_template; /* piece 0, hole 0, piece 1 ... */
+/* must, may: bits 1 << LG_HOLE_*; each hole stands at most once. chat: one user turn of the model's chat format. */
+lg_status lg_memory_template(lg_template *out, const lg_model *m, const char *text, bool chat, unsigned must, unsigned may, lg_error *err);
 void lg_memory_template_free(lg_template *t);
-lg_status lg_memory_prompt(const lg_template *t, const lg_ids *question, const int32_t *memory, int64_t n_memory, lg_ids *out, lg_error *err);
+int64_t lg_memory_template_len(const lg_template *t); /* ids of the pieces */
+lg_status lg_memory_prompt(const lg_template *t, const lg_ids fill[LG_HOLE_COUNT], lg_ids *out, lg_error *err);
+extern const char lg_memory_update_text[], lg_memory_answer_text[], lg_memory_lookup_text[], lg_memory_gate_text[];
+extern const char lg_memagent_update_text[], lg_memagent_boxed_text[], lg_memagent_plain_text[], lg_memory_full_text[];
 #endif

@@ -39,12 +39,42 @@ done:
     return st;
 }
 
+/* Q, K and V of the rows [t0, t0 + n): raw rows by the base's projections, memory rows by their own where there are any. */
+static void project(lg_model *m, const lg_work *w, const lg_forward *f, int64_t l, int64_t t0, int64_t n, bool memory) {
+    const lg_config *c = &m->cfg;
+    const lg_layer *y = &m->layer[l];
+    const int64_t half = c->head_dim / 2, nkv = c->n_head_kv * c->head_dim;
+    const lg_lora_layer *r = f->lora && f->lora->layer ? &f->lora->layer[l] : NULL;
+    lg_op_qkv a = { .q = w->q + t0 * c->n_head * c->head_dim, .x = w->x + t0 * c->n_embd, .norm = y->attn_norm, .eps = c->norm_eps,
+        .wq = &y->wq, .wk = &y->wk, .wv = &y->wv, .bq = y->bq, .bk = y->bk, .bv = y->bv, .q_norm = y->q_norm, .k_norm = y->k_norm,
+        .rope_cos = w->cs + t0 * half, .rope_sin = w->sn + t0 * half, .rope_interleaved = c->rope_interleaved, .kv = f->kv[l],
+        .geom = f->geom, .dst_page = f->dst_page + t0, .dst_slot = f->dst_slot + t0, .n_tok = n, .n_head = (int32_t)c->n_head,
+        .lora_q = r ? &r->q : NULL, .lora_k = r ? &r->k : NULL, .lora_v = r ? &r->v : NULL };
+    if (memory) {
+        const lg_memory_layer *own = &m->memory.layer[l];
+        if (own->wq.n_out) a.wq = &own->wq, a.bq = own->bq;
+        if (own->wk.n_out) a.wk = &own->wk, a.bk = own->bk;
+        if (own->wv.n_out) a.wv = &own->wv, a.bv = own->bv;
+        a.k_raw = f->k_raw + l * n * nkv;
+        a.v_raw = f->v_raw + l * n * nkv;
+    }
+    m->ops->qkv(m->ctx, &a);
+}
+
+static void attend(lg_model *m, const lg_work *w, const lg_forward *f, int64_t l, int64_t t0, int64_t n) {
+    const lg_config *c = &m->cfg;
+    const int64_t nq = c->n_head * c->head_dim;
+    m->ops->attend(m->ctx, &(lg_op_attend){ .out = w->att + t0 * nq, .q = w->q + t0 * nq, .kv = f->kv[l], .geom = f->geom, .seqs = f->seqs,
+        .n_seq = f->n_seq, .seq = f->seq + t0, .idx = f->idx + t0, .n_tok = n, .n_head = (int32_t)c->n_head,
+        .scale = 1.0f / sqrtf((float)c->head_dim) });
+}
+
 lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_error *err) {
     lg_status st;
     const lg_config *c = &m->cfg;
     const lg_ops *o = m->ops;
     lg_ops_ctx *x = m->ctx;
-    const int64_t half = c->head_dim / 2, nq = c->n_head * c->head_dim, nkv = c->n_head_kv;
+    const int64_t half = c->head_dim / 2, nq = c->n_head * c->head_dim, nkv = c->n_head_kv, n_raw = f->n_tok - f->n_mem;
     const float scale = 1.0f / sqrtf((float)c->head_dim);
 
     for (int64_t t = 0; t < f->n_tok; t++)
@@ -53,33 +83,37 @@ lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_erro
             w->cs[t * half + i] = cosf(a) * m->rope_factor;
             w->sn[t * half + i] = sinf(a) * m->rope_factor;
         }
-    o->embed(x, &(lg_op_embed){ .x = w->x, .w = c->tied ? &m->output : &m->embed, .ids = f->ids, .n_tok = f->n_tok });
+    o->embed(x, &(lg_op_embed){ .x = w->x, .w = c->tied ? &m->output : &m->embed, .ids = f->ids, .n_tok = n_raw });
+    if (f->n_mem)
+        o->embed(x, &(lg_op_embed){ .x = w->x + n_raw * c->n_embd, .w = &m->memory.embed, .ids = f->ids + n_raw, .n_tok = f->n_mem });
     for (int64_t l = 0; l < c->n_layer; l++) {
         const lg_layer *y = &m->layer[l];
-        o->qkv(x, &(lg_op_qkv){ .q = w->q, .x = w->x, .norm = y->attn_norm, .eps = c->norm_eps, .wq = &y->wq, .wk = &y->wk, .wv = &y->wv,
-            .bq = y->bq, .bk = y->bk, .bv = y->bv, .q_norm = y->q_norm, .k_norm = y->k_norm, .rope_cos = w->cs, .rope_sin = w->sn,
-            .rope_interleaved = c->rope_interleaved, .kv = f->kv[l], .geom = f->geom, .dst_page = f->dst_page, .dst_slot = f->dst_slot,
-            .n_tok = f->n_tok, .n_head = (int32_t)c->n_head });
+        const lg_lora_layer *r = f->lora && f->lora->layer ? &f->lora->layer[l] : NULL;
+        const bool last = l == c->n_layer - 1;
+        if (!f->n_mem || !last) project(m, w, f, l, 0, n_raw, false);
+        if (f->n_mem) project(m, w, f, l, n_raw, f->n_mem, true);
         if (f->on_query) LG_TRY(show_queries(m, w, f, l, err));
         /* After the last layer's K and V only the rows whose logits are asked for matter. */
         int64_t t0 = 0, n = f->n_tok;
-        if (l == c->n_layer - 1) {
+        if (last) {
             if (!f->n_row) break;
             if (!f->read) t0 = f->row[0];
             n -= t0;
         }
         float *xs = w->x + t0 * c->n_embd, *att = w->att + t0 * nq, *h = w->h + t0 * c->n_ff;
-        const float *q = w->q + t0 * nq;
         if (f->read)
-            o->attend_hybrid(x, &(lg_op_attend_hybrid){ .out = att, .q = q, .kv = f->kv[l], .geom = f->geom, .seqs = f->seqs, .n_seq = f->n_seq,
-                .budget = f->budget, .dense = f->dense, .read = f->read + l * nkv, .make = f->make + l * nkv, .sets = f->sets,
-                .select = f->select, .n_head = (int32_t)c->n_head, .scale = scale });
+            o->attend_hybrid(x, &(lg_op_attend_hybrid){ .out = att, .q = w->q + t0 * nq, .kv = f->kv[l], .geom = f->geom, .seqs = f->seqs,
+                .n_seq = f->n_seq, .budget = f->budget, .dense = f->dense, .read = f->read + l * nkv, .make = f->make + l * nkv,
+                .sets = f->sets, .select = f->select, .n_head = (int32_t)c->n_head, .scale = scale });
         else
-            o->attend(x, &(lg_op_attend){ .out = att, .q = q, .kv = f->kv[l], .geom = f->geom, .seqs = f->seqs, .n_seq = f->n_seq,
-                .seq = f->seq + t0, .idx = f->idx + t0, .n_tok = n, .n_head = (int32_t)c->n_head, .scale = scale });
-        o->product_add(x, &(lg_op_product_add){ .y = xs, .x = att, .w = &y->wo, .n_tok = n });
-        o->gate_up(x, &(lg_op_gate_up){ .h = h, .x = xs, .norm = y->ffn_norm, .eps = c->norm_eps, .gate = &y->gate, .up = &y->up, .n_tok = n });
-        o->product_add(x, &(lg_op_product_add){ .y = xs, .x = h, .w = &y->down, .n_tok = n });
+            attend(m, w, f, l, t0, n - f->n_mem);
+        const lg_weight *own = f->n_mem && m->memory.layer[l].wo.n_out ? &m->memory.layer[l].wo : NULL;
+        if (f->n_mem) attend(m, w, f, l, n_raw, f->n_mem);
+        o->product_add(x, &(lg_op_product_add){ .y = xs, .x = att, .w = &y->wo, .n_tok = own ? n_raw : n, .lora = r ? &r->o : NULL });
+        if (own) o->product_add(x, &(lg_op_product_add){ .y = xs + n_raw * c->n_embd, .x = att + n_raw * nq, .w = own, .n_tok = f->n_mem });
+        o->gate_up(x, &(lg_op_gate_up){ .h = h, .x = xs, .norm = y->ffn_norm, .eps = c->norm_eps, .gate = &y->gate, .up = &y->up, .n_tok = n,
+            .lora_gate = r ? &r->gate : NULL, .lora_up = r ? &r->up : NULL });
+        o->product_add(x, &(lg_op_product_add){ .y = xs, .x = h, .w = &y->down, .n_tok = n, .lora = r ? &r->down : NULL });
     }
     if (f->n_row && f->logits)
         o->logits(x, &(lg_op_logits){ .logits = f->logits, .x = w->x, .norm = m->output_norm, .eps = c->norm_eps, .w = &m->output,

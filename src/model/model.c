@@ -212,6 +212,7 @@ lg_status lg_model_open(lg_model **out, const lg_model_params *p, lg_error *err)
         const lg_ops_config oc = { .device = p->device, .n_threads = p->n_threads, .compute = p->compute };
         LG_TRY(m->ops->open(&m->ctx, &oc, err));
         LG_TRY(bind_all(&o));
+        LG_TRY(lg_model_adapters_open(m, p, err));
         m->ops->describe(m->ctx, i->device, sizeof i->device);
     }
     int best = 0;
@@ -226,6 +227,7 @@ done:
 
 void lg_model_free(lg_model *m) {
     if (!m) return;
+    lg_model_adapters_free(m);
     if (m->ctx) {
         for (int64_t l = 0; m->layer && l < m->cfg.n_layer; l++) {
             lg_layer *y = &m->layer[l];

@@ -37,6 +37,7 @@ typedef struct lg_memory_weights {
     unsigned param;                      /* LG_MEMORY_* */
     int64_t window, ratio[LG_MAX_RATIOS]; int32_t n_ratio;
     bool slot_rope;                      /* slots are rotated at their index when read (adapter file), else not at all */
+    char *refusal;                       /* layer NULL: why the checkpoint cannot compress, naming what is missing */
 } lg_memory_weights;
 
 /* Where tensors come from, GGUF and Hugging Face names alike. */
@@ -62,6 +63,9 @@ lg_status lg_source_family(const lg_source *s, const lg_config *c, char family[3
 /* shape.c: named shapes without a file (bench --shape): random weights, no tokenizer. */
 lg_status lg_model_shape_config(lg_config *c, const char *name, lg_error *err);
 lg_status lg_model_shape_data(lg_model *m, lg_weight *w, lg_error *err); /* random blocks in host memory, owned by the model */
+/* adapter.c: memory weights of the checkpoint and everything in the adapter files; after the base is bound. */
+lg_status lg_model_adapters_open(lg_model *m, const lg_model_params *p, lg_error *err);
+void lg_model_adapters_free(lg_model *m);
 
 struct lg_model {
     lg_source src;
@@ -97,7 +101,7 @@ typedef struct lg_forward {
     lg_sets sets; lg_select select;
     lg_query_fn on_query; void *on_query_user;
     const lg_lora_set *lora;             /* NULL: none */
-    /* Compression: the last n_mem rows are memory tokens (their ids are not looked at). Their K, not rotated, and V of every
+    /* Compression: the last n_mem rows are memory tokens (their ids are 0). n_row must be 0. Their K, not rotated, and V of every
      * layer go to k_raw, v_raw: device memory [n_layer, n_mem, n_head_kv*head_dim] f32. The last layer stops there. */
     int64_t n_mem; float *k_raw, *v_raw;
     int32_t *argmax;                     /* host [n_row]: greedy choice of each row, or NULL */

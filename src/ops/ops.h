@@ -23,8 +23,9 @@ typedef struct lg_kv_geom { lg_dtype dtype; int32_t n_head_kv, head_dim; int64_t
 /* One sequence's page table for this step. Rows 0..len-1 are valid (len counts tokens appended this step). */
 typedef struct lg_kv_seq { const int32_t *page; int64_t len; } lg_kv_seq;
 
-/* Low-rank addition to a product, applied beside it: y += scale * B (A x). a, b: device memory, f32. rank 0: none. */
-typedef struct lg_lora { int32_t rank; float scale; float *a, *b; /* [rank, n_in], [n_out, rank] */ } lg_lora;
+/* Low-rank addition to a product, applied beside it: y += scale * B (A x). a, b: device memory, f32. rank 0: none.
+ * packed: owned by the back end, set by lora_bind (which is NULL where a back end needs none), released by lora_unbind. */
+typedef struct lg_lora { int32_t rank; float scale; float *a, *b; /* [rank, n_in], [n_out, rank] */ void *packed; } lg_lora;
 
 typedef struct lg_op_embed { float *x; const lg_weight *w; const int32_t *ids; int64_t n_tok; } lg_op_embed; /* x[n_tok, d] */
 
@@ -128,6 +129,9 @@ typedef struct lg_ops {
      * May repack (data may then be forgotten: lg_file_forget is the caller's). Same weight bound once. */
     lg_status (*weight_bind)(lg_ops_ctx *c, lg_weight *w, lg_error *err);
     void (*weight_unbind)(lg_ops_ctx *c, lg_weight *w);
+    /* Before the reserve of whoever uses it. NULL: ops read a and b as they are. */
+    lg_status (*lora_bind)(lg_ops_ctx *c, lg_lora *r, int64_t n_in, int64_t n_out, lg_error *err);
+    void (*lora_unbind)(lg_ops_ctx *c, lg_lora *r);
     /* Scratch for steps of up to n_tok tokens, n_seq sequences, longest length; called outside the decode loop. */
     lg_status (*reserve)(lg_ops_ctx *c, int64_t n_tok, int64_t n_seq, int64_t max_len, int32_t n_head, const lg_kv_geom *g,
                          int64_t max_in, int64_t max_out, lg_error *err);

@@ -1,5 +1,6 @@
 /* Generation: prompts in, text out; stop ids and texts, streaming of whole characters, many prompts at once. */
 #include "session/session.h"
+#include <math.h>
 #include <string.h>
 
 enum { RECENT = 64 };
@@ -24,6 +25,8 @@ typedef struct run {
     lg_text_stream chars;
     int64_t index, streamed; /* bytes of out->text handed to the callback */
     int32_t next;            /* the id to feed */
+    double sum;              /* of ln p, where asked for */
+    int64_t n_sum;
     bool active;
 } run;
 
@@ -72,6 +75,14 @@ static void finish(run *r, lg_stop_reason why) {
 
 /* The greatest logit decides: the device can pick it, and the row of logits need not be read. */
 static bool greedy(const lg_generate_params *p) { return p->sampler.temp <= 0 && p->sampler.repeat_penalty == 1.0f; }
+/* ln p of an id under the plain softmax of the logits. */
+static double ln_p(const float *logits, int64_t n, int32_t id) {
+    float top = logits[0];
+    double sum = 0;
+    for (int64_t i = 1; i < n; i++) top = logits[i] > top ? logits[i] : top;
+    for (int64_t i = 0; i < n; i++) sum += (double)expf(logits[i] - top);
+    return (double)logits[id] - (double)top - log(sum);
+}
 
 /* Takes the next id from the logits of sequence `seq` and decides whether the run goes on. */
 static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_error *err) {
@@ -85,6 +96,10 @@ static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_err
     const int32_t id = s->argmax_known && greedy(r->p) ? s->argmax[s->seq[seq].logit_row]
                        : lg_sample(lg_session_logits(s, seq), s->m->cfg.n_vocab, &r->p->sampler, lg_session_ids(s, seq) + len - n_recent, n_recent,
                                    g->ids.n, scratch);
+    if (r->p->logprob) {
+        r->sum += ln_p(lg_session_logits(s, seq), s->m->cfg.n_vocab, id);
+        g->logprob = r->sum / (double)++r->n_sum;
+    }
     if (ends_here(s, r->p, id)) {
         finish(r, LG_STOP_EOS);
         return LG_OK;
@@ -107,7 +122,7 @@ static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_err
     }
     r->next = id;
     if (!hand_out(r, id, t->n - held_back(r->p, t->data, t->n))) finish(r, LG_STOP_CANCELLED);
-    else if (g->ids.n >= r->p->n_max || len >= s->p.n_ctx) finish(r, LG_STOP_LENGTH);
+    else if (g->ids.n >= r->p->n_max || len + s->seq[seq].n_slot + s->seq[seq].shift >= s->p.n_ctx) finish(r, LG_STOP_LENGTH);
     return LG_OK;
 }
 
@@ -116,6 +131,22 @@ static lg_status end_text(run *r, lg_error *err) {
     if (r->out->stop_reason != LG_STOP_CANCELLED) hand_out(r, -1, r->out->text.n);
     /* A caller may print the text: it is a string even when empty. */
     return lg_base_text_append(&r->out->text, "", 0) ? LG_OK : lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+}
+
+/* Puts sequence `seq` of [first, first + width) behind slots; another one behind the same slots lends its pages. */
+static lg_status stand_behind(lg_session *s, int64_t seq, const lg_slots *slots, const lg_slots **at, int64_t first, int64_t width, lg_error *err) {
+    lg_status st = LG_OK;
+    if (at[seq - first] == slots && slots) return LG_OK;
+    at[seq - first] = slots;
+    for (int64_t w = 0; slots && w < width; w++) {
+        if (first + w == seq || at[w] != slots) continue;
+        LG_TRY(lg_session_fork(s, seq, first + w, err));
+        LG_TRY(lg_session_rewind(s, seq, 0, err));
+        return LG_OK;
+    }
+    LG_TRY(lg_session_set_slots(s, seq, slots, err));
+done:
+    return st;
 }
 
 static lg_status begin(lg_session *s, run *r, int64_t seq, const lg_ids *prompt, float *scratch, lg_error *err) {
@@ -129,15 +160,16 @@ static lg_status begin(lg_session *s, run *r, int64_t seq, const lg_ids *prompt,
 }
 
 /* Decodes prompts on the sequences first .. first + width - 1; a sequence that ends takes the next prompt. */
-static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_ids *prompts, const lg_generate_params *params, int64_t n,
-                        lg_generation *out, lg_error *err) {
+static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_ids *prompts, const lg_slots *const *slots, bool many,
+                        const lg_generate_params *params, int64_t n, lg_generation *out, lg_error *err) {
     lg_status st = LG_OK;
     int64_t started = 0, ended = 0;
     run *runs = lg_base_calloc(width, sizeof *runs);
     int64_t *who = lg_base_calloc(width, sizeof *who);
+    const lg_slots **at = lg_base_calloc(width, sizeof *at); /* what each sequence stands behind, as far as this call knows */
     int32_t *seqs = lg_base_calloc(width, sizeof *seqs), *ids = lg_base_calloc(width, sizeof *ids);
     float *scratch = lg_base_calloc(2 * s->m->cfg.n_vocab, sizeof *scratch);
-    if (!runs || !who || !seqs || !ids || !scratch) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
+    if (!runs || !who || !at || !seqs || !ids || !scratch) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
     for (int64_t i = 0; i < n; i++) {
         out[i] = (lg_generation){ 0 };
         s->want_argmax = s->want_argmax || (!s->m->ops->host_memory && greedy(&params[i]));
@@ -146,6 +178,7 @@ static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_id
         for (int64_t w = 0; w < width; w++)
             while (!runs[w].active && started < n) {
                 runs[w] = (run){ .p = &params[started], .out = &out[started], .index = started };
+                if (many) LG_TRY(stand_behind(s, first + w, slots ? slots[started] : NULL, at, first, width, err));
                 LG_TRY(begin(s, &runs[w], first + w, &prompts[started], scratch, err));
                 started++;
                 if (!runs[w].active) {
@@ -180,6 +213,7 @@ done:
     s->want_argmax = false;
     lg_base_free(runs);
     lg_base_free(who);
+    lg_base_free(at);
     lg_base_free(seqs);
     lg_base_free(ids);
     lg_base_free(scratch);
@@ -209,13 +243,23 @@ lg_status lg_generate(lg_session *s, int64_t seq, const int32_t *prompt, int64_t
     *out = (lg_generation){ 0 };
     if (st != LG_OK) return st;
     if (seq < 0 || seq >= s->p.n_seq_max) return lg_base_fail(err, LG_ERR_USAGE, -1, "sequence %lld", (long long)seq);
-    return decode(s, seq, 1, &ids, p, 1, out, err);
+    return decode(s, seq, 1, &ids, NULL, false, p, 1, out, err);
 }
 
-lg_status lg_generate_batch(lg_session *s, const lg_ids *prompts, const lg_generate_params *params, int64_t n, lg_generation *out, lg_error *err) {
+static lg_status generate_all(lg_session *s, const lg_ids *prompts, const lg_slots *const *slots, bool many, const lg_generate_params *params,
+                              int64_t n, lg_generation *out, lg_error *err) {
     for (int64_t i = 0; i < n; i++) {
         const lg_status st = check_params(&params[i], err);
         if (st != LG_OK) return st;
     }
-    return decode(s, 0, s->p.n_seq_max < n ? s->p.n_seq_max : n, prompts, params, n, out, err);
+    return decode(s, 0, s->p.n_seq_max < n ? s->p.n_seq_max : n, prompts, slots, many, params, n, out, err);
+}
+
+lg_status lg_generate_batch(lg_session *s, const lg_ids *prompts, const lg_generate_params *params, int64_t n, lg_generation *out, lg_error *err) {
+    return generate_all(s, prompts, NULL, false, params, n, out, err);
+}
+
+lg_status lg_session_generate_many(lg_session *s, const lg_ids *prompts, const lg_slots *const *slots, const lg_generate_params *params, int64_t n,
+                                   lg_generation *out, lg_error *err) {
+    return generate_all(s, prompts, slots, true, params, n, out, err);
 }

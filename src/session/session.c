@@ -57,6 +57,7 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     s->dst_slot = lg_base_calloc(s->max_tok, sizeof(int32_t));
     s->row = lg_base_calloc(s->max_tok, sizeof(int32_t));
     s->pos = lg_base_calloc(s->max_tok, sizeof(int64_t));
+    s->idx = lg_base_calloc(s->max_tok, sizeof(int64_t));
     s->seqs = lg_base_calloc(s->max_row, sizeof *s->seqs);
     s->batch = lg_base_calloc(p->n_seq_max, sizeof(int32_t));
     s->step_budget = lg_base_calloc(s->max_row, sizeof(int64_t));
@@ -64,7 +65,7 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     s->row_bytes_read = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->row_bytes_dense = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->head_tokens = lg_base_calloc(c->n_layer * c->n_head_kv, sizeof(int64_t));
-    if (!s->logits_host || !s->logits_here || !s->argmax || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->seqs || !s->batch ||
+    if (!s->logits_host || !s->logits_here || !s->argmax || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->idx || !s->seqs || !s->batch ||
         !s->row_bytes_read || !s->row_bytes_dense || !s->step_budget || !s->step_dense || !s->head_tokens)
         return nomem(err);
 done:
@@ -92,12 +93,13 @@ void lg_session_free(lg_session *s) {
     if (!s) return;
     if (s->m->ops) {
         lg_session_cache_free(s);
+        if (s->stage) s->m->ops->free(s->m->ctx, s->stage);
         lg_session_plan_free(s);
         lg_model_work_free(&s->work, s->m);
         if (s->logits) s->m->ops->free(s->m->ctx, s->logits);
         if (!s->m->ops->host_memory) lg_base_free(s->logits_host);
     }
-    void *p[] = { s->logits_here, s->argmax, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->seqs, s->batch,
+    void *p[] = { s->logits_here, s->argmax, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->idx, s->seqs, s->batch,
                   s->step_budget, s->step_dense, s->head_tokens, s->set_tokens, s->row_bytes_read, s->row_bytes_dense };
     for (size_t i = 0; i < sizeof p / sizeof *p; i++) lg_base_free(p[i]);
     lg_base_free(s);
@@ -126,14 +128,15 @@ static void forget_logits(lg_session *s) {
 static void place(lg_session *s, int64_t t, int64_t seq, int32_t row_seq, int32_t id, int64_t at) {
     s->ids[t] = id;
     s->row_seq[t] = row_seq;
-    s->pos[t] = at;
+    s->pos[t] = at + s->seq[seq].shift;
+    s->idx[t] = at;
     s->dst_page[t] = s->seq[seq].page[at / LG_PAGE];
     s->dst_slot[t] = (int32_t)(at % LG_PAGE);
 }
 
 static lg_forward forward_of(lg_session *s, int64_t n_tok, int32_t n_seq) {
     return (lg_forward){ .n_tok = n_tok, .ids = s->ids, .seq = s->row_seq, .dst_page = s->dst_page, .dst_slot = s->dst_slot, .pos = s->pos,
-                         .idx = s->pos, .seqs = s->seqs, .n_seq = n_seq, .kv = s->kv, .geom = s->geom, .row = s->row };
+                         .idx = s->idx, .seqs = s->seqs, .n_seq = n_seq, .kv = s->kv, .geom = s->geom, .row = s->row, .lora = s->lora };
 }
 
 lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, lg_error *err) {
@@ -181,20 +184,24 @@ static lg_status check_fit(const lg_session *s, int64_t n, lg_error *err) {
     if (n <= s->p.n_ctx) return LG_OK;
     return lg_base_fail(err, LG_ERR_LIMIT, -1, "%lld tokens do not fit into the context of %lld", (long long)n, (long long)s->p.n_ctx);
 }
+/* Positions that stand before the prompt. */
+static int64_t before(const lg_timeline *q) { return q->n_slot + q->shift; }
 
 lg_status lg_session_sync(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, lg_error *err) {
     lg_status st;
     LG_TRY(check_seq(s, seq, err));
     if (n < 1) return lg_base_fail(err, LG_ERR_USAGE, -1, "no ids: a sequence needs at least one");
-    LG_TRY(check_fit(s, n, err));
-    LG_TRY(check_ids(s, ids, n, err));
     lg_timeline *q = &s->seq[seq];
+    LG_TRY(check_fit(s, before(q) + n, err));
+    LG_TRY(check_ids(s, ids, n, err));
+    const int32_t *have = q->ids + q->n_slot;
+    const int64_t n_have = q->len - q->n_slot;
     int64_t keep = 0;
-    while (keep < n && keep < q->len && q->ids[keep] == ids[keep]) keep++;
-    if (keep == n && q->len == n && q->logit_row >= 0) return LG_OK;
+    while (keep < n && keep < n_have && have[keep] == ids[keep]) keep++;
+    if (keep == n && n_have == n && q->logit_row >= 0) return LG_OK;
     if (keep == n) keep = n - 1;
-    lg_session_drop(s, q, keep);
-    q->len = keep;
+    lg_session_drop(s, q, q->n_slot + keep);
+    q->len = q->n_slot + keep;
     LG_TRY(prefill(s, seq, ids + keep, n - keep, err));
 done:
     return st;
@@ -203,9 +210,8 @@ done:
 /* Cache correction, reading B: the last correct_every tokens (this one included) run again as one dense chunk. */
 static lg_status rerun(lg_session *s, int64_t seq, int32_t id, float *logits, lg_error *err) {
     lg_timeline *q = &s->seq[seq];
-    const int64_t n = s->p.hybrid.correct_every;
     q->ids[q->len] = id;
-    const int64_t from = q->len + 1 - n, to = q->len + 1;
+    const int64_t to = q->len + 1, all = to - q->n_slot, n = s->p.hybrid.correct_every < all ? s->p.hybrid.correct_every : all, from = to - n;
     q->len = from;
     for (int64_t at = from; at < to;) {
         const int64_t k = to - at < s->max_tok ? to - at : s->max_tok;
@@ -225,7 +231,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
     LG_TRY(check_ids(s, ids, n, err));
     for (int64_t i = 0; i < n; i++) {
         LG_TRY(check_seq(s, seqs[i], err));
-        LG_TRY(check_fit(s, s->seq[seqs[i]].len + 1, err));
+        LG_TRY(check_fit(s, s->seq[seqs[i]].len + s->seq[seqs[i]].shift + 1, err));
         for (int64_t j = 0; j < i; j++)
             if (seqs[j] == seqs[i]) return lg_base_fail(err, LG_ERR_USAGE, -1, "sequence %d is twice in one step", seqs[i]);
     }
@@ -348,14 +354,16 @@ const float *lg_session_logits(lg_session *s, int64_t seq) {
     s->logits_here[r] = true;
     return s->logits_host + r * n;
 }
-int64_t lg_session_len(const lg_session *s, int64_t seq) { return seq >= 0 && seq < s->p.n_seq_max ? s->seq[seq].len : 0; }
-const int32_t *lg_session_ids(const lg_session *s, int64_t seq) { return seq >= 0 && seq < s->p.n_seq_max ? s->seq[seq].ids : NULL; }
+int64_t lg_session_len(const lg_session *s, int64_t seq) { return seq >= 0 && seq < s->p.n_seq_max ? s->seq[seq].len - s->seq[seq].n_slot : 0; }
+const int32_t *lg_session_ids(const lg_session *s, int64_t seq) { return seq >= 0 && seq < s->p.n_seq_max ? s->seq[seq].ids + s->seq[seq].n_slot : NULL; }
 
 lg_status lg_session_rewind(lg_session *s, int64_t seq, int64_t n, lg_error *err) {
     lg_status st;
     LG_TRY(check_seq(s, seq, err));
     lg_timeline *q = &s->seq[seq];
-    if (n < 0 || n > q->len) return lg_base_fail(err, LG_ERR_USAGE, -1, "rewind to %lld of %lld tokens", (long long)n, (long long)q->len);
+    if (n < 0 || n > q->len - q->n_slot)
+        return lg_base_fail(err, LG_ERR_USAGE, -1, "rewind to %lld of %lld tokens", (long long)n, (long long)(q->len - q->n_slot));
+    n += q->n_slot;
     if (n == q->len) return LG_OK;
     lg_session_drop(s, q, n);
     q->steps -= q->len - n < q->steps ? q->len - n : q->steps;
@@ -379,6 +387,8 @@ lg_status lg_session_fork(lg_session *s, int64_t dst, int64_t src, lg_error *err
     d->len = q->len;
     d->n_page = q->n_page;
     d->steps = q->steps;
+    d->n_slot = q->n_slot;
+    d->shift = q->shift;
     d->logit_row = q->logit_row;
 done:
     return st;
@@ -389,11 +399,12 @@ lg_status lg_session_eval(lg_session *s, const int32_t *ids, int64_t n, int64_t 
     const int64_t n_vocab = s->m->cfg.n_vocab;
     if (n < 1) return lg_base_fail(err, LG_ERR_USAGE, -1, "no ids: nothing to evaluate");
     if (decode_from > n || decode_from < -1) return lg_base_fail(err, LG_ERR_USAGE, -1, "decode from %lld of %lld tokens", (long long)decode_from, (long long)n);
-    LG_TRY(check_fit(s, n, err));
-    LG_TRY(check_ids(s, ids, n, err));
     lg_timeline *q = &s->seq[0];
-    lg_session_drop(s, q, 0);
-    q->len = q->steps = 0;
+    LG_TRY(check_fit(s, before(q) + n, err));
+    LG_TRY(check_ids(s, ids, n, err));
+    lg_session_drop(s, q, q->n_slot); /* the prompt is read behind slots, where there are any */
+    q->len = q->n_slot;
+    q->steps = 0;
     forget_logits(s);
     const int64_t n_pre = decode_from < 0 ? n : decode_from;
     for (int64_t at = 0; at < n_pre;) {
@@ -465,7 +476,7 @@ lg_status lg_session_fill_random_at(lg_session *s, int64_t seq, int64_t n, uint6
     lg_timeline *q = &s->seq[seq];
     lg_session_drop(s, q, 0);
     forget_logits(s);
-    q->len = q->steps = 0;
+    q->len = q->steps = q->n_slot = q->shift = 0;
     lg_session_pages(s, q, 0, n);
     if (s->m->ops->kv_random) {
         for (int64_t l = 0; l < c->n_layer; l++) s->m->ops->kv_random(s->m->ctx, s->kv[l], &s->geom, q->page, q->n_page, seed + (uint64_t)(seq * c->n_layer + l));

@@ -44,7 +44,7 @@ struct lg_session {
     int32_t *argmax;           /* [max_row] by logit row */
     /* one step's arrays [max_tok] */
     int32_t *ids, *row_seq, *dst_page, *dst_slot, *row;
-    int64_t *pos;
+    int64_t *pos, *idx;        /* RoPE position; cache row */
     lg_kv_seq *seqs;           /* [max_row] */
     int32_t *batch;            /* [n_seq_max] sequence of each row of a step */
     /* hybrid plan */
@@ -62,6 +62,7 @@ struct lg_session {
     lg_set_fn on_set; void *on_set_user; int32_t *set_tokens;
     lg_query_fn on_query; void *on_query_user;
     const lg_lora_set *lora;   /* NULL: none */
+    uint8_t *stage; int64_t stage_bytes; /* slots.c: device memory that slots of one layer pass through */
 };
 
 /* cache.c */

@@ -33,6 +33,7 @@ lg_status lg_session_save(lg_session *s, const char *path, lg_error *err) {
                        .steps = q->steps, .n_vocab = c->n_vocab };
     memcpy(head.fingerprint, s->m->info.fingerprint, 33);
     memcpy(head.family, s->m->info.family, 33);
+    if (q->n_slot) return lg_base_fail(err, LG_ERR_UNSUPPORTED, -1, "%s: a sequence behind memory slots has no snapshot", path);
     lg_hash *hash = lg_base_hash_new();
     if (!hash) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
     LG_TRY(lg_file_create(&w, path, err));
@@ -119,6 +120,7 @@ lg_status lg_session_load(lg_session *s, const char *path, lg_error *err) {
                 }
     q->len = head.n_tok;
     q->steps = head.steps;
+    q->n_slot = q->shift = 0;
     q->logit_row = -1;
 done:
     lg_file_unmap(&f);

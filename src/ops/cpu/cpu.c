@@ -3,6 +3,7 @@
  * small phases pays no fork and join. Nothing here allocates between reserve calls. */
 #include "ops/cpu/attend.h"
 #include "ops/cpu/gemm.h"
+#include "ops/ref/ref.h"
 #include <math.h>
 #include <omp.h>
 #include <sched.h>
@@ -11,7 +12,7 @@
 
 enum { MAX_OPS = 512, SPINS = 400, SLAB_BYTES = 16 << 20 };
 
-typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS, K_ARGMAX, K_FETCH } kind;
+typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS, K_KV_WRITE, K_ARGMAX, K_FETCH } kind;
 typedef struct task {
     kind k;
     union {
@@ -22,6 +23,7 @@ typedef struct task {
         lg_op_product_add product;
         lg_op_gate_up gate_up;
         lg_op_logits logits;
+        lg_op_kv_write kv_write;
         lg_op_argmax argmax;
         struct { void *dst; const void *src; int64_t bytes; } fetch;
     } u;
@@ -43,6 +45,11 @@ struct lg_ops_ctx {
     void *attend;
     int64_t in_bytes, kv_bytes, rows_bytes, attend_bytes;
     atomic_llong turn[MAX_OPS]; /* of each task: outputs handed out beyond the fixed shares */
+    /* Low-rank additions: A x of up to three projections, and their input forms. */
+    int64_t max_rank;  /* over bound ones */
+    float *low;
+    uint8_t *low_in;
+    int64_t low_bytes, low_in_bytes, low_in_each;
     /* Sense-reversing barrier on lines of their own. */
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int sense;
@@ -71,6 +78,8 @@ static void cpu_close(lg_ops_ctx *c) {
         c->slab = s->below;
         lg_base_free(s);
     }
+    lg_base_free(c->low);
+    lg_base_free(c->low_in);
     lg_base_free(c);
 }
 
@@ -125,6 +134,52 @@ static void cpu_weight_unbind(lg_ops_ctx *c, lg_weight *w) {
     lg_gemm_unpack(w);
 }
 
+/* A and scale*B as bound weights, so that both products run in the kernels of the base's. B in bf16 where compute allows. */
+typedef struct low_rank { lg_weight a, b; } low_rank;
+
+static lg_status pack_low(lg_ops_ctx *c, lg_weight *w, const float *src, int64_t n_out, int64_t n_in, float scale, lg_error *err) {
+    lg_status st;
+    const lg_dtype t = c->g.compute == LG_COMPUTE_F32 ? LG_DTYPE_F32 : LG_DTYPE_BF16;
+    const int64_t row = lg_base_row_bytes(t, n_in);
+    float *scaled = lg_base_calloc(n_in, sizeof *scaled);
+    uint8_t *data = lg_base_calloc(n_out, row);
+    if (!scaled || !data) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
+    for (int64_t o = 0; o < n_out; o++) {
+        for (int64_t i = 0; i < n_in; i++) scaled[i] = scale * src[o * n_in + i];
+        lg_base_quant(t, scaled, data + o * row, n_in);
+    }
+    *w = (lg_weight){ .dtype = t, .n_out = n_out, .n_in = n_in, .data = data };
+    st = lg_gemm_pack(&c->g, w, err);
+    w->data = NULL;
+done:
+    lg_base_free(scaled);
+    lg_base_free(data);
+    return st;
+}
+
+static void cpu_lora_unbind(lg_ops_ctx *c, lg_lora *r) {
+    (void)c;
+    low_rank *p = r->packed;
+    if (!p) return;
+    lg_gemm_unpack(&p->a);
+    lg_gemm_unpack(&p->b);
+    lg_base_free(p);
+    r->packed = NULL;
+}
+
+static lg_status cpu_lora_bind(lg_ops_ctx *c, lg_lora *r, int64_t n_in, int64_t n_out, lg_error *err) {
+    lg_status st;
+    low_rank *p = lg_base_alloc(sizeof *p);
+    if (!p) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+    r->packed = p;
+    LG_TRY(pack_low(c, &p->a, r->a, r->rank, n_in, 1, err));
+    LG_TRY(pack_low(c, &p->b, r->b, n_out, r->rank, r->scale, err));
+    if (r->rank > c->max_rank) c->max_rank = r->rank;
+done:
+    if (st != LG_OK) cpu_lora_unbind(c, r);
+    return st;
+}
+
 static bool grow(void *field, int64_t *have, int64_t need) {
     void **p = field;
     if (*have >= need) return true;
@@ -153,6 +208,16 @@ static lg_status cpu_reserve(lg_ops_ctx *c, int64_t n_tok, int64_t n_seq, int64_
         c->thread_bytes = ok ? scratch : 0;
     }
     ok = ok && grow(&c->attend, &c->attend_bytes, att);
+    if (c->max_rank) {
+        int64_t each = 0;
+        for (int64_t t = 1; t <= n_tok; t++) {
+            const int64_t b = (lg_gemm_input_bytes(&c->g, t, c->max_rank) + 63) / 64 * 64;
+            if (b > each) each = b;
+        }
+        if (each > c->low_in_each) c->low_in_each = each;
+        ok = ok && grow(&c->low, &c->low_bytes, 3 * n_tok * c->max_rank * (int64_t)sizeof(float));
+        ok = ok && grow(&c->low_in, &c->low_in_bytes, 3 * c->low_in_each);
+    }
     if (n_tok > c->max_tok) c->max_tok = n_tok;
     return ok ? LG_OK : lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for the scratch of %lld tokens", (long long)n_tok);
 }
@@ -218,11 +283,65 @@ static void qkv_finish(const lg_ops_ctx *c, const lg_op_qkv *a, int ith, int nth
         if (b)
             for (int64_t e = 0; e < d; e++) x[e] += b[h * d + e];
         if (norm) head_norm(x, norm, a->eps, d);
+        float *raw = is_q ? NULL : is_k ? a->k_raw : a->v_raw;
+        if (raw) memcpy(raw + (t * n_kv + h) * d, x, (size_t)d * sizeof(float));
         if (is_q || is_k) rotate(x, d, a->rope_cos + t * (d / 2), a->rope_sin + t * (d / 2), a->rope_interleaved);
         if (is_q) continue;
         const int64_t row = ((int64_t)a->dst_page[t] * n_kv + h) * LG_PAGE + a->dst_slot[t];
         lg_ops_kv_store(&a->geom, (is_k ? a->kv.k : a->kv.v) + row * a->geom.row_bytes, x);
     }
+}
+
+/* ---- low-rank additions: down while the base's input form stands, a barrier, forms, a barrier, then up ---- */
+static bool has_low(const lg_lora *r) { return r && r->rank; }
+
+/* low[i] = A_i x for the (up to three) additions of an op. Few outputs: rows are split between threads where there are many. */
+static void low_down(lg_ops_ctx *c, const lg_lora *const *r, int n, int64_t n_in, int64_t n_tok, void *mine, int ith, int nth) {
+    const bool by_row = n_tok >= 32 * nth;
+    const int64_t t0 = by_row ? n_tok * ith / nth / 16 * 16 : 0;
+    const int64_t t1 = !by_row || ith == nth - 1 ? n_tok : n_tok * (ith + 1) / nth / 16 * 16;
+    const uint8_t *in = (const uint8_t *)c->in + lg_gemm_input_at(&c->g, n_tok, n_in, t0);
+    float *low = c->low;
+    for (int i = 0; i < n; i++) {
+        if (!has_low(r[i])) continue;
+        const low_rank *p = r[i]->packed;
+        lg_gemm_run(&c->g, low + t0 * r[i]->rank, r[i]->rank, false, in, &p->a, t1 - t0, mine, by_row ? 0 : ith, by_row ? 1 : nth);
+        low += n_tok * r[i]->rank;
+    }
+}
+
+static void low_forms(lg_ops_ctx *c, const lg_lora *const *r, int n, int64_t n_tok, int ith, int nth) {
+    const float *low = c->low;
+    for (int i = 0; i < n; i++) {
+        if (!has_low(r[i])) continue;
+        lg_gemm_input(&c->g, c->low_in + i * c->low_in_each, low, r[i]->rank, NULL, 0, n_tok, r[i]->rank, ith, nth);
+        low += n_tok * r[i]->rank;
+    }
+}
+
+/* y += scale * B low[i]; the thread adds to outputs that lg_gemm_run of the base product gave it. */
+static void low_up(lg_ops_ctx *c, const lg_lora *r, int i, float *y, int64_t n_tok, void *mine, int ith, int nth) {
+    if (!has_low(r)) return;
+    const low_rank *p = r->packed;
+    lg_gemm_run(&c->g, y, p->b.n_out, true, c->low_in + i * c->low_in_each, &p->b, n_tok, mine, ith, nth);
+}
+
+/* Both halves of the way down, with the barriers around them. False: nothing to add. */
+static bool low_ready(lg_ops_ctx *c, const lg_lora *const *r, int n, int64_t n_in, int64_t n_tok, void *mine, int ith, int nth, int *sense) {
+    bool any = false;
+    for (int i = 0; i < n; i++) any = any || has_low(r[i]);
+    if (!any) return false;
+    low_down(c, r, n, n_in, n_tok, mine, ith, nth);
+    barrier(c, nth, sense);
+    low_forms(c, r, n, n_tok, ith, nth);
+    barrier(c, nth, sense);
+    return true;
+}
+
+static void run_kv_write(const lg_op_kv_write *a, int ith, int nth) {
+    int64_t first, last;
+    share(a->n_tok * a->geom.n_head_kv, ith, nth, &first, &last);
+    for (int64_t i = first; i < last; i++) lg_ref_kv_write_row(a, i / a->geom.n_head_kv, i % a->geom.n_head_kv);
 }
 
 static void run_embed(const lg_op_embed *a, int ith, int nth) {
@@ -281,8 +400,22 @@ static void products(lg_ops_ctx *c, int task_at, const part *p, int n_part, int6
     }
 }
 
-static void gate_up(lg_ops_ctx *c, int task_at, const lg_op_gate_up *a, void *scratch, int ith, int nth) {
-    const int64_t n_out = a->gate->n_out;
+
+static void gate_up(lg_ops_ctx *c, int task_at, const lg_op_gate_up *a, void *scratch, int ith, int nth, int *sense) {
+    const int64_t n_in = a->gate->n_in, n_out = a->gate->n_out;
+    if (has_low(a->lora_gate) || has_low(a->lora_up)) { /* the additions come between the products and the SiLU */
+        const part p[2] = { { a->h, a->gate, false }, { c->k, a->up, false } };
+        const lg_lora *const lora[2] = { a->lora_gate, a->lora_up };
+        int64_t first, last;
+        products(c, task_at, p, 2, a->n_tok, scratch, ith, nth);
+        low_ready(c, lora, 2, n_in, a->n_tok, scratch, ith, nth, sense);
+        low_up(c, lora[0], 0, a->h, a->n_tok, scratch, ith, nth);
+        low_up(c, lora[1], 1, c->k, a->n_tok, scratch, ith, nth);
+        lg_gemm_rows(n_out, ith, nth, &first, &last);
+        for (int64_t t = 0; t < a->n_tok && last > first; t++)
+            lg_gemm_silu_mul(&c->g, a->h + t * n_out + first, a->h + t * n_out + first, c->k + t * n_out + first, last - first);
+        return;
+    }
     hand h = hand_of(c, task_at, panels_of(a->gate), a->n_tok, ith, nth);
     while (next_hand(&h)) {
         const int64_t first = h.lo * PANEL, last = h.hi * PANEL < n_out ? h.hi * PANEL : n_out;
@@ -309,6 +442,9 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
             lg_gemm_input(g, c->in, a->x, n_in, a->norm, a->eps, a->n_tok, n_in, ith, nth);
             barrier(c, nth, sense);
             products(c, i, p, 3, a->n_tok, mine, ith, nth);
+            const lg_lora *const lora[3] = { a->lora_q, a->lora_k, a->lora_v };
+            if (low_ready(c, lora, 3, n_in, a->n_tok, mine, ith, nth, sense))
+                for (int j = 0; j < 3; j++) low_up(c, lora[j], j, p[j].y, a->n_tok, mine, ith, nth);
             barrier(c, nth, sense);
             qkv_finish(c, a, ith, nth);
             break;
@@ -334,6 +470,7 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
             lg_gemm_input(g, c->in, a->x, a->w->n_in, NULL, 0, a->n_tok, a->w->n_in, ith, nth);
             barrier(c, nth, sense);
             products(c, i, &(part){ a->y, a->w, true }, 1, a->n_tok, mine, ith, nth);
+            if (low_ready(c, &a->lora, 1, a->w->n_in, a->n_tok, mine, ith, nth, sense)) low_up(c, a->lora, 0, a->y, a->n_tok, mine, ith, nth);
             break;
         }
         case K_GATE_UP: {
@@ -341,9 +478,10 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
             const int64_t n_in = a->gate->n_in;
             lg_gemm_input(g, c->in, a->x, n_in, a->norm, a->eps, a->n_tok, n_in, ith, nth);
             barrier(c, nth, sense);
-            gate_up(c, i, a, mine, ith, nth);
+            gate_up(c, i, a, mine, ith, nth, sense);
             break;
         }
+        case K_KV_WRITE: run_kv_write(&s->u.kv_write, ith, nth); break;
         case K_ARGMAX: run_argmax(&s->u.argmax, ith, nth); break;
         case K_FETCH:
             if (ith == 0) memcpy(s->u.fetch.dst, s->u.fetch.src, (size_t)s->u.fetch.bytes);
@@ -398,6 +536,7 @@ static void cpu_attend_hybrid(lg_ops_ctx *c, const lg_op_attend_hybrid *a) { nex
 static void cpu_product_add(lg_ops_ctx *c, const lg_op_product_add *a) { next(c, K_PRODUCT)->u.product = *a; }
 static void cpu_gate_up(lg_ops_ctx *c, const lg_op_gate_up *a) { next(c, K_GATE_UP)->u.gate_up = *a; }
 static void cpu_logits(lg_ops_ctx *c, const lg_op_logits *a) { next(c, K_LOGITS)->u.logits = *a; }
+static void cpu_kv_write(lg_ops_ctx *c, const lg_op_kv_write *a) { next(c, K_KV_WRITE)->u.kv_write = *a; }
 static void cpu_argmax(lg_ops_ctx *c, const lg_op_argmax *a) { next(c, K_ARGMAX)->u.argmax = *a; }
 static void cpu_fetch(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
     task *s = next(c, K_FETCH);
@@ -408,7 +547,7 @@ static void cpu_fetch(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) 
 
 const lg_ops lg_ops_cpu = {
     .name = "cpu", .host_memory = true, .chunk = 512, .copy = cpu_copy, .argmax = cpu_argmax, .fetch = cpu_fetch, .open = cpu_open, .close = cpu_close, .describe = cpu_describe, .alloc = cpu_alloc, .free = cpu_free,
-    .upload = cpu_copy, .download = cpu_copy, .weight_bind = cpu_weight_bind, .weight_unbind = cpu_weight_unbind,
+    .upload = cpu_copy, .download = cpu_copy, .weight_bind = cpu_weight_bind, .weight_unbind = cpu_weight_unbind, .lora_bind = cpu_lora_bind, .lora_unbind = cpu_lora_unbind,
     .reserve = cpu_reserve, .embed = cpu_embed, .qkv = cpu_qkv, .attend = cpu_attend, .attend_hybrid = cpu_attend_hybrid,
-    .product_add = cpu_product_add, .gate_up = cpu_gate_up, .logits = cpu_logits, .sync = cpu_sync,
+    .product_add = cpu_product_add, .gate_up = cpu_gate_up, .logits = cpu_logits, .kv_write = cpu_kv_write, .sync = cpu_sync,
 };

@@ -269,6 +269,12 @@ int64_t lg_gemm_input_bytes(const lg_gemm *g, int64_t n_tok, int64_t n_in) {
     return n_tok * row_bytes_of(form, nb);
 }
 
+int64_t lg_gemm_input_at(const lg_gemm *g, int64_t n_tok, int64_t n_in, int64_t t0) {
+    const lg_gemm_form form = lg_gemm_form_of(g, n_tok);
+    const int64_t nb = lg_gemm_blocks(n_in);
+    return form == LG_FORM_BF16 ? t0 / 16 * nb * 1024 : t0 * row_bytes_of(form, nb);
+}
+
 static float norm_scale(const lg_gemm_rows_fn *rows, const float *x, const float *norm, float eps, int64_t n_in) {
     return norm ? 1.0f / sqrtf(rows->mean_square(x, n_in) + eps) : 1.0f;
 }

@@ -23,6 +23,8 @@ void lg_gemm_unpack(lg_weight *w); /* frees packed, sets it NULL */
 /* Input form: rows of x (optionally RMS-normed: x * rsqrt(mean(x^2) + eps) * norm) in the shape kernels read.
  * Its layout depends on (g, n_tok, n_in) only, so that weights of mixed dtypes share one input. */
 int64_t lg_gemm_input_bytes(const lg_gemm *g, int64_t n_tok, int64_t n_in);
+/* Byte offset of row t0 (a multiple of 16): a product of the rows from there on, 17 at least, may start there. */
+int64_t lg_gemm_input_at(const lg_gemm *g, int64_t n_tok, int64_t n_in, int64_t t0);
 void lg_gemm_input(const lg_gemm *g, void *in, const float *x, int64_t ldx, const float *norm, float eps,
                    int64_t n_tok, int64_t n_in, int ith, int nth);
 

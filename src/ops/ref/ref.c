@@ -79,6 +79,16 @@ static void mat_vec(lg_ops_ctx *c, float *y, bool add, const lg_weight *w, const
     }
 }
 
+/* y += scale * B (A x) */
+static void add_low_rank(float *y, const lg_lora *r, const float *x, int64_t n_in, int64_t n_out) {
+    if (!r || !r->rank) return;
+    for (int32_t j = 0; j < r->rank; j++) {
+        double s = 0;
+        for (int64_t i = 0; i < n_in; i++) s += (double)r->a[j * n_in + i] * x[i];
+        for (int64_t o = 0; o < n_out; o++) y[o] += (float)((double)r->scale * s * (double)r->b[o * r->rank + j]);
+    }
+}
+
 static void ref_embed(lg_ops_ctx *c, const lg_op_embed *a) {
     (void)c;
     const int64_t rb = lg_base_row_bytes(a->w->dtype, a->w->n_in);
@@ -110,6 +120,9 @@ static void ref_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
         mat_vec(c, q, false, a->wq, c->normed);
         mat_vec(c, k, false, a->wk, c->normed);
         mat_vec(c, v, false, a->wv, c->normed);
+        add_low_rank(q, a->lora_q, c->normed, a->wq->n_in, nq);
+        add_low_rank(k, a->lora_k, c->normed, a->wk->n_in, nkv);
+        add_low_rank(v, a->lora_v, c->normed, a->wv->n_in, nkv);
         add_bias(q, a->bq, nq);
         add_bias(k, a->bk, nkv);
         add_bias(v, a->bv, nkv);
@@ -119,6 +132,8 @@ static void ref_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
         }
         for (int64_t h = 0; h < n_kv; h++) {
             if (a->k_norm) rms_norm(k + h * d, k + h * d, a->k_norm, a->eps, d);
+            if (a->k_raw) memcpy(a->k_raw + t * nkv + h * d, k + h * d, (size_t)d * sizeof(float));
+            if (a->v_raw) memcpy(a->v_raw + t * nkv + h * d, v + h * d, (size_t)d * sizeof(float));
             rotate(k + h * d, d, cs, sn, a->rope_interleaved);
             const int64_t row = ((int64_t)a->dst_page[t] * n_kv + h) * LG_PAGE + a->dst_slot[t];
             lg_ops_kv_store(&a->geom, a->kv.k + row * a->geom.row_bytes, k + h * d);
@@ -131,7 +146,10 @@ static void ref_attend(lg_ops_ctx *c, const lg_op_attend *a) { (void)c; lg_ref_a
 static void ref_attend_hybrid(lg_ops_ctx *c, const lg_op_attend_hybrid *a) { (void)c; lg_ref_attend_hybrid(a); }
 
 static void ref_product_add(lg_ops_ctx *c, const lg_op_product_add *a) {
-    for (int64_t t = 0; t < a->n_tok; t++) mat_vec(c, a->y + t * a->w->n_out, true, a->w, a->x + t * a->w->n_in);
+    for (int64_t t = 0; t < a->n_tok; t++) {
+        mat_vec(c, a->y + t * a->w->n_out, true, a->w, a->x + t * a->w->n_in);
+        add_low_rank(a->y + t * a->w->n_out, a->lora, a->x + t * a->w->n_in, a->w->n_in, a->w->n_out);
+    }
 }
 
 static void ref_gate_up(lg_ops_ctx *c, const lg_op_gate_up *a) {
@@ -141,8 +159,28 @@ static void ref_gate_up(lg_ops_ctx *c, const lg_op_gate_up *a) {
         rms_norm(c->normed, a->x + t * a->gate->n_in, a->norm, a->eps, a->gate->n_in);
         mat_vec(c, h, false, a->gate, c->normed);
         mat_vec(c, up, false, a->up, c->normed);
+        add_low_rank(h, a->lora_gate, c->normed, a->gate->n_in, n);
+        add_low_rank(up, a->lora_up, c->normed, a->up->n_in, n);
         for (int64_t i = 0; i < n; i++) h[i] = h[i] / (1.0f + expf(-h[i])) * up[i];
     }
+}
+
+void lg_ref_kv_write_row(const lg_op_kv_write *a, int64_t t, int64_t h) {
+    const int64_t d = a->geom.head_dim, half = d / 2, n_kv = a->geom.n_head_kv, from = (t * n_kv + h) * a->src.row_bytes;
+    const int64_t to = (((int64_t)a->dst_page[t] * n_kv + h) * LG_PAGE + a->dst_slot[t]) * a->geom.row_bytes;
+    float x[LG_HEAD_DIM_MAX], own[LG_HEAD_DIM_MAX];
+    lg_ops_kv_load(&a->src, x, a->k + from);
+    if (a->rope_cos) rotate(x, d, a->rope_cos + t * half, a->rope_sin + t * half, false);
+    for (int64_t i = 0; i < half && a->rope_interleaved; i++) own[2 * i] = x[i], own[2 * i + 1] = x[i + half];
+    lg_ops_kv_store(&a->geom, a->kv.k + to, a->rope_interleaved ? own : x);
+    lg_ops_kv_load(&a->src, x, a->v + from);
+    lg_ops_kv_store(&a->geom, a->kv.v + to, x);
+}
+
+static void ref_kv_write(lg_ops_ctx *c, const lg_op_kv_write *a) {
+    (void)c;
+    for (int64_t t = 0; t < a->n_tok; t++)
+        for (int64_t h = 0; h < a->geom.n_head_kv; h++) lg_ref_kv_write_row(a, t, h);
 }
 
 static void ref_logits(lg_ops_ctx *c, const lg_op_logits *a) {
@@ -169,5 +207,5 @@ const lg_ops lg_ops_ref = {
     .name = "ref", .host_memory = true, .chunk = 512, .copy = ref_copy, .argmax = ref_argmax, .fetch = ref_copy, .open = ref_open, .close = ref_close, .describe = ref_describe, .alloc = ref_alloc, .free = ref_free,
     .upload = ref_copy, .download = ref_copy, .weight_bind = ref_weight_bind, .weight_unbind = ref_weight_unbind,
     .reserve = ref_reserve, .embed = ref_embed, .qkv = ref_qkv, .attend = ref_attend, .attend_hybrid = ref_attend_hybrid,
-    .product_add = ref_product_add, .gate_up = ref_gate_up, .logits = ref_logits, .sync = ref_sync,
+    .product_add = ref_product_add, .gate_up = ref_gate_up, .logits = ref_logits, .kv_write = ref_kv_write, .sync = ref_sync,
 };

@@ -1,0 +1,52 @@
+/* What the modes of lg_ask share. Private to the room memory. */
+#ifndef LG_MEMORY_ASK_H
+#define LG_MEMORY_ASK_H
+#include "memory/bank.h"
+
+typedef struct lg_asking {
+    lg_session *s;
+    lg_model *m;
+    const lg_bank *b;
+    const lg_ids *question;
+    int64_t n;                     /* questions */
+    lg_ask_params p;               /* defaults filled in */
+    lg_answer *out;                /* [n] */
+    lg_template update, answer, gate;
+    lg_ids *memory;                /* [n] the working memory of each question */
+    lg_ids stop;                   /* ids that end a text */
+    const char *const *stop_text; int64_t n_stop_text; /* of answers */
+    int32_t pad;                   /* -1: none */
+    const char *what; int64_t done, total; /* progress */
+    bool stopped;
+} lg_asking;
+
+/* One call of the model: a prompt behind a chunk's slots, or behind nothing. */
+typedef struct lg_reading {
+    int64_t who, chunk;            /* question; -1: no slots */
+    lg_ids prompt;
+    int64_t n_max;
+    bool answer;                   /* the stop texts count */
+    lg_generation out;
+} lg_reading;
+/* All readings, decoded together in the order given (those behind one chunk should stand together). */
+lg_status lg_memory_read(lg_asking *a, lg_reading *r, int64_t n, lg_error *err);
+void lg_memory_readings_free(lg_reading *r, int64_t n);
+/* A new step of a question; NULL: out of memory. chunk -1: the answer. */
+lg_ask_step *lg_memory_step(lg_asking *a, int64_t who, int64_t chunk);
+bool lg_memory_copy_ids(lg_ids *out, const lg_ids *from);
+lg_status lg_memory_tick(lg_asking *a, const char *what, int64_t done, int64_t total, lg_error *err); /* progress; cancelled: an error */
+/* What a reading generated becomes the question's memory: without stop ids and pad. */
+lg_status lg_memory_keep(lg_asking *a, const lg_reading *r, lg_error *err);
+/* Text (stripped), ids and last step of the answer. */
+lg_status lg_memory_answer(lg_asking *a, lg_reading *r, int64_t position0, lg_error *err);
+lg_status lg_memory_final(lg_asking *a, lg_error *err); /* the answer prompt of every question, without slots */
+/* Scores of the chunks c[0..n) for question q with its present memory (adapter gate). */
+lg_status lg_memory_score(lg_asking *a, int64_t q, const int64_t *c, int64_t n, double *score, lg_error *err);
+
+lg_status lg_memory_loop(lg_asking *a, lg_error *err);    /* ask.c */
+lg_status lg_memory_lookup(lg_asking *a, lg_error *err);  /* lookup.c */
+lg_status lg_memory_memagent(lg_asking *a, lg_error *err);/* memagent.c */
+lg_status lg_memory_full(lg_asking *a, lg_error *err);    /* memagent.c */
+/* memagent.c: what a response gives as its answer; false: none. */
+bool lg_memory_extract(const char *s, bool boxed, lg_text *out);
+#endif
