@@ -102,6 +102,10 @@ static void launch(const lg_cuda_env *e, const lg_kv_geom *g, lg_prefill_args *a
 
 void lg_cuda_prefill_attend(const lg_cuda_env *e, const lg_cuda_prefill *c) {
     const int kernel = choose(e, &c->geom);
+    if (kernel == KERNEL_F32 && !lg_prefill_f32_fits(e, &c->geom)) { /* no kernel: leaves cudaErrorInvalidValue for the caller's check */
+        cudaFuncSetAttribute(merge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 1 << 30);
+        return;
+    }
     const int bm = kernel == KERNEL_F32 ? lg_prefill_f32_rows(&c->geom) : lg_prefill_mma_rows(&c->geom);
     lg_prefill_args a;
     memset(&a, 0, sizeof a);
