@@ -378,6 +378,68 @@ static void test_extraction(void **state) {
     }
 }
 
+static lg_ids json_ids_of(const lg_json *list) {
+    lg_ids x = { 0 };
+    for (int64_t i = 0; i < lg_json_size(list); i++) {
+        int64_t v;
+        assert_true(lg_json_int(lg_json_at(list, i), &v));
+        assert_true(lg_base_ids_push(&x, (int32_t)v));
+    }
+    return x;
+}
+
+/* The whole loop against tools/memory_ref.py on the tiny checkpoint in the official layout: prompts, memories, answer. */
+static void test_reference_loop(void **state) {
+    (void)state;
+    lg_json *root = NULL;
+    OK(lg_json_load(&root, FIXTURES "memory/ref/loop.json", 1 << 20, err));
+    lg_model *m = fx_model("memory/model", "cpu");
+    lg_ids text = { 0 }, q = json_ids_of(lg_json_get(root, "question_ids"));
+    OK(lg_file_read_ids(&text, FIXTURES "memory/ref/text.txt", 256, err));
+    lg_bank_params bp;
+    lg_bank_defaults(&bp);
+    bp.chunk = 256;
+    bp.slots = LG_DTYPE_F32; /* window and ratio come from the checkpoint */
+    char file[512];
+    lg_bank *b;
+    OK(lg_bank_build_ids(m, &bp, text.data, text.n, fx_temp(file, "loop-bank"), err));
+    OK(lg_bank_open(&b, file, err));
+    lg_ask_params p;
+    lg_ask_defaults(&p);
+    p.update_template = lg_json_str(lg_json_get(root, "update"), NULL);
+    p.answer_template = lg_json_str(lg_json_get(root, "final"), NULL);
+    p.memory_size = p.max_new = 16;
+    int64_t ctx;
+    OK(lg_ask_context(m, b, &q, 1, &p, &ctx, err));
+    lg_session_params sp;
+    lg_session_defaults(&sp);
+    sp.n_ctx = ctx;
+    lg_session *s = fx_session(m, sp);
+    lg_answer r;
+    OK(lg_ask(s, b, &q, 1, &p, &r, err));
+    const lg_json *steps = lg_json_get(root, "steps"), *last = lg_json_get(root, "answer");
+    assert_int_equal(r.n_step, lg_json_size(steps) + 1);
+    for (int64_t i = 0; i < r.n_step; i++) {
+        const lg_json *j = i + 1 < r.n_step ? lg_json_at(steps, i) : last;
+        lg_ids prompt = json_ids_of(lg_json_get(j, "prompt_ids")), made = json_ids_of(lg_json_get(j, i + 1 < r.n_step ? "memory_ids" : "answer_ids"));
+        int64_t position0;
+        assert_true(lg_json_int(lg_json_get(j, "position0"), &position0));
+        assert_ids(&r.step[i].prompt, &prompt);
+        assert_int_equal(r.step[i].position0, position0);
+        assert_ids(i + 1 < r.n_step ? &r.step[i].memory : &r.ids, &made);
+        lg_ids_free(&prompt);
+        lg_ids_free(&made);
+    }
+    lg_answer_free(&r);
+    lg_session_free(s);
+    lg_bank_close(b);
+    lg_ids_free(&text);
+    lg_ids_free(&q);
+    lg_json_free(root);
+    lg_model_free(m);
+    unlink(file);
+}
+
 static bool no(void *user, const char *what, int64_t done, int64_t total) {
     (void)user, (void)what, (void)done, (void)total;
     return false;
@@ -427,7 +489,7 @@ static void test_refuses(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loop_by_hand), cmocka_unit_test(test_together_equals_single), cmocka_unit_test(test_speculative_gate),
+        cmocka_unit_test(test_loop_by_hand), cmocka_unit_test(test_reference_loop), cmocka_unit_test(test_together_equals_single), cmocka_unit_test(test_speculative_gate),
         cmocka_unit_test(test_memory_rules), cmocka_unit_test(test_lookup), cmocka_unit_test(test_bm25), cmocka_unit_test(test_templates),
         cmocka_unit_test(test_extraction), cmocka_unit_test(test_refuses),
     };
