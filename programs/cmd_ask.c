@@ -236,6 +236,7 @@ static void json_step(const asked *a, const lg_ask_step *s, buf *b)
         buf_free(&t);
     }
     json_maybe(b, "position0", s->position0, s->position0 >= 0);
+    json_kv_int(b, "decode_steps", s->passes);
     json_kv_real(b, "logprob", s->logprob);
     json_kv_real(b, "seconds", s->seconds);
     json_end(b, '}');
@@ -376,6 +377,7 @@ static int ask_setup(asked *a, buf *update, buf *answer, const lg_generate_param
     p->memory_size = o->memory_size;
     p->max_new = opt_given(o, "max-new") ? o->max_new : o->mode == MODE_LOOKUP ? 64 : 1024;
     p->keep_memory = o->keep_memory;
+    p->draft = o->draft;
     p->top = o->top;
     p->piece = o->piece;
     p->boxed = o->final == 1;
@@ -512,6 +514,7 @@ static const opt opts[] = {
     O_SIZES("stop-ids", stop_ids, "A,B,..", 0, INT32_MAX, NULL, "the model's", "ids that end a memory or answer, instead of the model's"),
     O_SIZE(0, "pad-id", pad_id, 0, INT32_MAX, NULL, "the tokenizer's", "id that is dropped from memories"),
     O_FLAG(0, "keep-memory", keep_memory, "an empty update keeps the old memory"),
+    O_FLAG(0, "draft", draft, "guess updates ahead from the memory before: same text, fewer steps (CPU)"),
     O_END};
 static const opt gate_opts[] = {
     O_TEXT(0, "gate", gate, "none|FILE|lexical", NULL, "which chunks are read: all, an adapter's gate, BM25 [none; lookup lexical]"),

@@ -275,6 +275,31 @@ static void test_memory_rules(void **state) {
     lg_ids_free(&init);
 }
 
+/* Drafting from the old memory changes nothing but the number of passes. A first memory that the model itself wrote makes it copy. */
+static void test_draft(void **state) {
+    (void)state;
+    int64_t plain = 0, drafted = 0;
+    for (int i = 0; i < 5; i++) {
+        lg_ids q = question(i);
+        lg_ask_params p = params();
+        lg_answer a, b;
+        p.memory_size = 48;
+        OK(lg_ask(session, bank, &q, 1, &p, &a, err));
+        p.draft = true;
+        OK(lg_ask(session, bank, &q, 1, &p, &b, err));
+        assert_same(&a, &b);
+        for (int64_t c = 0; c < N_CHUNK; c++) {
+            plain += a.step[c].passes;
+            drafted += b.step[c].passes;
+        }
+        lg_answer_free(&a);
+        lg_answer_free(&b);
+        lg_ids_free(&q);
+    }
+    print_message("# %lld passes, drafted %lld\n", (long long)plain, (long long)drafted);
+    assert_true(drafted < plain);
+}
+
 static void test_lookup(void **state) {
     (void)state;
     /* Ids that stand in one chunk alone lead to it. */
@@ -490,7 +515,7 @@ static void test_refuses(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loop_by_hand), cmocka_unit_test(test_reference_loop), cmocka_unit_test(test_together_equals_single), cmocka_unit_test(test_speculative_gate),
-        cmocka_unit_test(test_memory_rules), cmocka_unit_test(test_lookup), cmocka_unit_test(test_bm25), cmocka_unit_test(test_templates),
+        cmocka_unit_test(test_memory_rules), cmocka_unit_test(test_draft), cmocka_unit_test(test_lookup), cmocka_unit_test(test_bm25), cmocka_unit_test(test_templates),
         cmocka_unit_test(test_extraction), cmocka_unit_test(test_refuses),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -74,7 +74,8 @@ typedef struct lg_ask_params {
     const char *memory_init;    /* NULL: "No previous memory" */
     int64_t memory_size, max_new; /* 1024; 1024 (answer) */
     bool keep_memory;           /* an empty update keeps the old memory */
-    bool draft;                 /* prompt-lookup drafting from the previous memory: same output, fewer steps */
+    bool draft;                 /* prompt-lookup drafting from the previous memory: same output, fewer steps.
+                                 * Updates of mode memory, one question after another, on the CPU without head roles */
     int64_t top;                /* lookup: chunks read, 3; memory with the lexical gate: chunks accepted */
     int64_t piece;              /* memagent: tokens read at once, 0: 5000 */
     bool boxed;                 /* memagent: the \boxed{} answer prompt, else "Therefore, the answer is (...)" */
@@ -94,6 +95,7 @@ typedef struct lg_ask_step {
     bool accepted;
     lg_ids prompt, memory;      /* n 0 with data NULL where the chunk was not read */
     int64_t position0;          /* RoPE position of the prompt's first token; -1 where nothing was read */
+    int64_t passes;             /* decode steps that the memory took */
     double seconds, logprob;    /* logprob: mean over the answer's tokens (lookup) */
 } lg_ask_step;
 typedef struct lg_answer {
