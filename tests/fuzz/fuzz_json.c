@@ -8,7 +8,7 @@ static void json_walk(void *user, const char *key, const lg_json *v) {
     int64_t n, i;
     double d;
     bool b;
-    if (key) *(unsigned *)user += fuzz_touch(key, (int64_t)strlen(key));
+    if (key) fuzz_touch(key, (int64_t)strlen(key));
     (void)lg_json_int(v, &i), (void)lg_json_num(v, &d), (void)lg_json_bool(v, &b);
     const char *s = lg_json_str(v, &n);
     if (s) {
@@ -31,10 +31,9 @@ int FUZZ_ONE(const uint8_t *data, size_t size);
 int FUZZ_ONE(const uint8_t *data, size_t size) {
     lg_json *j = NULL;
     lg_error e = { 0 };
-    unsigned sum = 0;
     const lg_status st = lg_json_parse(&j, "some.json", (const char *)data, (int64_t)size, &e);
     fuzz_refused(st, &e, "some.json");
-    if (st == LG_OK) json_walk(&sum, NULL, j);
+    if (st == LG_OK) json_walk(NULL, NULL, j);
     lg_json_free(j);
     return 0;
 }
