@@ -163,7 +163,7 @@ def decode_args(c, o):
     _, _, weights, cache, depth, batch, retrieval = c
     args = ["--shape", "llama3-8b", "--weights", weights, "--kv", cache, "--depth", depth, "--synthetic", "--batch", str(batch),
             "--steps", str(o.steps)]
-    return args + (["--retrieval", str(retrieval), "--budget", str(o.budget)] if retrieval else [])
+    return args + ["--retrieval", str(retrieval)] + (["--budget", str(o.budget)] if retrieval else [])
 
 
 def decode_rows(run, groups):
@@ -189,9 +189,10 @@ def prefill_rows(run):
             return
 
         def own():
-            for line in run.longan("prefill", ["--shape", "llama3-8b", "--weights", "bf16", "--kv", "bf16", "--depth", "32k", "--reps", "1", "--steps", "1"]):
-                if line["mode"] == "dense" and line.get("prefill_tok_s"):
-                    run.keep("longan", "prefill32k", "prefill", 1e3 * PREFILL / line["prefill_tok_s"], line)
+            for line in run.longan("prefill", ["--shape", "llama3-8b", "--weights", "bf16", "--kv", "bf16", "--prefill", str(PREFILL), "--depth", "512",
+                                               "--reps", "1", "--steps", "1", "--retrieval", "0"]):
+                if line["mode"] == "dense" and line.get("prefill_n_tok_s"):
+                    run.keep("longan", "prefill32k", "prefill", 1e3 * PREFILL / line["prefill_n_tok_s"], line)
 
         def other():
             run.say("peer prefill 32K")
@@ -329,7 +330,7 @@ def main():
         w.writerow(["round", "side", "row", "mode", "ms", "ms_min", "bytes", "prefill_tok_s", "n_retrieval", "budget", "device_bytes_peak", "sdpa", "commit"])
         for r, who, name, mode, ms, x in run.records:
             w.writerow([r, who, name, mode, f"{ms:.4f}", x.get("decode_ms_min", x.get("ms_min")), x.get("bytes_per_token", x.get("bytes")),
-                        x.get("prefill_tok_s"), x.get("n_retrieval"), x.get("budget"), x.get("device_bytes_peak"), x.get("sdpa"), x.get("commit")])
+                        x.get("prefill_n_tok_s", x.get("tok_s")), x.get("n_retrieval"), x.get("budget"), x.get("device_bytes_peak"), x.get("sdpa"), x.get("commit")])
     sys.exit(1 if table(run, groups) else 0)
 
 

@@ -1,4 +1,5 @@
-/* The input of `generate --batch`: one JSON object a line, {"prompt": TEXT} or {"ids": [..]}, and "n".
+/* The input of `generate --batch`: one JSON object a line, {"prompt": TEXT} or {"ids": [..]}, and "n"; and that of
+ * `ask --questions`, where "question" stands for "prompt".
  *
  * The program may not see the library's JSON room, so this reads just what such a line can hold: one flat
  * object of strings, whole numbers and lists of whole numbers. Unknown keys, duplicate keys and anything
@@ -9,7 +10,7 @@
 #include "cli.h"
 
 typedef struct reader {
-    const char *name;
+    const char *name, *key; /* key: of the text */
     int64_t line;
     const char *begin, *s, *end; /* of the line */
 } reader;
@@ -169,12 +170,14 @@ static int take_member(reader *r, batch_item *it, unsigned *seen)
     unsigned bit = 0;
     if (!rc && !take(r, ':'))
         rc = bad(r, "':' must stand here");
+    char text[96];
     if (!rc) {
-        bit = strcmp(key.data, "prompt") == 0 ? PROMPT : strcmp(key.data, "ids") == 0 ? IDS
+        bit = strcmp(key.data, r->key) == 0 ? PROMPT : strcmp(key.data, "ids") == 0 ? IDS
               : strcmp(key.data, "n") == 0 ? N : 0;
-        if (!bit || strlen(key.data) != key.n)
-            rc = bad(r, "unknown key (there are prompt, ids, n)");
-        else if (*seen & bit)
+        if (!bit || strlen(key.data) != key.n) {
+            snprintf(text, sizeof text, "unknown key (there are %s, ids, n)", r->key);
+            rc = bad(r, text);
+        } else if (*seen & bit)
             rc = bad(r, "a key stands twice");
     }
     *seen |= bit;
@@ -182,8 +185,10 @@ static int take_member(reader *r, batch_item *it, unsigned *seen)
         rc = bit == PROMPT ? take_text(r, &it->prompt)
              : bit == IDS ? take_ids(r, &it->ids) : take_int(r, (int64_t)1 << 30, &it->n);
     it->has_prompt |= bit == PROMPT;
-    if (!rc && (*seen & (PROMPT | IDS)) == (PROMPT | IDS))
-        rc = bad(r, "prompt and ids exclude each other");
+    if (!rc && (*seen & (PROMPT | IDS)) == (PROMPT | IDS)) {
+        snprintf(text, sizeof text, "%s and ids exclude each other", r->key);
+        rc = bad(r, text);
+    }
     buf_free(&key);
     return rc;
 }
@@ -203,10 +208,12 @@ static int take_object(reader *r, batch_item *it)
     blanks(r);
     if (r->s != r->end)
         return bad(r, "something stands behind the object");
-    return seen & 3 ? CLI_DONE : bad(r, "prompt or ids is missing");
+    char text[96];
+    snprintf(text, sizeof text, "%s or ids is missing", r->key);
+    return seen & 3 ? CLI_DONE : bad(r, text);
 }
 
-int batch_read(const char *path, batch_item **items, int64_t *n)
+int batch_read(const char *path, const char *key, batch_item **items, int64_t *n)
 {
     buf text = {0};
     int rc = read_input(path, &text);
@@ -215,7 +222,7 @@ int batch_read(const char *path, batch_item **items, int64_t *n)
     const char *s = text.data, *end = s + text.n;
     for (int64_t line = 1; !rc && s < end; line++) {
         const char *stop = memchr(s, '\n', (size_t)(end - s));
-        reader r = {.name = strcmp(path, "-") == 0 ? "stdin" : path, .line = line, .begin = s, .s = s,
+        reader r = {.name = strcmp(path, "-") == 0 ? "stdin" : path, .key = key, .line = line, .begin = s, .s = s,
                     .end = stop ? stop : end};
         s = stop ? stop + 1 : end;
         blanks(&r);
@@ -227,7 +234,7 @@ int batch_read(const char *path, batch_item **items, int64_t *n)
     }
     buf_free(&text);
     if (!rc && *n == 0)
-        rc = failed("%s: holds no prompts", path);
+        rc = failed("%s: holds no %ss", path, key);
     return rc;
 }
 

@@ -132,6 +132,7 @@ typedef struct options {
     double gate_threshold;
     bool keep_memory, trace, draft;
     int64_t refine;
+    int64_t piece;
     /* what stood on the command line */
     const char *args[CLI_MAX_ARGS];
     int n_args;
@@ -152,7 +153,7 @@ typedef struct command {
 
 extern const command cmd_info, cmd_convert, cmd_tokenize, cmd_logits, cmd_generate, cmd_chat,
     cmd_perplexity, cmd_bench, cmd_heads_calibrate, cmd_heads_show, cmd_heads_plot, cmd_bank_build, cmd_bank_append, cmd_bank_info, cmd_bank_verify,
-    cmd_bank_export, cmd_bank_ls;
+    cmd_bank_export, cmd_bank_ls, cmd_ask;
 
 /* Shared tables. */
 extern const opt opts_bank[], opts_model[], opts_session[], opts_hybrid[], opts_sampling[], opts_output[];
@@ -228,7 +229,7 @@ typedef struct batch_item {
     int64_t n;     /* -1: not given */
     int64_t line;  /* in the file, for messages */
 } batch_item;
-int batch_read(const char *path, batch_item **items, int64_t *n);
+int batch_read(const char *path, const char *key, batch_item **items, int64_t *n); /* key: "prompt", "question" */
 void batch_free(batch_item *items, int64_t n);
 
 /* Line chart: one line per series over a log2 axis. y < 0 marks a missing point. */

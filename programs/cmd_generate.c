@@ -85,7 +85,7 @@ static int read_one(task *t)
 
 static int read_many(task *t)
 {
-    int rc = batch_read(t->o->batch, &t->items, &t->n);
+    int rc = batch_read(t->o->batch, "prompt", &t->items, &t->n);
     t->prompts = t->n ? calloc((size_t)t->n, sizeof *t->prompts) : NULL;
     if (!rc && !t->prompts)
         rc = failed("out of memory");

@@ -7,7 +7,7 @@
 static const command *const commands[] = {
     &cmd_info, &cmd_convert, &cmd_tokenize, &cmd_logits, &cmd_generate, &cmd_chat,
     &cmd_perplexity, &cmd_bench, &cmd_heads_calibrate, &cmd_heads_show, &cmd_heads_plot,
-    &cmd_bank_build, &cmd_bank_append, &cmd_bank_info, &cmd_bank_verify, &cmd_bank_export, &cmd_bank_ls};
+    &cmd_bank_build, &cmd_bank_append, &cmd_bank_info, &cmd_bank_verify, &cmd_bank_export, &cmd_bank_ls, &cmd_ask};
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static void program_help(FILE *f)

@@ -269,11 +269,11 @@ int model_open(const options *o, bool vocab_only, lg_model **out)
                          .compute = o->compute == 1 ? LG_COMPUTE_F32 : LG_COMPUTE_AUTO,
                          .vocab_only = vocab_only,
                          .chat_format = o->chat_format,
+                         .shape = o->shape,
+                         .shape_weights = weights[o->weights],
                          .adapters = o->adapter.v,
                          .n_adapter = (int32_t)o->adapter.n,
                          .fill_memory = o->fill_memory,
-                         .shape = o->shape,
-                         .shape_weights = weights[o->weights],
                          .progress = cli_progress};
     lg_status st = lg_model_open(out, &p, &e);
     cli_progress_end();

@@ -123,8 +123,8 @@ sanitize() {
             --device cuda --roles tests/fixtures/tiny-hybrid/roles/cross.json --roles-any-model --budget 12 --sinks 2 --recents 4 --json
         san prefill_check 80 "$(prog prefill_check)" small
         san decode_check 80 "$(prog decode_check)" check 1 12
-        for cases in "192x576 n1" "33x256 n9" "17x37" "lora" "qkv bf16 192x576" "kv_write" "argmax 1001" "attend kv bf16 d64 kv3 g3 len 64,65" \
-            "attend kv q8 d128 kv8 g4 len 63" "hybrid kv bf16 d64 kv3 g3 len 1500,700,2111 topk block 1" "hybrid kv q8 d128 kv8 g4 len 1500"; do
+        for cases in "192x576 n1" "33x256 n9" "17x37" "200x256 n3 lora" "qkv bf16 576x576" "kv_write" "argmax 1001" "attend kv bf16 d64 kv3 g3 len 64,65" \
+            "attend kv q8 d128 kv8 g4 len 63" "hybrid kv bf16 d64 kv3 g3 len 1500,700,2111 topk block 1" "hybrid kv q8 d128 kv8 g4 len 1500 topk block 1"; do
             san "ops $cases" 45 "$(prog ops)" test --device cuda "$cases"
         done
     done

@@ -45,6 +45,9 @@ lg_status lg_bank_append_ids(lg_model *m, const char *path, const int32_t *ids, 
 lg_status lg_bank_open(lg_bank **out, const char *path, lg_error *err); /* checks header, table and sizes, not the slots */
 /* The ids and byte ranges of a text in memory, without slots: for the modes that read text (any model), and lexical ranking. */
 lg_status lg_bank_plain(lg_bank **out, lg_model *m, const char *text, int64_t n_text, int64_t chunk, lg_error *err);
+/* The bank of a text in a folder of banks: opened where it is there already (same text, memory weights and parameters), else built.
+ * *built: which of the two. */
+lg_status lg_bank_cached(lg_bank **out, lg_model *m, const lg_bank_params *p, const char *text, int64_t n_text, const char *folder, bool *built, lg_error *err);
 void lg_bank_close(lg_bank *b);
 lg_status lg_bank_verify(const lg_bank *b, lg_error *err);              /* every checksum */
 void lg_bank_get_info(const lg_bank *b, lg_bank_info *out);
@@ -71,7 +74,8 @@ typedef struct lg_ask_params {
     const char *memory_init;    /* NULL: "No previous memory" */
     int64_t memory_size, max_new; /* 1024; 1024 (answer) */
     bool keep_memory;           /* an empty update keeps the old memory */
-    bool draft;                 /* prompt-lookup drafting from the previous memory: same output, fewer steps */
+    bool draft;                 /* prompt-lookup drafting from the previous memory: same output, fewer steps.
+                                 * Updates of mode memory, one question after another, on the CPU without head roles */
     int64_t top;                /* lookup: chunks read, 3; memory with the lexical gate: chunks accepted */
     int64_t piece;              /* memagent: tokens read at once, 0: 5000 */
     bool boxed;                 /* memagent: the \boxed{} answer prompt, else "Therefore, the answer is (...)" */
@@ -82,7 +86,7 @@ typedef struct lg_ask_params {
     int64_t batch;              /* questions decoded together, 0: default */
     lg_progress_fn progress; void *progress_user;
 } lg_ask_params;
-void lg_ask_defaults(lg_ask_params *p);
+void lg_ask_defaults(lg_ask_params *p); /* of mode memory; lookup wants gate lexical */
 
 typedef struct lg_ask_step {
     int64_t chunk;              /* -1: the answer. memagent: its own pieces */
@@ -91,6 +95,7 @@ typedef struct lg_ask_step {
     bool accepted;
     lg_ids prompt, memory;      /* n 0 with data NULL where the chunk was not read */
     int64_t position0;          /* RoPE position of the prompt's first token; -1 where nothing was read */
+    int64_t passes;             /* decode steps that the memory took */
     double seconds, logprob;    /* logprob: mean over the answer's tokens (lookup) */
 } lg_ask_step;
 typedef struct lg_answer {
@@ -104,7 +109,8 @@ void lg_answer_free(lg_answer *a);
 /* Tokens of context that a session needs for these questions (slots, longest prompt, new tokens). */
 lg_status lg_ask_context(const lg_model *m, const lg_bank *b, const lg_ids *question, int64_t n, const lg_ask_params *p, int64_t *out, lg_error *err);
 /* n questions (ids, tokenised alone) on one bank; s: a session of the model with room for slots + prompt + new tokens.
- * Questions decode together as a batch and equal single runs. memagent, full and hybrid read the bank's ids (slots unused). */
+ * Questions decode together as a batch and equal single runs. The default template of mode lookup is "\nQuestion:{prompt}\nAnswer:",
+ * so its questions begin with a blank. memagent, full and hybrid read the bank's ids (slots unused). */
 lg_status lg_ask(lg_session *s, const lg_bank *b, const lg_ids *question, int64_t n, const lg_ask_params *p, lg_answer *out, lg_error *err);
 #ifdef __cplusplus
 }

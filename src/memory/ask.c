@@ -143,7 +143,9 @@ static lg_status read_round(lg_asking *a, turn *t, int64_t *n_read, lg_error *er
     }
     *n_read = n;
     if (!n) goto done;
-    LG_TRY(lg_memory_read(a, r, n, err));
+    if (lg_memory_can_draft(a))
+        for (int64_t i = 0; i < n; i++) LG_TRY(lg_memory_read_drafted(a, &r[i], &a->memory[r[i].who], err));
+    else LG_TRY(lg_memory_read(a, r, n, err));
     for (int64_t i = 0; i < n; i++) {
         const int64_t q = r[i].who;
         lg_ask_step *s = lg_memory_step(a, q, r[i].chunk);
@@ -154,6 +156,7 @@ static lg_status read_round(lg_asking *a, turn *t, int64_t *n_read, lg_error *er
         s->accepted = true;
         s->position0 = a->b->h.chunk / a->b->h.ratio;
         s->seconds = r[i].out.prefill_s + r[i].out.decode_s;
+        s->passes = r[i].out.decode_steps;
         s->prompt = r[i].prompt;
         r[i].prompt = (lg_ids){ 0 };
         if (!lg_memory_copy_ids(&s->memory, &a->memory[q])) LG_TRY(nomem(err));

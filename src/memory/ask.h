@@ -30,6 +30,9 @@ typedef struct lg_reading {
 } lg_reading;
 /* All readings, decoded together in the order given (those behind one chunk should stand together). */
 lg_status lg_memory_read(lg_asking *a, lg_reading *r, int64_t n, lg_error *err);
+/* draft.c: one reading, greedy, guessing ahead from ids that its text is likely to repeat. Same text, fewer passes. */
+bool lg_memory_can_draft(const lg_asking *a);
+lg_status lg_memory_read_drafted(lg_asking *a, lg_reading *r, const lg_ids *from, lg_error *err);
 void lg_memory_readings_free(lg_reading *r, int64_t n);
 /* A new step of a question; NULL: out of memory. chunk -1: the answer. */
 lg_ask_step *lg_memory_step(lg_asking *a, int64_t who, int64_t chunk);

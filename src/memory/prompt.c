@@ -15,8 +15,9 @@ const char lg_memory_update_text[] =
 const char lg_memory_answer_text[] =
     "You are presented with a problem and a previous memory.You do not need to update the memory, directly answer the problem based on the "
     "previous memory.\n\n<problem> \n{prompt}\n</problem>\n\n<memory>\n{memory}\n</memory>\n\nYour answer:\n";
-/* Bare: the form in which the shipped weights were trained. The answer ends at a newline. */
-const char lg_memory_lookup_text[] = "\nQuestion: {prompt}\nAnswer:";
+/* Bare: the form in which the shipped weights were trained; the blank before the question is the question's (a piece ends where a
+ * token ends). The answer ends at a newline. */
+const char lg_memory_lookup_text[] = "\nQuestion:{prompt}\nAnswer:";
 /* The gate's published prompt is unknown; this is ours, and an adapter is trained on it. */
 const char lg_memory_gate_text[] =
     "\nThe above is a section of an article. The problem is specified within the <problem> tags, and what is known so far within the <memory> tags. "
@@ -78,10 +79,7 @@ lg_status lg_memory_template(lg_template *out, const lg_model *m, const char *te
     lg_text whole = { 0 };
     *out = (lg_template){ 0 };
     LG_TRY(check(text, must, may, err));
-    const char *format = lg_text_chat_format(m->tok);
-    if (chat && !*format)
-        LG_TRY(lg_base_fail(err, LG_ERR_UNSUPPORTED, -1, "the model's chat format is not known: choose one with --chat-format (none: the bare template)"));
-    if (chat && strcmp(format, "none")) LG_TRY(render(m, text, &whole, err));
+    if (chat) LG_TRY(render(m, text, &whole, err)); /* with --chat-format none: the text itself */
     else if (!lg_base_text_append(&whole, text, (int64_t)strlen(text))) LG_TRY(nomem(err));
     const char *s = whole.data;
     for (;;) {

@@ -60,12 +60,12 @@ lg_status lg_config_read(lg_config *c, const lg_source *s, lg_error *err);
 lg_status lg_config_rope(const lg_config *c, const lg_source *s, float *inv_freq, float *factor, lg_error *err);
 lg_status lg_source_family(const lg_source *s, const lg_config *c, char family[33], char fingerprint[33], lg_error *err);
 
-/* adapter.c: memory weights of the checkpoint and everything in the adapter files; after the base is bound. */
-lg_status lg_model_adapters_open(lg_model *m, const lg_model_params *p, lg_error *err);
-void lg_model_adapters_free(lg_model *m);
 /* shape.c: named shapes without a file (bench --shape): random weights, no tokenizer. */
 lg_status lg_model_shape_config(lg_config *c, const char *name, lg_error *err);
 lg_status lg_model_shape_data(lg_model *m, lg_weight *w, lg_error *err); /* random blocks in host memory, owned by the model */
+/* adapter.c: memory weights of the checkpoint and everything in the adapter files; after the base is bound. */
+lg_status lg_model_adapters_open(lg_model *m, const lg_model_params *p, lg_error *err);
+void lg_model_adapters_free(lg_model *m);
 
 struct lg_model {
     lg_source src;

@@ -73,6 +73,8 @@ static void finish(run *r, lg_stop_reason why) {
     r->out->stop_reason = why;
 }
 
+/* The greatest logit decides: the device can pick it, and the row of logits need not be read. */
+static bool greedy(const lg_generate_params *p) { return p->sampler.temp <= 0 && p->sampler.repeat_penalty == 1.0f; }
 /* ln p of an id under the plain softmax of the logits. */
 static double ln_p(const float *logits, int64_t n, int32_t id) {
     float top = logits[0];
@@ -81,9 +83,6 @@ static double ln_p(const float *logits, int64_t n, int32_t id) {
     for (int64_t i = 0; i < n; i++) sum += (double)expf(logits[i] - top);
     return (double)logits[id] - (double)top - log(sum);
 }
-
-/* The greatest logit decides: the device can pick it, and the row of logits need not be read. */
-static bool greedy(const lg_generate_params *p) { return p->sampler.temp <= 0 && p->sampler.repeat_penalty == 1.0f; }
 
 /* Takes the next id from the logits of sequence `seq` and decides whether the run goes on. */
 static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_error *err) {
@@ -94,7 +93,7 @@ static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_err
         return LG_OK;
     }
     const int64_t len = lg_session_len(s, seq), n_recent = len < RECENT ? len : RECENT;
-    const int32_t id = s->argmax_known && greedy(r->p) && !r->p->logprob ? s->argmax[s->seq[seq].logit_row]
+    const int32_t id = s->argmax_known && greedy(r->p) ? s->argmax[s->seq[seq].logit_row]
                        : lg_sample(lg_session_logits(s, seq), s->m->cfg.n_vocab, &r->p->sampler, lg_session_ids(s, seq) + len - n_recent, n_recent,
                                    g->ids.n, scratch);
     if (r->p->logprob) {

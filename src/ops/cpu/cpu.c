@@ -44,12 +44,12 @@ struct lg_ops_ctx {
     int64_t thread_bytes;
     void *attend;
     int64_t in_bytes, kv_bytes, rows_bytes, attend_bytes;
+    atomic_llong turn[MAX_OPS]; /* of each task: outputs handed out beyond the fixed shares */
     /* Low-rank additions: A x of up to three projections, and their input forms. */
     int64_t max_rank;  /* over bound ones */
     float *low;
     uint8_t *low_in;
     int64_t low_bytes, low_in_bytes, low_in_each;
-    atomic_llong turn[MAX_OPS]; /* of each task: outputs handed out beyond the fixed shares */
     /* Sense-reversing barrier on lines of their own. */
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int sense;
@@ -73,13 +73,13 @@ static void cpu_close(lg_ops_ctx *c) {
     lg_base_free(c->rows);
     lg_base_free(c->thread_scratch);
     lg_base_free(c->attend);
-    lg_base_free(c->low);
-    lg_base_free(c->low_in);
     while (c->slab) {
         slab *s = c->slab;
         c->slab = s->below;
         lg_base_free(s);
     }
+    lg_base_free(c->low);
+    lg_base_free(c->low_in);
     lg_base_free(c);
 }
 
@@ -319,7 +319,7 @@ static void low_forms(lg_ops_ctx *c, const lg_lora *const *r, int n, int64_t n_t
     }
 }
 
-/* y += scale * B low[i]; the base's product is complete: barriers lie between. */
+/* y += scale * B low[i]; the base product is complete: barriers lie between. */
 static void low_up(lg_ops_ctx *c, const lg_lora *r, int i, float *y, int64_t n_tok, void *mine, int ith, int nth) {
     if (!has_low(r)) return;
     const low_rank *p = r->packed;
@@ -400,8 +400,22 @@ static void products(lg_ops_ctx *c, int task_at, const part *p, int n_part, int6
     }
 }
 
-static void gate_up(lg_ops_ctx *c, int task_at, const lg_op_gate_up *a, void *scratch, int ith, int nth) {
-    const int64_t n_out = a->gate->n_out;
+
+static void gate_up(lg_ops_ctx *c, int task_at, const lg_op_gate_up *a, void *scratch, int ith, int nth, int *sense) {
+    const int64_t n_in = a->gate->n_in, n_out = a->gate->n_out;
+    if (has_low(a->lora_gate) || has_low(a->lora_up)) { /* the additions come between the products and the SiLU */
+        const part p[2] = { { a->h, a->gate, false }, { c->k, a->up, false } };
+        const lg_lora *const lora[2] = { a->lora_gate, a->lora_up };
+        int64_t first, last;
+        products(c, task_at, p, 2, a->n_tok, scratch, ith, nth);
+        low_ready(c, lora, 2, n_in, a->n_tok, scratch, ith, nth, sense);
+        low_up(c, lora[0], 0, a->h, a->n_tok, scratch, ith, nth);
+        low_up(c, lora[1], 1, c->k, a->n_tok, scratch, ith, nth);
+        lg_gemm_rows(n_out, ith, nth, &first, &last);
+        for (int64_t t = 0; t < a->n_tok && last > first; t++)
+            lg_gemm_silu_mul(&c->g, a->h + t * n_out + first, a->h + t * n_out + first, c->k + t * n_out + first, last - first);
+        return;
+    }
     hand h = hand_of(c, task_at, panels_of(a->gate), a->n_tok, ith, nth);
     while (next_hand(&h)) {
         const int64_t first = h.lo * PANEL, last = h.hi * PANEL < n_out ? h.hi * PANEL : n_out;
@@ -411,20 +425,6 @@ static void gate_up(lg_ops_ctx *c, int task_at, const lg_op_gate_up *a, void *sc
         for (int64_t t = 0; t < a->n_tok; t++)
             lg_gemm_silu_mul(&c->g, a->h + t * n_out + first, a->h + t * n_out + first, c->k + t * n_out + first, last - first);
     }
-}
-
-/* With low-rank additions SiLU waits for them: fixed shares, so that each thread has both halves of its outputs. */
-static void gate_up_low(lg_ops_ctx *c, const lg_op_gate_up *a, const lg_lora *const *lora, void *scratch, int ith, int nth, int *sense) {
-    const int64_t n_out = a->gate->n_out;
-    int64_t first, last;
-    lg_gemm_run(&c->g, a->h, n_out, false, c->in, a->gate, a->n_tok, scratch, ith, nth);
-    lg_gemm_run(&c->g, c->k, n_out, false, c->in, a->up, a->n_tok, scratch, ith, nth);
-    low_ready(c, lora, 2, a->gate->n_in, a->n_tok, scratch, ith, nth, sense);
-    low_up(c, lora[0], 0, a->h, a->n_tok, scratch, ith, nth);
-    low_up(c, lora[1], 1, c->k, a->n_tok, scratch, ith, nth);
-    lg_gemm_rows(n_out, ith, nth, &first, &last);
-    for (int64_t t = 0; t < a->n_tok && last > first; t++)
-        lg_gemm_silu_mul(&c->g, a->h + t * n_out + first, a->h + t * n_out + first, c->k + t * n_out + first, last - first);
 }
 
 static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
@@ -443,11 +443,8 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
             barrier(c, nth, sense);
             products(c, i, p, 3, a->n_tok, mine, ith, nth);
             const lg_lora *const lora[3] = { a->lora_q, a->lora_k, a->lora_v };
-            if (low_ready(c, lora, 3, n_in, a->n_tok, mine, ith, nth, sense)) {
-                low_up(c, lora[0], 0, a->q, a->n_tok, mine, ith, nth);
-                low_up(c, lora[1], 1, c->k, a->n_tok, mine, ith, nth);
-                low_up(c, lora[2], 2, c->v, a->n_tok, mine, ith, nth);
-            }
+            if (low_ready(c, lora, 3, n_in, a->n_tok, mine, ith, nth, sense))
+                for (int j = 0; j < 3; j++) low_up(c, lora[j], j, p[j].y, a->n_tok, mine, ith, nth);
             barrier(c, nth, sense);
             qkv_finish(c, a, ith, nth);
             break;
@@ -481,9 +478,7 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
             const int64_t n_in = a->gate->n_in;
             lg_gemm_input(g, c->in, a->x, n_in, a->norm, a->eps, a->n_tok, n_in, ith, nth);
             barrier(c, nth, sense);
-            const lg_lora *const lora[2] = { a->lora_gate, a->lora_up };
-            if (has_low(lora[0]) || has_low(lora[1])) gate_up_low(c, a, lora, mine, ith, nth, sense);
-            else gate_up(c, i, a, mine, ith, nth);
+            gate_up(c, i, a, mine, ith, nth, sense);
             break;
         }
         case K_KV_WRITE: run_kv_write(&s->u.kv_write, ith, nth); break;

@@ -34,7 +34,7 @@ static lg_isa best_isa(void) {
     if ((lo & 0x6) != 0x6) return LG_ISA_SCALAR;
     const unsigned f512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
     if ((lo & 0xe6) != 0xe6 || (b7 & f512) != f512 || !(c7 & bit_AVX512VNNI)) return LG_ISA_AVX2;
-    const unsigned amx = bit_AMX_TILE | bit_AMX_BF16;
+    const unsigned amx = 1u << 24 | 1u << 22; /* AMX-TILE, AMX-BF16: gcc and clang name the bits differently */
     const bool bf16 = __get_cpuid_count(7, 1, &a71, &b, &c, &d) && (a71 & bit_AVX512BF16);
     if ((lo & 0x60000) != 0x60000 || (d7 & amx) != amx || !bf16 || !amx_allowed()) return LG_ISA_AVX512;
     return LG_ISA_AMX;

@@ -8,7 +8,10 @@
  * tile, so results do not depend on the company. */
 #if defined(__x86_64__)
 #define ROWS_TABLE lg_gemm_rows_avx2
+#define ROW_Q8 ymm_row_q8
 #include <immintrin.h>
+#include <stdint.h>
+static void ymm_row_q8(uint8_t *row, const float *x, float scale, const float *norm, int64_t first, int64_t last, int64_t n_in);
 #include "ops/cpu/gemm_row.h"
 
 #define LG_INLINE static inline __attribute__((always_inline))
@@ -235,6 +238,51 @@ void lg_gemm_q8_avx2(const lg_gemm_job *j) {
 #define X(name, c, s, zero, bytes) if (j->f->code == c && j->f->scale == s) q8_##name(j);
     QUANTISED(X)
 #undef X
+}
+
+/* Sum of the words of both halves, in the lowest words of each. */
+LG_INLINE __m256i half_sums(__m256i a) {
+    a = _mm256_add_epi32(a, _mm256_shuffle_epi32(a, 0x4e));
+    return _mm256_add_epi32(a, _mm256_shuffle_epi32(a, 0xb1));
+}
+
+/* row_q8 of gemm_row.h in vectors: gcc leaves its rounding and packing to single elements. */
+static void ymm_row_q8(uint8_t *row, const float *x, float scale, const float *norm, int64_t first, int64_t last, int64_t n_in) {
+    const int64_t nb = lg_gemm_blocks(n_in);
+    float *f = (float *)(void *)row;
+    uint8_t *q = row + lg_gemm_q8_codes(nb);
+    float *s = (float *)(void *)(row + lg_gemm_q8_scales(nb)), *sums = (float *)(void *)(row + lg_gemm_q8_sums(nb));
+    int32_t *halves = (int32_t *)(void *)(row + lg_gemm_q8_halves(nb));
+    const __m256 by = _mm256_set1_ps(scale), magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MAX));
+    for (int64_t b = first; b < last; b++) {
+        float *at = f + b * LG_GEMM_KB;
+        __m256 v[4], top = _mm256_setzero_ps();
+        __m256i c[4];
+        if ((b + 1) * LG_GEMM_KB > n_in) row_block(at, x, scale, norm, b, n_in);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            if ((b + 1) * LG_GEMM_KB > n_in) v[i] = _mm256_loadu_ps(at + 8 * i);
+            else v[i] = _mm256_loadu_ps(x + b * LG_GEMM_KB + 8 * i);
+            if ((b + 1) * LG_GEMM_KB <= n_in) {
+                if (norm) v[i] = _mm256_mul_ps(_mm256_mul_ps(v[i], by), _mm256_loadu_ps(norm + b * LG_GEMM_KB + 8 * i));
+                _mm256_storeu_ps(at + 8 * i, v[i]);
+            }
+            top = _mm256_max_ps(_mm256_and_ps(v[i], magnitude), top);
+        }
+        __m128 m = _mm_max_ps(_mm256_castps256_ps128(top), _mm256_extractf128_ps(top, 1));
+        m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+        const float largest = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+        const __m256 inv = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) c[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inv));
+        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]), _mm256_packs_epi32(c[2], c[3]));
+        _mm256_storeu_si256((void *)(q + b * LG_GEMM_KB), _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+        const __m256i h0 = half_sums(_mm256_add_epi32(c[0], c[1])), h1 = half_sums(_mm256_add_epi32(c[2], c[3]));
+        halves[2 * b] = _mm256_extract_epi32(h0, 0) + _mm256_extract_epi32(h0, 4);
+        halves[2 * b + 1] = _mm256_extract_epi32(h1, 0) + _mm256_extract_epi32(h1, 4);
+        s[b] = largest / 127.0f;
+        sums[b] = s[b] * (float)(halves[2 * b] + halves[2 * b + 1]);
+    }
 }
 
 /* ---- f32 activations ---- */

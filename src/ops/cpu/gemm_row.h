@@ -28,6 +28,8 @@ static void row_f32(float *dst, const float *x, float scale, const float *norm, 
     for (int64_t b = first; b < last; b++) row_block(dst + b * LG_GEMM_KB, x, scale, norm, b, n_in);
 }
 
+#ifndef ROW_Q8 /* an instruction set's own, of the same signature */
+#define ROW_Q8 row_q8
 static void row_q8(uint8_t *row, const float *x, float scale, const float *norm, int64_t first, int64_t last, int64_t n_in) {
     const int64_t nb = lg_gemm_blocks(n_in);
     float *f = (float *)(void *)row;
@@ -53,6 +55,7 @@ static void row_q8(uint8_t *row, const float *x, float scale, const float *norm,
         halves[2 * b + 1] = h1;
     }
 }
+#endif
 
 static void row_bf16(uint8_t *tile_row, const float *x, float scale, const float *norm, int64_t n_in) {
     const int64_t nb = lg_gemm_blocks(n_in);
@@ -85,7 +88,7 @@ static void row_silu_mul(float *h, const float *gate, const float *up, int64_t n
     for (int64_t i = 0; i < n; i++) h[i] = gate[i] / (1.0f + row_exp2(gate[i] * -1.4426950f)) * up[i];
 }
 
-const lg_gemm_rows_fn ROWS_TABLE = { row_mean_square, row_f32, row_q8, row_bf16, row_silu_mul };
+const lg_gemm_rows_fn ROWS_TABLE = { row_mean_square, row_f32, ROW_Q8, row_bf16, row_silu_mul };
 
 /* Rows t .. t + ROWS of the input over one panel: the sums stay in registers, a weight is loaded once for all rows. */
 typedef float row_v8 __attribute__((vector_size(32), aligned(4), may_alias));

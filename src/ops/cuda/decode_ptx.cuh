@@ -2,9 +2,7 @@
  * (LG_CUDA_EMU): there the kernels run on the CPU, one fiber per thread, and are tested without a GPU. */
 #ifndef LG_CUDA_DECODE_PTX_CUH
 #define LG_CUDA_DECODE_PTX_CUH
-#ifdef LG_CUDA_EMU
-#include "emu.h"
-#else
+#ifndef LG_CUDA_EMU /* emu.h then comes by -include: src knows nothing of tests */
 #include <cuda_runtime.h>
 #include <stdint.h>
 

@@ -63,7 +63,7 @@ static void heavy_first(lg_prefill_item *item, int n) {
         }
 }
 
-static int64_t part_slots(const lg_cuda_env *e) { return 2 * (int64_t)e->n_sm; }
+static int64_t part_slots(const lg_cuda_env *e) { return 4 * (int64_t)e->n_sm; }
 static int64_t part_bytes(const lg_cuda_env *e, int64_t rows, int64_t head_dim) {
     return part_slots(e) * rows * (head_dim + 1) * (int64_t)sizeof(float);
 }
@@ -74,15 +74,21 @@ int64_t lg_cuda_prefill_scratch(const lg_cuda_env *e, int64_t n_tok, int32_t n_h
     return part_bytes(e, 128, g->head_dim);
 }
 
-/* Splits every tile of a short list along the cache until the device is full; a part has at least 8 pages. */
-static void split(const lg_cuda_env *e, lg_prefill_args *a, int bm) {
-    int64_t longest = 0, blocks = (int64_t)a->n_item * a->n_head_kv;
+/* Splits every tile of a short list along the cache, so that its blocks fill whole waves: `at_once` blocks run together, a split costs 2%
+ * (partial results written and merged), a part has at least 8 pages. */
+static void split(const lg_cuda_env *e, lg_prefill_args *a, int bm, int64_t at_once) {
+    const int64_t blocks = (int64_t)a->n_item * a->n_head_kv;
+    int64_t longest = 0;
     for (int i = 0; i < a->n_item; i++) longest = a->item[i].n_page > longest ? a->item[i].n_page : longest;
-    int64_t n = part_slots(e) / blocks;
-    if (n > longest / 8) n = longest / 8;
-    if (n > LG_PREFILL_SPLIT) n = LG_PREFILL_SPLIT;
-    if (n < 2 || e->scratch_bytes < part_bytes(e, bm, a->head_dim)) return;
-    a->n_split = (int32_t)n;
+    if (blocks >= 2 * at_once || e->scratch_bytes < part_bytes(e, bm, a->head_dim)) return;
+    double best = (double)((blocks + at_once - 1) / at_once);
+    for (int64_t n = 2; n <= LG_PREFILL_SPLIT && n <= longest / 8 && blocks * n <= part_slots(e); n++) {
+        const double time = (double)((blocks * n + at_once - 1) / at_once) / (double)n * (1.0 + 0.02 * (double)(n - 1));
+        if (time < best) {
+            best = time;
+            a->n_split = (int32_t)n;
+        }
+    }
     a->part_o = (float *)e->scratch;
     a->part_lse = a->part_o + part_slots(e) * bm * a->head_dim;
 }
@@ -94,7 +100,7 @@ static void launch(const lg_cuda_env *e, const lg_kv_geom *g, lg_prefill_args *a
         lg_prefill_f32_launch(e, g, a);
         return;
     }
-    split(e, a, bm);
+    split(e, a, bm, (int64_t)e->n_sm * (kernel == KERNEL_WGMMA || a->head_dim > 128 ? 1 : 2));
     if (kernel != KERNEL_WGMMA || !lg_prefill_wgmma_launch(e, g, a)) lg_prefill_mma_launch(e, g, a);
     if (a->n_split > 1)
         merge_kernel<<<dim3((unsigned)(a->n_item * a->n_head_kv), (unsigned)((bm + 3) / 4)), 128, 0, e->stream>>>(*a, bm);
@@ -102,6 +108,10 @@ static void launch(const lg_cuda_env *e, const lg_kv_geom *g, lg_prefill_args *a
 
 void lg_cuda_prefill_attend(const lg_cuda_env *e, const lg_cuda_prefill *c) {
     const int kernel = choose(e, &c->geom);
+    if (kernel == KERNEL_F32 && !lg_prefill_f32_fits(e, &c->geom)) { /* no kernel: leaves cudaErrorInvalidValue for the caller's check */
+        cudaFuncSetAttribute(merge_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 1 << 30);
+        return;
+    }
     const int bm = kernel == KERNEL_F32 ? lg_prefill_f32_rows(&c->geom) : lg_prefill_mma_rows(&c->geom);
     lg_prefill_args a;
     memset(&a, 0, sizeof a);
