@@ -309,7 +309,7 @@ lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64
     lg_timeline *q = &s->seq[seq];
     const int64_t at = q->len;
     int64_t n_row = 0;
-    LG_TRY(check_fit(s, at + n, err));
+    LG_TRY(check_fit(s, at + q->shift + n, err));
     forget_logits(s);
     lg_session_pages(s, q, at, at + n);
     const bool hybrid = s->roles.n_layer > 0;

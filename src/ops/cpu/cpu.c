@@ -319,7 +319,7 @@ static void low_forms(lg_ops_ctx *c, const lg_lora *const *r, int n, int64_t n_t
     }
 }
 
-/* y += scale * B low[i]; the thread adds to outputs that lg_gemm_run of the base product gave it. */
+/* y += scale * B low[i]; the base product is complete: barriers lie between. */
 static void low_up(lg_ops_ctx *c, const lg_lora *r, int i, float *y, int64_t n_tok, void *mine, int ith, int nth) {
     if (!has_low(r)) return;
     const low_rank *p = r->packed;
