@@ -153,7 +153,7 @@ extern const command cmd_info, cmd_convert, cmd_tokenize, cmd_logits, cmd_genera
     cmd_bank_export, cmd_bank_ls, cmd_ask;
 
 /* Shared tables. */
-extern const opt opts_model[], opts_session[], opts_hybrid[], opts_sampling[], opts_output[];
+extern const opt opts_bank[], opts_model[], opts_session[], opts_hybrid[], opts_sampling[], opts_output[];
 
 int opt_parse(const command *c, int argc, char **argv, options *o); /* CLI_DONE or CLI_USAGE */
 void opt_release(options *o);
@@ -213,6 +213,8 @@ int model_open(const options *o, bool vocab_only, lg_model **out);
 int roles_open(const options *o, lg_roles **out); /* *out NULL without --roles */
 void session_setup(const options *o, const lg_roles *roles, lg_session_params *p);
 int session_open(lg_model *m, const lg_session_params *p, lg_session **out);
+int opt_check_bank(const options *o); /* contradictions among --bank, --bank-chunk, --slot-rope */
+int bank_place(const options *o, lg_session *s, int64_t n_seq); /* --bank: sequences 0 .. n_seq-1 stand behind its chunk */
 int sampler_setup(const options *o, int64_t n_vocab, lg_generate_params *p, int32_t **stop_ids);
 double share_of(int64_t part, int64_t whole);
 

@@ -247,6 +247,10 @@ static int check(const options *o)
         rc = usage_error("--system needs --chat");
     if (!rc && opt_given(o, "parallel") && !o->batch)
         rc = usage_error("--parallel needs --batch");
+    if (!rc && o->bank && o->session)
+        rc = usage_error("--bank and --session exclude each other");
+    if (!rc)
+        rc = opt_check_bank(o);
     return rc ? rc : opt_check_hybrid(o);
 }
 
@@ -273,6 +277,8 @@ static int run(const options *o)
         sp.n_seq_max = t.n < o->parallel ? t.n : o->parallel;
     if (!rc)
         rc = session_open(t.m, &sp, &t.s);
+    if (!rc)
+        rc = bank_place(o, t.s, sp.n_seq_max);
     t.p.stream = on_piece;
     t.p.stream_user = &t;
     if (!rc)
@@ -300,7 +306,7 @@ static const opt opts[] = {
     O_TEXT(0, "session", session, "FILE", NULL, "start from this snapshot's common prefix, write it back"),
     O_END};
 static const opt_group groups[] = {{"Prompt", opts}, {"Sampling", opts_sampling}, {"Model", opts_model},
-                                   {"Session", opts_session}, {"Hybrid heads", opts_hybrid},
+                                   {"Session", opts_session}, {"Memory bank", opts_bank}, {"Hybrid heads", opts_hybrid},
                                    {"Output", opts_output}, {0}};
 
 const command cmd_generate = {

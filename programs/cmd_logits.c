@@ -144,6 +144,8 @@ static int work(const options *o, lg_model *m, const id_list *ids)
     if (!rc)
         rc = session_open(m, &p, &s);
     if (!rc)
+        rc = bank_place(o, s, 1);
+    if (!rc)
         rc = out_open(&npy, o->output);
     if (!rc && o->sets)
         rc = out_open(&log, o->sets);
@@ -176,6 +178,8 @@ static int run(const options *o)
         rc = need("-o/--output", o->output);
     if (!rc)
         rc = opt_check_hybrid(o);
+    if (!rc)
+        rc = opt_check_bank(o);
     if (rc)
         return rc;
     lg_model *m = NULL;
@@ -204,12 +208,14 @@ static const opt opts[] = {
     O_TEXT(0, "sets", sets, "FILE", NULL, "write the token sets of each decode step as JSON lines"),
     O_END};
 static const opt_group groups[] = {{"Options", opts}, {"Model", opts_model}, {"Session", opts_session},
+                                   {"Memory bank", opts_bank},
                                    {"Hybrid heads (with --decode-from)", opts_hybrid}, {"Output", opts_output}, {0}};
 
 const command cmd_logits = {
     .name = "logits", .args = "", .summary = "write next-token logits of given ids as .npy",
     .groups = groups,
-    .notes = "Row i holds the logits after id i. No BOS is added.\n",
+    .notes = "Row i holds the logits after id i. No BOS is added. Behind slots, --decode-from counts prompt ids and\n"
+             "the tokens of --sets count cache rows, slots first.\n",
     .examples = "  longan logits -m model.gguf --ids ids.txt -o logits.npy\n"
                 "  longan logits -m model.gguf --ids ids.txt --decode-from 1000 --roles roles.json \\\n"
                 "         --budget 512 --sets sets.jsonl -o logits.npy\n",

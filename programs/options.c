@@ -27,6 +27,13 @@ const opt opts_model[] = {
            "chatml, llama3, qwen or none instead of the model's own"),
     O_END};
 
+const opt opts_bank[] = {
+    O_TEXT(0, "bank", bank, "BANK", NULL, "read the prompt behind memory slots of this bank"),
+    O_SIZE(0, "bank-chunk", bank_chunk, 0, MAX_TOKENS, NULL, "none", "the chunk, from 0"),
+    O_CHOICE("slot-rope", slot_rope, "none|slot-index", NULL, "the bank's",
+             "rotate slots at their index, or not at all"),
+    O_END};
+
 const opt opts_session[] = {
     O_SIZE(0, "ctx", ctx, 1, MAX_TOKENS, NULL, "the model's", "window in tokens"),
     O_CHOICE("kv", kv, "f32|f16|bf16|q8", NULL, "f16 on the CPU, bf16 on the GPU",

@@ -318,6 +318,30 @@ int session_open(lg_model *m, const lg_session_params *p, lg_session **out)
     return lg_session_new(out, m, p, &e) == LG_OK ? CLI_DONE : failed_with(&e);
 }
 
+int opt_check_bank(const options *o)
+{
+    if (o->bank && !opt_given(o, "bank-chunk"))
+        return usage_error("--bank needs --bank-chunk");
+    if (!o->bank && opt_given(o, "bank-chunk"))
+        return usage_error("--bank-chunk needs --bank");
+    if (!o->bank && opt_given(o, "slot-rope"))
+        return usage_error("--slot-rope needs --bank");
+    return CLI_DONE;
+}
+
+int bank_place(const options *o, lg_session *s, int64_t n_seq)
+{
+    if (!o->bank)
+        return CLI_DONE;
+    lg_error e = {0};
+    lg_bank *b = NULL;
+    lg_status st = lg_bank_open(&b, o->bank, &e);
+    for (int64_t i = 0; st == LG_OK && i < n_seq; i++)
+        st = lg_bank_place(b, o->bank_chunk, s, i, opt_given(o, "slot-rope") ? o->slot_rope : -1, &e);
+    lg_bank_close(b); /* the slots are in the cache */
+    return st == LG_OK ? CLI_DONE : failed_with(&e);
+}
+
 int sampler_setup(const options *o, int64_t n_vocab, lg_generate_params *p, int32_t **stop_ids)
 {
     lg_generate_defaults(p);

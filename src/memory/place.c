@@ -11,6 +11,7 @@ lg_status lg_bank_place(const lg_bank *b, int64_t chunk, lg_session *s, int64_t 
     LG_TRY(lg_memory_bank_slots(b, chunk, &slots, rows, rows + b->h.n_layer, err));
     if (slot_rope >= 0) slots.rope = slot_rope != 0;
     LG_TRY(lg_session_set_slots(s, seq, &slots, err));
+    lg_session_use_lora(s, &s->m->reader); /* what stands behind slots is the reader's */
 done:
     lg_base_free(rows);
     return st;

@@ -143,10 +143,10 @@ void lg_session_plan_count(lg_session *s, int64_t row, int64_t arg, int64_t len,
     s->stats.dense_steps += dense;
 }
 
-void lg_session_plan_report(lg_session *s, int64_t row, int64_t len, bool dense) {
+void lg_session_plan_report(lg_session *s, int64_t row, int64_t position, int64_t len, bool dense) {
     if (!s->on_set) return;
     if (dense) {
-        s->on_set(s->on_set_user, len - 1, -1, -1, NULL, 0);
+        s->on_set(s->on_set_user, position, -1, -1, NULL, 0);
         return;
     }
     for (int32_t j = 0; j < s->sets.n_slot; j++) {
@@ -155,6 +155,6 @@ void lg_session_plan_report(lg_session *s, int64_t row, int64_t len, bool dense)
         int64_t n = 0;
         for (int32_t i = 0; i < s->sets.n[at]; i++)
             for (int64_t t = block[i] * b; t < min64((block[i] + 1) * b, len); t++) s->set_tokens[n++] = (int32_t)t;
-        s->on_set(s->on_set_user, len - 1, s->slot_layer[j], s->slot_head[j], s->set_tokens, n);
+        s->on_set(s->on_set_user, position, s->slot_layer[j], s->slot_head[j], s->set_tokens, n);
     }
 }

@@ -257,7 +257,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         q->steps++;
         q->logit_row = r;
         lg_session_plan_count(s, r, s->batch[r], q->len, s->step_dense[r], s->step_budget[r]);
-        if (s->roles.n_layer) lg_session_plan_report(s, r, q->len, s->step_dense[r]);
+        if (s->roles.n_layer) lg_session_plan_report(s, r, q->len - q->n_slot - 1, q->len, s->step_dense[r]);
     }
     for (int64_t i = 0, r = k; i < n && r < n; i++) {
         lg_timeline *q = &s->seq[seqs[i]];
@@ -266,7 +266,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         q->steps++;
         q->logit_row = r++;
         lg_session_plan_count(s, 0, i, q->len, true, 0);
-        lg_session_plan_report(s, 0, q->len, true);
+        lg_session_plan_report(s, 0, q->len - q->n_slot - 1, q->len, true);
     }
     s->stats.decode_s += lg_base_now() - start;
 done:

@@ -72,7 +72,7 @@ void lg_session_plan_free(lg_session *s);
 /* Budget and dense switch of a row of length len; returns true when the step is dense. */
 bool lg_session_plan_row(const lg_session *s, int64_t len, int64_t *budget);
 void lg_session_plan_count(lg_session *s, int64_t row, int64_t arg, int64_t len, bool dense, int64_t budget);
-void lg_session_plan_report(lg_session *s, int64_t row, int64_t len, bool dense);
+void lg_session_plan_report(lg_session *s, int64_t row, int64_t position, int64_t len, bool dense); /* position: slots not counted */
 
 /* slots.c: empties sequence seq and puts slots in its first rows (slots NULL or n 0: none). Sync, step, rewind and generate then
  * work on the prompt alone: their ids and lengths do not count slots, the window n_ctx does. */
