@@ -11,7 +11,7 @@ Threads are bound to cores (OMP_PROC_BIND, for both) unless the environment says
 
 prefill  2048 random ids into an empty cache. Q4_1 is MODEL itself; Q4_0 and Q8_0 are made of it by `longan convert`,
          and both sides read the same files.
-decode   24 steps behind d cached tokens, median step. llama.cpp's caches are prefilled once and rewound after each
+decode   24 steps behind d cached tokens: of llama.cpp the median step, of Longan the median of three means. llama.cpp's caches are prefilled once and rewound after each
          run. Longan's are filled with random K and V (bench --synthetic), since a dense step costs the same whatever
          the values are; --real prefills them instead, which takes minutes.
 hybrid   the same at 8K with --roles, --budget 1024, sinks 16, recents 64, against llama.cpp's dense steps.
@@ -112,7 +112,7 @@ class Own:
     def bench(self, model, depth, *args):
         """Objects by mode; the timed steps start behind depth tokens."""
         rows = self.run("bench", "-m", model, "--threads", self.threads, "--kv", "f16", "--depth", depth + STEPS,
-                        "--steps", STEPS, "--reps", 1, "--json", *args)
+                        "--steps", STEPS, "--reps", 3, "--json", *args)
         return {r["mode"]: r for r in rows}
 
     def convert(self, model, folder, kind):
