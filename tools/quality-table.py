@@ -41,23 +41,23 @@ def table(rows, text, sinks):
     if not rows:
         return
     kind = "KL on answer tokens / token accuracy %" if passkey else "KL / top-1 agreement %"
-    print(f"\n{'Multi-passkey' if passkey else 'Plain text'}: mean {kind}, sinks {sinks}; random: mean of three maps.\n")
-    print("| context | budget | N | KV read | donor | same-index | random | window | positions |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    maps = [m for m, _ in MAPS if pick(rows, map=m, sinks=sinks)]  # no random maps with other sinks
+    counts = " or ".join(str(n) for n in sorted({r["positions"] for r in rows if r["map"] not in ("dense", "random")}))
+    print(f"\n{'Multi-passkey' if passkey else 'Plain text'}: mean {kind} over {counts} positions, sinks {sinks}"
+          f"{'; random: mean of three maps' if 'random' in maps else ''}.\n")
+    print(f"| context | budget | N | KV read | {' | '.join(maps)} | window |")
+    print("|---" * (len(maps) + 5) + "|")
     for ctx in sorted({r["context"] for r in rows}):
         for r in pick(rows, context=ctx, map="dense") if passkey else []:
-            print(f"| {ctx} | | dense | 100% | {100 * r['accuracy']:.1f} | | | | {r['positions']} |")
+            print(f"| {ctx} | | dense | 100% | {100 * r['accuracy']:.1f} |" + " |" * len(maps))
         here = pick(rows, context=ctx)
         for budget in sorted({r["budget"] for r in here if r["budget"]}):
             cells = pick(here, budget=budget, sinks=sinks)
             window = cell(pick(here, budget=budget, map="window"), passkey)
-            for n in sorted({r["n_retrieval"] for r in cells if r["map"] != "window"}):
-                by = {m: pick(cells, n_retrieval=n, map=m) for m, _ in MAPS}
-                if not by["donor"]:
-                    continue
-                one = by["donor"][0]
-                print(f"| {ctx} | {budget} | {n} | {100 * one['kv_share']:.1f}% | {cell(by['donor'], passkey)} | "
-                      f"{cell(by['same-index'], passkey)} | {cell(by['random'], passkey)} | {window} | {one['positions']} |")
+            for n in sorted({r["n_retrieval"] for r in cells if r["map"] == "donor"}):
+                by = {m: pick(cells, n_retrieval=n, map=m) for m in maps}
+                row = " | ".join(cell(by[m], passkey) for m in maps)
+                print(f"| {ctx} | {budget} | {n} | {100 * by['donor'][0]['kv_share']:.1f}% | {row} | {window} |")
 
 
 def y_of(kl):
