@@ -70,7 +70,7 @@ static double time_copy(cudaStream_t st) {
 }
 
 /* One cache of `layers` layers for n_seq sequences of len tokens; times dense and hybrid attention over it. */
-static void time_attend(lg_cuda_env e, lg_dtype t, int32_t n_seq, int64_t len, int layers, double copy, bool hybrid) {
+static void time_attend(lg_cuda_env e, lg_dtype t, int32_t n_seq, int64_t len, int layers, double copy, int heads) { /* heads: bit r: r retrieval heads */
     const int64_t rb = lg_base_row_bytes(t, T_HD), pages = (len + LG_PAGE - 1) / LG_PAGE, n_page = pages * n_seq, bytes = n_page * T_KV * LG_PAGE * rb;
     const int64_t nq = (int64_t)n_seq * T_KV * T_GROUP * T_HD, budget = 4096, cap = budget;
     lg_cuda_decode a = {};
@@ -120,7 +120,8 @@ static void time_attend(lg_cuda_env e, lg_dtype t, int32_t n_seq, int64_t len, i
     a.sets = (lg_sets){ (int32_t *)up(idx, (int64_t)n_seq * 16 * cap * 4), (int32_t *)up(cnt, n_seq * 16 * 4), cap, 16, 1 };
     const int64_t *dbudget = (int64_t *)up(budgets, sizeof budgets);
     const uint8_t *ddense = (uint8_t *)up(dense, sizeof dense);
-    for (int r = -1; r <= (hybrid ? T_KV : -1); r++) { /* -1: dense; else retrieval heads */
+    for (int r = -1; r <= T_KV; r++) { /* -1: dense; else retrieval heads */
+        if (r >= 0 && !(heads >> r & 1)) continue;
         int32_t read[T_KV], make[T_KV];
         for (int h = 0; h < T_KV; h++) {
             read[h] = h < r ? LG_HEAD_DENSE : 8 + h;
@@ -210,18 +211,32 @@ static void time_select(lg_cuda_env e, int64_t len, int heads, lg_rule rule, dou
     CUDA(cudaFree(a.sets.idx)); CUDA(cudaFree(a.sets.n)); CUDA(cudaFree(scratch));
 }
 
-static int run_times(lg_cuda_env e) {
+static int run_times(lg_cuda_env e, bool quick) {
     CUDA(cudaStreamCreateWithFlags(&e.stream, cudaStreamNonBlocking));
     e.compute = LG_COMPUTE_AUTO;
     const double copy = time_copy(e.stream);
     printf("copy %.0f GB/s\n", copy);
-    time_attend(e, LG_DTYPE_BF16, 1, 8192, 32, copy, true);
-    time_attend(e, LG_DTYPE_BF16, 1, 32768, 8, copy, true);
-    time_attend(e, LG_DTYPE_BF16, 1, 131072, 2, copy, true);
-    time_attend(e, LG_DTYPE_BF16, 8, 32768, 2, copy, true);
-    time_attend(e, LG_DTYPE_KV8, 1, 8192, 32, copy, false);
-    time_attend(e, LG_DTYPE_KV8, 1, 131072, 4, copy, true);
-    time_attend(e, LG_DTYPE_KV8, 1, 1 << 20, 1, copy, true);
+    if (quick) {
+        time_attend(e, LG_DTYPE_BF16, 1, 8192, 32, copy, 0x3);
+        time_attend(e, LG_DTYPE_BF16, 1, 32768, 8, copy, 0x2);
+        time_attend(e, LG_DTYPE_BF16, 1, 131072, 4, copy, 0x107);
+        time_attend(e, LG_DTYPE_BF16, 8, 32768, 2, copy, 0x3);
+        time_attend(e, LG_DTYPE_F16, 1, 8192, 32, copy, 0);
+        time_attend(e, LG_DTYPE_KV8, 1, 8192, 32, copy, 0);
+        time_attend(e, LG_DTYPE_KV8, 1, 131072, 4, copy, 0x2);
+        time_attend(e, LG_DTYPE_KV8, 1, 1 << 20, 1, copy, 0x2);
+        time_select(e, 8192, 1, LG_RULE_TOPK, 0, 1);
+        time_select(e, 131072, 1, LG_RULE_TOPK, 0, 1);
+        time_select(e, 131072, 8, LG_RULE_TOPK, 0, 1);
+        return 0;
+    }
+    time_attend(e, LG_DTYPE_BF16, 1, 8192, 32, copy, 0x1ff);
+    time_attend(e, LG_DTYPE_BF16, 1, 32768, 8, copy, 0x1ff);
+    time_attend(e, LG_DTYPE_BF16, 1, 131072, 2, copy, 0x1ff);
+    time_attend(e, LG_DTYPE_BF16, 8, 32768, 2, copy, 0x1ff);
+    time_attend(e, LG_DTYPE_KV8, 1, 8192, 32, copy, 0);
+    time_attend(e, LG_DTYPE_KV8, 1, 131072, 4, copy, 0x1ff);
+    time_attend(e, LG_DTYPE_KV8, 1, 1 << 20, 1, copy, 0x1ff);
     for (int64_t len = 8192; len <= 1 << 20; len *= 2) {
         time_select(e, len, 1, LG_RULE_TOPK, 0, 1);
         time_select(e, len, 8, LG_RULE_TOPK, 0, 1);

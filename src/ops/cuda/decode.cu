@@ -9,19 +9,32 @@
  * Raw scores of heads that make a set leave in the same pass: the mean over the group of the products before scaling; where a
  * group needs several chunks, the mean query rides along as column 7. */
 #include "ops/cuda/decode_work.cuh"
+#ifdef DEC_TUNE
+#include <stdio.h>
+#include <stdlib.h>
+#endif
 
 enum { DEC_THREADS = 256 };
+#ifndef DEC_WARPS
+#define DEC_WARPS 12
+#endif
+/* Threads of a tensor block: as many warps as registers allow without spilling. */
+template <int HD> struct dec_threads { enum { N = HD <= 128 ? DEC_WARPS * 32 : 256 }; };
 
 /* Heads of this segment's chunk. */
 static __device__ __forceinline__ int32_t dec_heads(const dec_args &a, const dec_seg &g) {
     return (int32_t)dec_min(a.per_chunk, a.group - g.c * a.per_chunk);
 }
 
-/* Element d of column `col`: a query head, the mean query, or 0. */
-static __device__ __forceinline__ float dec_query(const dec_args &a, const dec_seg &g, int32_t col, int32_t d) {
+/* Columns are query heads, then zeros; the last is the mean query where `dec_has_mean`. Their loads carry no branch, so that all of a
+ * thread's are in flight together: one after the other they took longer than a short context. */
+static __device__ __forceinline__ const float *dec_query_row(const dec_args &a, const dec_seg &g, int32_t col) {
+    const int32_t last = dec_heads(a, g) - 1;
+    return a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group + g.c * a.per_chunk + (col < last ? col : last)) * a.hd;
+}
+static __device__ __forceinline__ bool dec_has_mean(const dec_args &a, const dec_seg &g) { return a.n_chunk > 1 && g.score; }
+static __device__ __forceinline__ float dec_mean_query(const dec_args &a, const dec_seg &g, int32_t d) {
     const float *q = a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group) * a.hd + d;
-    if (col < dec_heads(a, g)) return q[(int64_t)(g.c * a.per_chunk + col) * a.hd];
-    if (col < DEC_HEADS - 1 || a.n_chunk == 1 || !g.score) return 0.0f;
     float sum = 0;
     for (int32_t i = 0; i < a.group; i++) sum += q[(int64_t)i * a.hd];
     return sum / (float)a.group;
@@ -76,12 +89,38 @@ template <int HD> struct tc_state { float m[2], l[2], acc[HD / 16][4]; }; /* col
 template <int DT, int HD>
 static __device__ __forceinline__ void tc_queries(uint32_t hi[HD / 16][2], uint32_t lo[HD / 16][2], float unit[2], const dec_args &a, const dec_seg &seg) {
     const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    float f = 1.0f;
+    const float *row = dec_query_row(a, seg, g);
+    const bool real = g < dec_heads(a, seg);
+    float f = 1.0f, q[HD / 16][2][2]; /* [step][register][element] */
+#pragma unroll
+    for (int32_t ks = 0; ks < HD / 16; ks++) {
+        if constexpr (DT != LG_DTYPE_KV8) {
+#pragma unroll
+            for (int32_t r = 0; r < 2; r++) {
+                const float2 x = *(const float2 *)(const void *)(row + tc_q_dim<DT, HD>(ks, r, 0, t));
+                q[ks][r][0] = x.x;
+                q[ks][r][1] = x.y;
+            }
+        } else {
+            const float4 x = *(const float4 *)(const void *)(row + tc_q_dim<DT, HD>(ks, 0, 0, t));
+            q[ks][0][0] = x.x;
+            q[ks][1][0] = x.y;
+            q[ks][0][1] = x.z;
+            q[ks][1][1] = x.w;
+        }
+    }
+#pragma unroll
+    for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] = real ? q[i >> 2][(i >> 1) & 1][i & 1] : 0.0f;
+    if (dec_has_mean(a, seg) && g == DEC_HEADS - 1) {
+#pragma unroll
+        for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] = dec_mean_query(a, seg, tc_q_dim<DT, HD>(i >> 2, (i >> 1) & 1, i & 1, t));
+    }
+    __syncwarp();
     unit[0] = unit[1] = 1.0f;
     if (DT == LG_DTYPE_F16) {
         float max = 0;
 #pragma unroll
-        for (int32_t i = 0; i < HD / 16 * 4; i++) max = fmaxf(max, fabsf(dec_query(a, seg, g, tc_q_dim<DT, HD>(i >> 2, (i >> 1) & 1, i & 1, t))));
+        for (int32_t i = 0; i < HD / 16 * 4; i++) max = fmaxf(max, fabsf(q[i >> 2][(i >> 1) & 1][i & 1]));
         max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
         max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
         int32_t e = (int32_t)(__float_as_uint(max) >> 23); /* 2^(e-127) <= max */
@@ -93,7 +132,7 @@ static __device__ __forceinline__ void tc_queries(uint32_t hi[HD / 16][2], uint3
     }
 #pragma unroll
     for (int32_t i = 0; i < HD / 16 * 2; i++) {
-        const float x = f * dec_query(a, seg, g, tc_q_dim<DT, HD>(i >> 1, i & 1, 0, t)), y = f * dec_query(a, seg, g, tc_q_dim<DT, HD>(i >> 1, i & 1, 1, t));
+        const float x = f * q[i >> 1][i & 1][0], y = f * q[i >> 1][i & 1][1];
         hi[i >> 1][i & 1] = tc_pack<DT>(x, y);
         lo[i >> 1][i & 1] = tc_pack<DT>(x - tc_round<DT>(x), y - tc_round<DT>(y));
     }
@@ -287,9 +326,9 @@ static __device__ __forceinline__ dec_room dec_rooms(uint8_t *smem, const dec_ar
 }
 
 template <int DT, int HD, int CHUNKS, int ROOM>
-static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_tensor(const __grid_constant__ dec_args a) {
+static __global__ void __launch_bounds__(dec_threads<HD>::N, 1) dec_tensor(const __grid_constant__ dec_args a) {
     LG_SMEM(smem);
-    const int32_t warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, half = n_warp / 2;
+    const int32_t warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, n_slot = dec_slots(n_warp);
     const dec_room room = dec_rooms(smem, a, ROOM, warp, n_warp);
     const bool skewed = DT == LG_DTYPE_KV8;
     dec_part part;
@@ -325,10 +364,11 @@ static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_tensor(const __grid
             stage = stage + 1 == a.n_stage ? 0 : stage + 1;
         }
         const int32_t size = dec_slot_floats(HD);
-        if (warp >= half) tc_put<DT, HD>(room.slots + (warp - half) * size, &st, ng, false);
-        __syncthreads();
-        if (warp < half) tc_put<DT, HD>(room.slots + warp * size, &st, ng, true);
-        dec_finish(a, part, seg, room.slots, half ? half : 1);
+        for (int32_t r = n_warp / n_slot - 1; r >= 0; r--) {
+            if (warp / n_slot == r) tc_put<DT, HD>(room.slots + warp % n_slot * size, &st, ng, r != n_warp / n_slot - 1);
+            if (r) __syncthreads();
+        }
+        dec_finish(a, part, seg, room.slots, n_slot);
         if (seg.end >= part.hi) break;
         dec_seg_load(&seg, a, seg.index + 1, seg.end);
     }
@@ -468,7 +508,7 @@ static __device__ __forceinline__ void fma_put(float *slot, fma_state<NG, J> *st
 template <int DT, int J, int NG>
 static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_fma(const __grid_constant__ dec_args a) {
     LG_SMEM(smem);
-    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, half = n_warp / 2;
+    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, n_slot = dec_slots(n_warp);
     const dec_room room = dec_rooms(smem, a, a.row_room, warp, n_warp);
     dec_part part;
     dec_cut(&part, a, room.cut);
@@ -486,9 +526,17 @@ static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_fma(const __grid_co
         fma_state<NG, J> st;
 #pragma unroll
         for (int32_t i = 0; i < NG * 2 * J; i++) {
-            const int32_t d = 64 * (i % (2 * J) / 2) + 2 * lane + (i & 1);
-            q[i / (2 * J)][i % (2 * J)] = d < a.hd ? dec_query(a, seg, i / (2 * J), d) : 0.0f;
+            const int32_t h = i / (2 * J), d = 64 * (i % (2 * J) / 2) + 2 * lane + (i & 1);
+            const float x = dec_query_row(a, seg, h)[d < a.hd ? d : 0];
+            q[h][i % (2 * J)] = d < a.hd && h < ng ? x : 0.0f;
             st.acc[i / (2 * J)][i % (2 * J)] = 0;
+        }
+        if (NG == DEC_HEADS && dec_has_mean(a, seg)) {
+#pragma unroll
+            for (int32_t i = 0; i < 2 * J; i++) {
+                const int32_t d = 64 * (i / 2) + 2 * lane + (i & 1);
+                q[NG - 1][i] = d < a.hd ? dec_mean_query(a, seg, d) : 0.0f;
+            }
         }
         st.m = -INFINITY;
         st.l = 0;
@@ -502,10 +550,11 @@ static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_fma(const __grid_co
             stage = stage + 1 == a.n_stage ? 0 : stage + 1;
         }
         const int32_t size = dec_slot_floats(a.hd);
-        if (warp >= half) fma_put<J, NG>(room.slots + (warp - half) * size, &st, ng, a.hd, false);
-        __syncthreads();
-        if (warp < half) fma_put<J, NG>(room.slots + warp * size, &st, ng, a.hd, true);
-        dec_finish(a, part, seg, room.slots, half ? half : 1);
+        for (int32_t r = n_warp / n_slot - 1; r >= 0; r--) {
+            if (warp / n_slot == r) fma_put<J, NG>(room.slots + warp % n_slot * size, &st, ng, a.hd, r != n_warp / n_slot - 1);
+            if (r) __syncthreads();
+        }
+        dec_finish(a, part, seg, room.slots, n_slot);
         if (seg.end >= part.hi) break;
         dec_seg_load(&seg, a, seg.index + 1, seg.end);
     }
@@ -514,17 +563,17 @@ static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_fma(const __grid_co
 
 /* ---- launch ---- */
 typedef void (*dec_kernel)(dec_args);
-typedef struct dec_choice { dec_kernel kernel; int32_t room, chunks; } dec_choice;
+typedef struct dec_choice { dec_kernel kernel; int32_t room, chunks, warps; } dec_choice; /* warps: at most */
 
 template <int HD> static dec_choice tc_choice(lg_dtype t) {
     enum { B16 = HD / 8, B8 = (HD + 2 * ((HD + 31) / 32) + 15) / 16 };
     /* An odd number of 16-byte pieces keeps rows of a tile in different banks. */
-    enum { R16 = (B16 | 1) == B16 ? B16 + 2 : B16 + 1, R8 = (B8 | 1) };
-    if (t == LG_DTYPE_F16) return (dec_choice){ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16 };
-    if (t == LG_DTYPE_BF16) return (dec_choice){ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16 };
+    enum { W = dec_threads<HD>::N / 32, R16 = (B16 | 1) == B16 ? B16 + 2 : B16 + 1, R8 = (B8 | 1) };
+    if (t == LG_DTYPE_F16) return (dec_choice){ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16, W };
+    if (t == LG_DTYPE_BF16) return (dec_choice){ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16, W };
     if (HD == 80 || HD == 96) return (dec_choice){ 0 }; /* rows not on 4 bytes */
     enum { K8 = HD == 80 || HD == 96 ? 64 : HD, C8 = K8 == HD ? B8 : 5, Q8 = K8 == HD ? R8 : 5 };
-    return (dec_choice){ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8 };
+    return (dec_choice){ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8, W };
 }
 
 template <int DT> static dec_kernel fma_kernel(int32_t hd, int32_t heads) {
@@ -554,21 +603,27 @@ static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t 
     }
     c.chunks = (int32_t)((g->row_bytes + 14) / 16 + 1); /* a row may begin anywhere */
     c.room = c.chunks * 16;
+    c.warps = DEC_THREADS / 32;
     return c;
 }
 
 /* Warps and stages that fit into shared memory. */
 typedef struct dec_shape { int32_t n_warp, n_stage; int64_t bytes; } dec_shape;
-static int64_t dec_bytes(int32_t n_warp, int32_t n_stage, int32_t room, int32_t hd, int32_t n_block) {
-    const int64_t slots = (int64_t)(n_warp > 1 ? n_warp / 2 : 1) * (DEC_HEADS * hd + 2 * DEC_HEADS), merge = 16 + (int64_t)n_block * DEC_HEADS;
+static int64_t dec_bytes(int32_t n_warp, int32_t n_stage, int32_t room, int32_t hd) {
+    const int64_t slots = (int64_t)dec_slots(n_warp) * (DEC_HEADS * hd + 2 * DEC_HEADS), merge = 4 + (int64_t)n_warp * 32 * 6;
     return (int64_t)n_warp * n_stage * (2 * DEC_UNIT * room + DEC_UNIT * 4) + 34 * 8 + 4 * (slots > merge ? slots : merge);
 }
-static dec_shape dec_fit(const lg_cuda_env *e, int32_t room, int32_t hd) {
-    static const int8_t tries[][2] = { { 8, 5 }, { 8, 4 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 }, { 1, 3 }, { 1, 2 } };
+static dec_shape dec_fit(const lg_cuda_env *e, const dec_choice *c, int32_t hd) {
+    static const int8_t tries[][2] = { { 12, 3 }, { 8, 5 }, { 8, 4 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 }, { 1, 3 }, { 1, 2 } };
     dec_shape s = { 0, 0, 0 };
+#ifdef DEC_TUNE
+    static int tw = -1, ts;
+    if (tw < 0 && (!getenv("LG_DEC_SHAPE") || sscanf(getenv("LG_DEC_SHAPE"), "%d,%d", &tw, &ts) != 2)) tw = 0;
+    if (tw > 0 && tw <= c->warps && dec_bytes(tw, ts, c->room, hd) <= e->smem_max) return (dec_shape){ tw, ts, dec_bytes(tw, ts, c->room, hd) };
+#endif
     for (size_t i = 0; i < sizeof tries / sizeof tries[0] && !s.n_warp; i++) {
-        const int64_t b = dec_bytes(tries[i][0], tries[i][1], room, hd, e->n_sm);
-        if (b <= e->smem_max) s = (dec_shape){ tries[i][0], tries[i][1], b };
+        const int64_t b = dec_bytes(tries[i][0], tries[i][1], c->room, hd);
+        if (tries[i][0] <= c->warps && b <= e->smem_max) s = (dec_shape){ tries[i][0], tries[i][1], b };
     }
     return s;
 }
@@ -629,7 +684,7 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     }
     const int64_t n_seg = (int64_t)d.n_seq * d.n_kv * d.n_chunk;
     const dec_choice c = dec_choose(e, &a->geom, d.n_chunk > 1 ? DEC_HEADS : group);
-    const dec_shape s = dec_fit(e, c.room, d.hd);
+    const dec_shape s = dec_fit(e, &c, d.hd);
     d.n_stage = s.n_stage;
     d.row_room = c.room;
     d.row_chunks = c.chunks;

@@ -81,6 +81,11 @@ static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &
 
 /* The block's part of the flat list. Every thread of the block calls it; room: 34 int64 of shared memory. */
 typedef struct dec_part { int64_t total, lo, hi; int32_t n_block; dec_seg first; } dec_part;
+/* First unit of block b: total * b / n_block without a 64-bit division (total < 2^32: units of 16 positions). */
+static __device__ __forceinline__ int64_t dec_lo(const dec_part &p, int32_t b) {
+    const uint32_t total = (uint32_t)p.total, n = (uint32_t)p.n_block, each = total / n, rest = total - each * n;
+    return (int64_t)each * b + rest * (uint32_t)b / n;
+}
 static __device__ __forceinline__ void dec_cut(dec_part *p, const dec_args &a, int64_t *room) {
     const int32_t n_seg = a.n_seq * a.n_kv * a.n_chunk, tid = (int32_t)threadIdx.x, n_warp = (int32_t)blockDim.x >> 5;
     const int32_t per = (n_seg + (int32_t)blockDim.x - 1) / (int32_t)blockDim.x;
@@ -109,8 +114,8 @@ static __device__ __forceinline__ void dec_cut(dec_part *p, const dec_args &a, i
     p->n_block = (int32_t)dec_min(total, gridDim.x);
     p->lo = p->hi = 0;
     if ((int32_t)blockIdx.x < p->n_block) {
-        p->lo = total * blockIdx.x / p->n_block;
-        p->hi = total * ((int64_t)blockIdx.x + 1) / p->n_block;
+        p->lo = dec_lo(*p, (int32_t)blockIdx.x);
+        p->hi = dec_lo(*p, (int32_t)blockIdx.x + 1);
     }
     if (p->lo < p->hi && before <= p->lo && p->lo < before + sum) { /* one thread */
         int64_t at = before;
@@ -234,9 +239,91 @@ static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_arg
 
 /* ---- merging ----
  * A slot holds one warp's (or one block's) state of a chunk of heads: sums [ng][hd], then at DEC_HEADS*hd the maxima and totals. */
+static __device__ __host__ __forceinline__ int32_t dec_slots(int32_t n_warp) { return n_warp >= 8 ? 4 : n_warp > 1 ? n_warp / 2 : 1; } /* of a block */
 static __device__ __forceinline__ int32_t dec_slot_floats(int32_t hd) { return DEC_HEADS * hd + 2 * DEC_HEADS; }
 static __device__ __forceinline__ float dec_exp(float x, float max) { return max == -INFINITY ? 0.0f : exp2f(x - max); }
 static __device__ __forceinline__ int32_t dec_block_of(int64_t unit, const dec_part &p) { return (int32_t)(((unit + 1) * p.n_block - 1) / p.total); }
+
+/* Partial results -> out. Piece 0 lies at p0, piece i at p1 + i*stride. Threads are groups of one per W numbers of `out`; group k takes
+ * pieces k, k + groups, ...; all loads of DEC_PIECES pieces are in flight together. room: (W + 2) floats a thread. */
+enum { DEC_PIECES = 8 };
+template <int W>
+static __device__ __forceinline__ void dec_merge(float *out, const float *p0, const float *p1, int64_t stride, int32_t n, int32_t ng, int32_t hd, float *room) {
+    const int32_t tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x, wide = ng * hd / W, groups = wide < n_thread ? n_thread / wide : 1;
+    const int32_t k = groups > 1 ? tid / wide : 0;
+    for (int32_t e = tid - k * wide; e < wide && k < groups; e += n_thread) { /* once, but for more numbers than threads */
+        const int32_t h = W * e / hd, at = DEC_HEADS * hd + h;
+        float max = -INFINITY, sum = 0, x[W];
+#pragma unroll
+        for (int32_t w = 0; w < W; w++) x[w] = 0;
+        for (int32_t i0 = k; i0 < n; i0 += groups * DEC_PIECES) {
+            float m[DEC_PIECES], l[DEC_PIECES], v[DEC_PIECES][W];
+#pragma unroll
+            for (int32_t i = 0; i < DEC_PIECES; i++) {
+                const int32_t j = i0 + i * groups;
+                const float *from = j > 0 && j < n ? p1 + j * stride : p0;
+                m[i] = __ldcg(from + at);
+                l[i] = __ldcg(from + at + DEC_HEADS);
+                if (j >= n) m[i] = -INFINITY;
+                if constexpr (W == 4) {
+                    const float4 y = __ldcg((const float4 *)(const void *)from + e);
+                    v[i][0] = y.x;
+                    v[i][1] = y.y;
+                    v[i][2] = y.z;
+                    v[i][3] = y.w;
+                } else {
+                    const float2 y = __ldcg((const float2 *)(const void *)from + e);
+                    v[i][0] = y.x;
+                    v[i][1] = y.y;
+                }
+            }
+            float top = max;
+#pragma unroll
+            for (int32_t i = 0; i < DEC_PIECES; i++) top = fmaxf(top, m[i]);
+            const float f = dec_exp(max, top);
+            max = top;
+            sum *= f;
+#pragma unroll
+            for (int32_t w = 0; w < W; w++) x[w] *= f;
+#pragma unroll
+            for (int32_t i = 0; i < DEC_PIECES; i++) {
+                const float c = dec_exp(m[i], max);
+                sum += c * l[i];
+#pragma unroll
+                for (int32_t w = 0; w < W; w++) x[w] += c * v[i][w];
+            }
+        }
+        if (groups > 1) {
+            float *to = room + tid * (W + 2);
+#pragma unroll
+            for (int32_t w = 0; w < W; w++) to[w] = x[w];
+            to[W] = max;
+            to[W + 1] = sum;
+        } else {
+            const float r = sum == 0.0f ? 0.0f : 1.0f / sum;
+#pragma unroll
+            for (int32_t w = 0; w < W; w++) out[W * e + w] = x[w] * r;
+        }
+    }
+    if (groups > 1) {
+        __syncthreads();
+        if (tid < wide) {
+            float max = -INFINITY, sum = 0, x[W];
+#pragma unroll
+            for (int32_t w = 0; w < W; w++) x[w] = 0;
+            for (int32_t i = 0; i < groups; i++) max = fmaxf(max, room[(i * wide + tid) * (W + 2) + W]);
+            for (int32_t i = 0; i < groups; i++) {
+                const float *from = room + (i * wide + tid) * (W + 2), c = dec_exp(from[W], max);
+                sum += c * from[W + 1];
+#pragma unroll
+                for (int32_t w = 0; w < W; w++) x[w] += c * from[w];
+            }
+            const float r = sum == 0.0f ? 0.0f : 1.0f / sum;
+#pragma unroll
+            for (int32_t w = 0; w < W; w++) out[W * tid + w] = x[w] * r;
+        }
+    }
+}
 
 /* The slots of the block's warps -> the output, or a partial result. Every thread of the block calls it. */
 static __device__ __forceinline__ void dec_finish(const dec_args &a, const dec_part &p, const dec_seg &g, float *slots, int32_t n_slot) {
@@ -272,50 +359,19 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, const dec_p
     if (!whole) {
         const int32_t first = dec_block_of(g.begin, p), n = dec_block_of(g.end - 1, p) - first + 1;
         uint32_t *flag = (uint32_t *)(void *)slots;
-        __threadfence();
         __syncthreads(); /* partial is written, slots are free */
-        if (tid == 0) flag[0] = atomicInc(&a.counter[g.index], (uint32_t)n - 1) == (uint32_t)n - 1;
+        if (tid == 0) {
+            __threadfence();
+            flag[0] = atomicInc(&a.counter[g.index], (uint32_t)n - 1) == (uint32_t)n - 1;
+        }
         __syncthreads();
         if (flag[0]) { /* the last of the segment's blocks */
-            float *inv = slots + 4, *weight = inv + DEC_HEADS; /* weight[piece][head] */
             __threadfence();
-            const int64_t stride = (int64_t)2 * size;
             /* A block holds a segment that began before it in its part 0; the first block in part 1 if others stand before. */
-            const float *p0 = a.partial + first * stride + (p.total * first / p.n_block < g.begin ? size : 0), *p1 = a.partial + first * stride;
-            for (int32_t h = tid >> 5; h < ng; h += n_thread >> 5) {
-                float max = -INFINITY, sum = 0;
-                for (int32_t i = tid & 31; i < n; i += 32) max = fmaxf(max, __ldcg((i ? p1 + i * stride : p0) + mx + h));
-                for (int32_t d = 16; d; d >>= 1) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, d));
-                for (int32_t i = tid & 31; i < n; i += 32) {
-                    const float *x = i ? p1 + i * stride : p0;
-                    const float f = dec_exp(__ldcg(x + mx + h), max);
-                    weight[i * DEC_HEADS + h] = f;
-                    sum += f * __ldcg(x + tot + h);
-                }
-                for (int32_t d = 16; d; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-                if ((tid & 31) == 0) inv[h] = sum == 0.0f ? 0.0f : 1.0f / sum;
-            }
-            __syncthreads();
-            for (int32_t e = tid; e < ng * hd / 2; e += n_thread) {
-                const int32_t h = 2 * e / hd;
-                float x = 0, y = 0;
-                for (int32_t i0 = 0; i0 < n; i0 += 16) { /* many loads in flight */
-                    float2 v[16];
-#pragma unroll
-                    for (int32_t i = 0; i < 16; i++) {
-                        v[i] = make_float2(0.0f, 0.0f);
-                        if (i0 + i < n) v[i] = __ldcg((const float2 *)(const void *)(i0 + i ? p1 + (i0 + i) * stride : p0) + e);
-                    }
-#pragma unroll
-                    for (int32_t i = 0; i < 16; i++) {
-                        const float f = i0 + i < n ? weight[(i0 + i) * DEC_HEADS + h] : 0.0f;
-                        x += f * v[i].x;
-                        y += f * v[i].y;
-                    }
-                }
-                out[2 * e] = x * inv[h];
-                out[2 * e + 1] = y * inv[h];
-            }
+            const int64_t stride = (int64_t)2 * size;
+            const float *p1 = a.partial + first * stride, *p0 = p1 + (dec_lo(p, first) < g.begin ? size : 0);
+            if (hd % 4 == 0) dec_merge<4>(out, p0, p1, stride, n, ng, hd, slots + 4);
+            else dec_merge<2>(out, p0, p1, stride, n, ng, hd, slots + 4);
         }
     }
     __syncthreads(); /* slots may be written again */
