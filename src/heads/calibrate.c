@@ -4,8 +4,8 @@
  *                held out: from it come the passages and samples that the curve is measured on
  *   coverage     dense prefill of the calibration material; cover.c does the sums
  *   sensitivity  each head alone on its window, the rest dense: KL on both kinds, each normalised to sum 1
- *   choice       greedy cover; with search > 1 every new head is the best of the cover's first candidates by
- *                the KL of real hybrid decoding on the calibration material
+ *   choice       greedy cover; with search > 1 every new head, up to the largest count asked for, is the best of the cover's
+ *                first candidates by the KL of real hybrid decoding on the calibration material
  *   refine       for the counts that are written: the retrieval head whose loss hurts least makes room for the best of the
  *                cover's candidates, as long as real decoding gets better (--refine; such maps are not nested any more)
  *   curve        KL of every count on held-out material; the roles of the asked count are written */
@@ -248,10 +248,11 @@ static lg_status open_probes(calib *c, const material *plain, const material *pa
         c->probe[k] = NULL;
     }
     for (int k = 0; k < 2; k++) {
-        lg_status st = lg_heads_probe_new(&c->probe[k], c->m, mt[k]->seq, mt[k]->n_seq, LG_DTYPE_COUNT, NULL, NULL, c->err);
+        lg_status st = tell(c, "contexts", k, 2);
+        if (st == LG_OK) st = lg_heads_probe_new(&c->probe[k], c->m, mt[k]->seq, mt[k]->n_seq, LG_DTYPE_COUNT, NULL, NULL, c->err);
         if (st != LG_OK) return st;
     }
-    return LG_OK;
+    return tell(c, "contexts", 2, 2);
 }
 
 static lg_status run_probes(calib *c, lg_roles *roles, lg_score score[2]) {
@@ -332,7 +333,7 @@ static int64_t candidates(const calib *c, uint8_t *mark, int64_t count, int64_t 
     return n;
 }
 
-/* Adds one head at a time: the cover proposes, real decoding disposes. */
+/* Adds one head at a time: the cover proposes, up to `most` heads real decoding disposes. */
 static lg_status choose(calib *c, int64_t most) {
     lg_status st = LG_OK;
     lg_roles *r = NULL;
@@ -568,12 +569,17 @@ static lg_status check(const calib *c) {
     return LG_OK;
 }
 
-/* How far the curve goes: a third of the heads, and whatever count was asked for. */
-static int64_t curve_end(const calib *c) {
-    int64_t most = (c->n + 2) / 3;
-    if (c->p->n_retrieval > most) most = c->p->n_retrieval;
+/* The largest count that was asked for. */
+static int64_t asked_most(const calib *c) {
+    int64_t most = c->p->n_retrieval;
     for (int64_t i = 0; i < c->p->n_also; i++) most = c->p->also[i] > most ? c->p->also[i] : most;
     return most;
+}
+
+/* How far the curve goes: a third of the heads, and whatever count was asked for. */
+static int64_t curve_end(const calib *c) {
+    int64_t most = (c->n + 2) / 3, asked = asked_most(c);
+    return asked > most ? asked : most;
 }
 
 static lg_status calibrate(calib *c, const char *out_path) {
@@ -592,7 +598,7 @@ static lg_status calibrate(calib *c, const char *out_path) {
     LG_TRY(cover_all(c));
     LG_TRY(open_probes(c, &c->plain, &c->passkey));
     LG_TRY(measure_sensitivity(c));
-    LG_TRY(choose(c, most));
+    LG_TRY(choose(c, count ? asked_most(c) : most)); /* what lies beyond the asked counts is the cover's: most of the time is search */
     LG_TRY(refine_all(c));
     LG_TRY(open_probes(c, &c->plain_held, &c->passkey_held));
     LG_TRY(measure_curve(c, most));
