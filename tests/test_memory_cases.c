@@ -193,7 +193,8 @@ static void auto_keeps_em(void **state) {
         if (i == 0 || (which && strstr(which, i == 1 ? "f32" : "q8"))) all(device, LG_COMPUTE_AUTO, types[i], how_many(), false);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = { cmocka_unit_test(f32_equals_the_reference), cmocka_unit_test(auto_keeps_em) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
