@@ -1,26 +1,33 @@
 # Longan. `make` builds build/longan and build/liblongan.a; `make test` builds and runs the unit tests.
 #   install, uninstall   PREFIX (default /usr/local), DESTDIR
 #   tools, benches       tools/*.c and bench/*.c -> build/tools/*, build/bench/*
-#   cuda                 everything again with src/ops/cuda/*.cu, into build-cuda (needs nvcc)
+#   cuda                 everything again with src/ops/cuda/*.cu, into build-cuda (needs nvcc); CUDA_ARCH=80 for others than Hopper
 #   soak                 the mutation tests with SEEDS seeds under ASan and UBSan (default 200000)
 #   fuzz                 libFuzzer targets tests/fuzz/*.c -> build-fuzz/fuzz/* (needs clang)
+# STATIC=1 links the libraries into the programs, but for glibc (after a build without it: rm the programs first).
 # SAN=1 builds everything into build-san with ASan and UBSan; CUDA=1 is what `make cuda` sets.
+# STATIC=1 links all libraries but the C library and libgomp into the program.
 CC ?= gcc
 NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
 CUDA_ARCH ?= 90a
 B := $(if $(FUZZ),build-fuzz,$(if $(SAN),build-san,$(if $(CUDA),build-cuda,build)))
+O := $(if $(CUDA),build,$(B))# objects of .c files: the CUDA build takes those of the plain one, but for find.o
 PREFIX ?= /usr/local
 VERSION := 0.1.0
-WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(if $(CI),-Werror)
+# (no -Werror under sanitizers: their checks widen types and make gcc 12 see conversions that are not in the source)
+WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wstrict-prototypes $(if $(CI),$(if $(SAN)$(FUZZ),,-Werror))
 # (a name of its own: a comma inside $(if) would end its argument)
 SAN_CFLAGS := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 CFLAGS ?= $(if $(FUZZ),$(SAN_CFLAGS) -fsanitize=fuzzer-no-link,$(if $(SAN),$(SAN_CFLAGS),-O2 -g))
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -Iinclude -Isrc $(WARN) -fopenmp $(CFLAGS) -MMD -MP
 comma := ,
-# (under the sanitizers -O3 would multiply the checks: minutes and gigabytes for one file)
-KERNEL_CFLAGS := $(if $(SAN),-O1 -fno-sanitize=alignment$(comma)null$(comma)object-size$(comma)pointer-overflow,-O3) -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast
+# (under the sanitizers -O3 would multiply the checks: minutes and gigabytes for one file; the fuzzers are for the readers)
+KERNEL_CFLAGS := $(if $(FUZZ),-O1 -fno-sanitize=all,$(if $(SAN),-O1 -fno-sanitize=alignment$(comma)null$(comma)object-size$(comma)pointer-overflow,-O3)) -fassociative-math -fno-signed-zeros -fno-trapping-math -ffp-contract=fast
 LIBS := -ljansson -lpcre2-8 -lutf8proc -lxxhash -lopenblas -lm
+ifdef STATIC # for machines that have none of the libraries: only glibc stays dynamic
+LIBS := -static-libgcc -Wl,-Bstatic -ljansson -lpcre2-8 -lutf8proc -lxxhash -lopenblas -lgomp -Wl,-Bdynamic -lm -lpthread -ldl
+endif
 LIB_SRC := $(wildcard src/*/*.c src/ops/ref/*.c src/ops/cpu/*.c)
 LIB_OBJ := $(LIB_SRC:%.c=$(B)/%.o)
 ifdef CUDA # the CUDA runtime is linked statically; everything else of CUDA is opened at run time
@@ -31,6 +38,7 @@ LIBS += -L$(CUDA_HOME)/lib64 -lcudart_static -ldl -lrt -lpthread
 endif
 PROG_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard programs/*.c))
 TESTS := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
+TESTS += $(B)/tests/ops
 TOOLS := $(patsubst %.c,$(B)/%,$(wildcard tools/*.c))
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
 FUZZERS := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
@@ -41,20 +49,31 @@ $(B)/liblongan.a: $(LIB_OBJ)
 $(B)/longan: $(PROG_OBJ) $(B)/liblongan.a
 	$(CC) $(ALL_CFLAGS) $(PROG_OBJ) $(B)/liblongan.a $(LIBS) -o $@
 # CPU kernels: one file per instruction set, flags by file name suffix.
-$(B)/src/ops/cpu/%.o: EXTRA = $(KERNEL_CFLAGS)
-$(B)/src/ops/cpu/%_avx2.o: EXTRA = $(KERNEL_CFLAGS) -mavx2 -mfma -mf16c
-$(B)/src/ops/cpu/%_avx512.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mavx2
-$(B)/src/ops/cpu/%_amx.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c -mavx2 -mamx-tile -mamx-int8 -mamx-bf16
-$(B)/programs/%.o: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
-$(PROG_OBJ): $(B)/commit
-$(B)/commit: FORCE
+$(O)/src/ops/cpu/%.o: EXTRA = $(KERNEL_CFLAGS)
+$(O)/src/ops/cpu/%_avx2.o: EXTRA = $(KERNEL_CFLAGS) -mavx2 -mfma -mf16c
+$(O)/src/ops/cpu/%_avx512.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mavx2
+$(O)/src/ops/cpu/%_amx.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c -mavx2 -mamx-tile -mamx-int8 -mamx-bf16
+$(O)/programs/%.o: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
+$(PROG_OBJ:$(B)/%=$(O)/%): $(O)/commit
+$(O)/commit: FORCE
 	@mkdir -p $(@D); echo $(COMMIT) | cmp -s - $@ || echo $(COMMIT) > $@
-$(B)/%.o: %.c
+$(O)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(EXTRA) -c $< -o $@
+ifdef CUDA
+$(B)/src/ops/find.o: src/ops/find.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -DLG_CUDA -c $< -o $@
+$(B)/%.o: $(O)/%.o
+	@mkdir -p $(@D); cp -p $< $@
+.SECONDARY: $(patsubst $(B)/%,$(O)/%,$(filter-out %.cu.o,$(LIB_OBJ)) $(PROG_OBJ))
+endif
 $(B)/tests/%: tests/%.c $(B)/liblongan.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $< $(B)/liblongan.a $(LIBS) -lcmocka -o $@
+$(B)/tests/ops: tests/ops_cases.c $(B)/liblongan.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $< $(B)/liblongan.a $(LIBS) -o $@
 $(B)/tools/% $(B)/bench/%: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
 $(B)/tools/%: tools/%.c $(B)/liblongan.a
 	@mkdir -p $(@D)
@@ -65,9 +84,14 @@ $(B)/bench/%: bench/%.c $(B)/liblongan.a
 $(B)/fuzz/%: tests/fuzz/%.c $(B)/liblongan.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -fsanitize=fuzzer $< $(B)/liblongan.a $(LIBS) -o $@
+# Checks of single kernels on the GPU: stand-alone programs.
+$(B)/tests/cuda/%: tests/cuda/%.cu $(B)/liblongan.a
+	@mkdir -p $(@D)
+	$(NVCC) -O2 -std=c++20 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -DLG_CUDA_ARCH_$(CUDA_ARCH) -Iinclude -Isrc -Xcompiler -Wall,-Wextra,-fno-threadsafe-statics $< $(B)/liblongan.a \
+	    --cudart static -lpthread -ldl -o $@
 $(B)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(NVCC) -O3 -lineinfo -std=c++17 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -Iinclude -Isrc -Xcompiler -Wall,-Wextra \
+	$(NVCC) -O3 -lineinfo -std=c++20 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -DLG_CUDA_ARCH_$(CUDA_ARCH) -Iinclude -Isrc -Xcompiler -Wall,-Wextra,-fno-threadsafe-statics \
 	    -Xptxas -warn-spills -MD -MP -MF $(@:.o=.d) -c $< -o $@
 
 tests: $(TESTS)
@@ -86,7 +110,7 @@ soak:
 cuda:
 	$(if $(wildcard src/ops/cuda/*.cu),,$(error no src/ops/cuda/*.cu: this tree has no CUDA back end))
 	$(if $(shell command -v $(NVCC)),,$(error nvcc not found: put it on PATH or set NVCC))
-	$(MAKE) CUDA=1 all
+	$(MAKE) CUDA=1 all build-cuda/tests/ops $(patsubst tests/cuda/%.cu,build-cuda/tests/cuda/%,$(wildcard tests/cuda/*_check.cu))
 
 fuzz:
 	$(if $(wildcard tests/fuzz/fuzz_*.c),,$(error no tests/fuzz/fuzz_*.c))
@@ -118,4 +142,4 @@ clean:
 	rm -rf build build-san build-cuda build-fuzz
 FORCE:
 .PHONY: all tests tools benches test soak cuda fuzz fuzzers install uninstall clean FORCE
--include $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d) $(TESTS:=.d) $(TOOLS:=.d) $(BENCHES:=.d) $(FUZZERS:=.d)
+-include $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d) $(if $(CUDA),$(patsubst $(B)/%.o,$(O)/%.d,$(LIB_OBJ) $(PROG_OBJ))) $(TESTS:=.d) $(TOOLS:=.d) $(BENCHES:=.d) $(FUZZERS:=.d)

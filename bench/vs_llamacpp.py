@@ -7,10 +7,11 @@ Needs llama-cpp-python (0.3.x); build it with clang, or without AMX: gcc 12 misc
 crash. Both sides use the same number of threads and an f16 cache; llama.cpp runs with flash attention, 512-token
 micro-batches, and times a call as ../shared/peers/llamacpp.py does. In each repetition the two sides take turns, and
 the one that begins changes; a ratio is the median of the ratios of neighbours, its spread the least and the greatest.
+Threads are bound to cores (OMP_PROC_BIND, for both) unless the environment says otherwise.
 
 prefill  2048 random ids into an empty cache. Q4_1 is MODEL itself; Q4_0 and Q8_0 are made of it by `longan convert`,
          and both sides read the same files.
-decode   24 steps behind d cached tokens, median step. llama.cpp's caches are prefilled once and rewound after each
+decode   24 steps behind d cached tokens: of llama.cpp the median step, of Longan the median of three means. llama.cpp's caches are prefilled once and rewound after each
          run. Longan's are filled with random K and V (bench --synthetic), since a dense step costs the same whatever
          the values are; --real prefills them instead, which takes minutes.
 hybrid   the same at 8K with --roles, --budget 1024, sinks 16, recents 64, against llama.cpp's dense steps.
@@ -26,6 +27,9 @@ import statistics
 import subprocess
 import sys
 import time
+
+os.environ.setdefault("OMP_PROC_BIND", "true")      # read when libgomp is loaded, and by the children
+CORES = os.sched_getaffinity(0)                     # libgomp binds this process to one core: the children must not inherit that
 
 STEPS = 24
 DEPTHS = [512, 2048, 4096, 8192]
@@ -64,8 +68,8 @@ class Peer:
         import ctypes
         for i in range(0, len(ids), 2048):
             part = ids[i:i + 2048]
-            batch = self.L.llama_batch_get_one((ctypes.c_int32 * len(part))(*part), len(part))
-            if self.L.llama_decode(c, batch):
+            array = (ctypes.c_int32 * len(part))(*part) # the batch only points to it
+            if self.L.llama_decode(c, self.L.llama_batch_get_one(array, len(part))):
                 sys.exit("vs_llamacpp: llama.cpp failed to decode")
             self.L.llama_synchronize(c)
 
@@ -99,7 +103,8 @@ class Own:
         self.program, self.threads = program, threads
 
     def run(self, *args):
-        out = subprocess.run([self.program, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out = subprocess.run([self.program, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             preexec_fn=lambda: os.sched_setaffinity(0, CORES))
         if out.returncode:
             sys.exit(f"vs_llamacpp: {self.program} {' '.join(map(str, args))}: {out.stderr.strip().splitlines()[-1:]}")
         return [json.loads(line) for line in out.stdout.splitlines() if line.strip()]
@@ -107,7 +112,7 @@ class Own:
     def bench(self, model, depth, *args):
         """Objects by mode; the timed steps start behind depth tokens."""
         rows = self.run("bench", "-m", model, "--threads", self.threads, "--kv", "f16", "--depth", depth + STEPS,
-                        "--steps", STEPS, "--reps", 1, "--json", *args)
+                        "--steps", STEPS, "--reps", 3, "--json", *args)
         return {r["mode"]: r for r in rows}
 
     def convert(self, model, folder, kind):
@@ -163,6 +168,7 @@ def main():
     ap.add_argument("--reps", type=int, default=5)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--only", default="prefill,decode,hybrid,own")
+    ap.add_argument("--depths", default=",".join(map(str, DEPTHS)), help="of the decode rows")
     ap.add_argument("--real", action="store_true", help="prefill Longan's caches for the decode rows, too")
     ap.add_argument("--csv", default="build/bench/vs_llamacpp.csv")
     ap.add_argument("--longan", default="build/longan")
@@ -200,7 +206,7 @@ def main():
     if parts & {"decode", "hybrid"}:
         peer = Peer(a.model, a.threads)
         extra = [] if a.real else ["--synthetic"]
-        for d in DEPTHS:
+        for d in map(int, a.depths.split(",")):
             if "decode" not in parts and d != 8192:
                 continue
             if a.real and d + STEPS > first.get("n_ctx_train", 8192):

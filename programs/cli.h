@@ -111,7 +111,9 @@ typedef struct options {
     size_list depth;
     int64_t reps, steps;
     bool synthetic;
-    const char *csv, *svg;
+    const char *csv, *svg, *shape;
+    int weights;
+    int64_t at_once, prefill;
     /* heads calibrate */
     int share;
     int64_t retrieval, positions;
@@ -129,6 +131,7 @@ typedef struct options {
     int64_t memory_size, max_new, pad_id, second_look, gate_batch, top;
     double gate_threshold;
     bool keep_memory, trace, draft;
+    int64_t refine;
     int64_t piece;
     /* what stood on the command line */
     const char *args[CLI_MAX_ARGS];
@@ -174,9 +177,9 @@ void json_end(buf *b, char bracket);
 void json_key(buf *b, const char *key);
 void json_text(buf *b, const char *s, int64_t n); /* n < 0: up to the NUL; invalid UTF-8 -> U+FFFD */
 void json_int(buf *b, int64_t v);
-void json_real(buf *b, double v); /* NaN and infinities: null */
+void json_number_of(buf *b, double v); /* NaN and infinities: null */
 void json_bool(buf *b, bool v);
-void json_null(buf *b);
+void json_none(buf *b);
 void json_ids(buf *b, const int32_t *ids, int64_t n);
 void json_kv_text(buf *b, const char *key, const char *s); /* NULL: null */
 void json_kv_int(buf *b, const char *key, int64_t v);

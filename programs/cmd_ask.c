@@ -195,7 +195,7 @@ static void json_maybe(buf *b, const char *key, int64_t v, bool known)
     if (known)
         json_int(b, v);
     else
-        json_null(b);
+        json_none(b);
 }
 
 static void json_range(const asked *a, int64_t token_begin, int64_t token_end, buf *b)
@@ -215,7 +215,7 @@ static void json_memory(buf *b, const char *key, const lg_ids *x)
     if (x->data)
         json_ids(b, x->data, x->n);
     else
-        json_null(b);
+        json_none(b);
 }
 
 static void json_step(const asked *a, const lg_ask_step *s, buf *b)

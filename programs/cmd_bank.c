@@ -163,7 +163,7 @@ static void json_bytes(buf *b, const char *key, int64_t v)
 {
     json_key(b, key);
     if (v < 0)
-        json_null(b);
+        json_none(b);
     else
         json_int(b, v);
 }

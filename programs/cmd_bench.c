@@ -11,6 +11,7 @@
 #include "cli.h"
 
 enum { DENSE, HYBRID, N_MODE };
+enum { MAX_AT_ONCE = 64 };
 static const char *const mode_names[N_MODE] = {"dense", "hybrid"};
 
 typedef struct point {
@@ -33,8 +34,14 @@ typedef struct bench {
     double *ms[N_MODE];          /* [reps] */
     point *points[N_MODE];       /* [depths] */
     int64_t done, total;         /* repetitions, for the bar */
+    lg_roles made;               /* of a shape */
+    double copy_rate;            /* bytes per second, 0: not measured */
+    double chunk_s, chunk_flops; /* --prefill: time, operations */
+    bool touched;                /* the cache: its pages are there */
     char machine[96];
 } bench;
+
+static bool is_synthetic(const options *o) { return o->synthetic || o->shape; }
 
 /* ---- set-up ---------------------------------------------------------------------------------------- */
 
@@ -59,7 +66,7 @@ static void sort_depths(size_list *d)
 static int choose_depths(const bench *t, size_list *d)
 {
     const options *o = t->o;
-    int64_t window = o->ctx ? o->ctx : t->info.n_ctx_train, top = o->synthetic && !o->ctx ? 32768 : window;
+    int64_t window = o->ctx ? o->ctx : t->info.n_ctx_train, top = is_synthetic(o) && !o->ctx ? 32768 : window;
     if (o->depth.n) {
         d->v = cli_alloc(NULL, (size_t)o->depth.n, sizeof *d->v);
         memcpy(d->v, o->depth.v, (size_t)o->depth.n * sizeof *d->v);
@@ -76,9 +83,9 @@ static int choose_depths(const bench *t, size_list *d)
     if (d->v[0] <= o->steps)
         return usage_error("--depth: %lld leaves no room for %lld steps (see --steps)", (long long)d->v[0],
                            (long long)o->steps);
-    if ((!o->synthetic || o->ctx) && d->v[d->n - 1] > window)
+    if ((!is_synthetic(o) || o->ctx) && d->v[d->n - 1] > window)
         return failed("depth %lld is beyond the window of %lld tokens%s", (long long)d->v[d->n - 1],
-                      (long long)window, o->synthetic ? "" : " (--synthetic measures there)");
+                      (long long)window, is_synthetic(o) ? "" : " (--synthetic measures there)");
     return CLI_DONE;
 }
 
@@ -110,15 +117,51 @@ static int64_t effective_budget(const options *o, const lg_roles *r)
     return b < 0 || b >= sinks + recents ? b : sinks + recents;
 }
 
+/* Roles of a shape: layer 0 retrieves, the other retrieval heads are spread evenly over the rest (as in the paper: 8 + 24 of 256);
+ * every other head reads the set of the last retrieval head before its layer. */
+static void make_roles(bench *t)
+{
+    int64_t kv = t->info.n_head_kv, n = t->info.n_layer * kv, want = opt_given(t->o, "retrieval") ? t->o->retrieval : n / 8;
+    lg_roles *r = &t->made;
+    if (want <= 0)
+        return;
+    want = want < n ? want : n;
+    *r = (lg_roles){.n_layer = t->info.n_layer, .n_head_kv = kv, .n_retrieval = want, .budget = 4096, .sinks = -1, .recents = -1};
+    memcpy(r->family, t->info.family, sizeof r->family);
+    r->role = cli_alloc(NULL, (size_t)n, sizeof *r->role);
+    for (int64_t i = 0; i < n; i++)
+        r->role[i] = (lg_role){.kind = i < want && i < kv ? LG_ROLE_RETRIEVAL : LG_ROLE_WINDOW};
+    for (int64_t i = 0; i < want - kv; i++)
+        r->role[kv + (2 * i + 1) * (n - kv) / (2 * (want - kv))].kind = LG_ROLE_RETRIEVAL;
+    int64_t donor = 0;
+    for (int64_t l = 1; l < r->n_layer; l++) {
+        for (int64_t i = (l - 1) * kv; i < l * kv; i++)
+            if (r->role[i].kind == LG_ROLE_RETRIEVAL)
+                donor = i;
+        for (int64_t i = l * kv; i < (l + 1) * kv; i++)
+            if (r->role[i].kind != LG_ROLE_RETRIEVAL)
+                r->role[i] = (lg_role){LG_ROLE_DONOR, (int16_t)(donor / kv), (int16_t)(donor % kv)};
+    }
+    t->roles = r;
+}
+
 static int open_session(bench *t, int64_t deepest)
 {
     lg_session_params p;
     int rc = roles_open(t->o, &t->roles);
+    if (!rc && t->o->shape && !t->roles)
+        make_roles(t);
     session_setup(t->o, t->roles, &p);
     t->hybrid = p.hybrid;
-    if (t->o->synthetic) {
-        p.n_ctx = t->o->ctx ? t->o->ctx : deepest;
+    p.n_seq_max = t->o->at_once;
+    if (is_synthetic(t->o)) {
+        p.n_ctx = t->o->ctx ? t->o->ctx : deepest > t->o->prefill ? deepest : t->o->prefill;
         p.allow_beyond = true;
+    }
+    if (!rc && is_synthetic(t->o)) {
+        lg_error e = {0};
+        if (lg_model_copy_rate(t->m, &t->copy_rate, &e) != LG_OK)
+            rc = failed_with(&e);
     }
     if (!rc)
         rc = session_open(t->m, &p, &t->s);
@@ -150,12 +193,17 @@ static int fill(bench *t, int64_t n)
 {
     lg_error e = {0};
     lg_status st;
-    if (t->o->synthetic) {
-        st = lg_session_fill_random(t->s, n, (uint64_t)t->o->seed, &e);
+    if (is_synthetic(t->o)) {
+        st = LG_OK;
+        for (int64_t i = 0; i < t->o->at_once && st == LG_OK; i++)
+            st = lg_session_fill_random_at(t->s, i, n, (uint64_t)t->o->seed, &e);
     } else {
         lg_stats stats;
         lg_session_stats_reset(t->s);
-        st = lg_session_sync(t->s, 0, t->ids, n, &e);
+        /* The first prefill would pay for pages that the kernel has not handed out yet, up to a tenth of its time. */
+        st = t->touched ? LG_OK : lg_session_fill_random(t->s, n, (uint64_t)t->o->seed, &e);
+        t->touched = true;
+        for (int64_t i = 0; i < t->o->at_once && st == LG_OK; i++) st = lg_session_sync(t->s, i, t->ids, n, &e);
         lg_session_stats(t->s, &stats);
         t->prefill_s += stats.prefill_s;
     }
@@ -166,11 +214,46 @@ static int fill(bench *t, int64_t n)
 /* n steps behind `first` cached tokens, then back. */
 static lg_status steps(bench *t, int64_t first, int64_t n, lg_error *e)
 {
-    static const int32_t seq = 0;
+    int32_t seqs[MAX_AT_ONCE], ids[MAX_AT_ONCE];
     lg_status st = LG_OK;
-    for (int64_t i = 0; i < n && st == LG_OK && !cli_interrupted; i++)
-        st = lg_session_step(t->s, &seq, &t->ids[first + i], 1, e);
+    for (int64_t i = 0; i < n && st == LG_OK && !cli_interrupted; i++) {
+        for (int64_t k = 0; k < t->o->at_once; k++) {
+            seqs[k] = (int32_t)k;
+            ids[k] = t->ids[first + i];
+        }
+        st = lg_session_step(t->s, seqs, ids, t->o->at_once, e);
+    }
     return st;
+}
+
+static lg_status rewind_all(bench *t, int64_t first, lg_error *e)
+{
+    lg_status st = LG_OK;
+    for (int64_t k = 0; k < t->o->at_once && st == LG_OK; k++)
+        st = lg_session_rewind(t->s, k, first, e);
+    return st;
+}
+
+/* --prefill N: the second of two runs from an empty cache. Operations: two per weight of the layers and token, attention's four per
+ * query element and token seen, and the output matrix once. */
+static int measure_prefill(bench *t)
+{
+    const lg_model_info *m = &t->info;
+    int64_t n = t->o->prefill, nq = m->n_head * m->head_dim, nkv = m->n_head_kv * m->head_dim;
+    lg_error e = {0};
+    lg_status st = lg_session_set_roles(t->s, NULL, &t->hybrid, &e);
+    for (int run = 0; run < 2 && st == LG_OK; run++) {
+        st = lg_session_rewind(t->s, 0, 0, &e);
+        double t0 = cli_clock();
+        if (st == LG_OK)
+            st = lg_session_sync(t->s, 0, t->ids, n, &e);
+        t->chunk_s = cli_clock() - t0;
+    }
+    cli_progress_end();
+    double layer = (double)(m->n_embd * (2 * nq + 2 * nkv) + 3 * m->n_embd * m->n_ff);
+    t->chunk_flops = 2 * (double)m->n_layer * layer * (double)n + 2 * (double)(m->n_embd * m->n_vocab) +
+                     4 * (double)(m->n_layer * nq) * ((double)n * ((double)n + 1) / 2);
+    return st == LG_OK ? CLI_DONE : failed_with(&e);
 }
 
 /* One repetition of one mode: a step that is not counted (the switch costs it some cache), then the timed ones. */
@@ -182,14 +265,14 @@ static int repeat(bench *t, int mode, int64_t first, double *mean_ms)
     if (st == LG_OK)
         st = steps(t, first, 1, &e);
     if (st == LG_OK)
-        st = lg_session_rewind(t->s, 0, first, &e);
+        st = rewind_all(t, first, &e);
     lg_session_stats_reset(t->s);
     double t0 = cli_clock();
     if (st == LG_OK)
         st = steps(t, first, t->o->steps, &e);
     *mean_ms = 1e3 * (cli_clock() - t0) / (double)t->o->steps;
     if (st == LG_OK)
-        st = lg_session_rewind(t->s, 0, first, &e);
+        st = rewind_all(t, first, &e);
     if (st != LG_OK)
         return failed_with(&e);
     lg_session_stats(t->s, &st_now);
@@ -220,7 +303,7 @@ static void summarise(bench *t, int mode, int64_t first, point *p)
     p->ms_min = ms[0];
     const lg_stats *st = &t->used[mode];
     p->kv_share = share_of(st->kv_bytes_read, st->kv_bytes_dense);
-    p->bytes_per_token = t->info.weight_bytes_per_token + (st->decode_steps ? st->kv_bytes_read / st->decode_steps : 0);
+    p->bytes_per_token = t->info.weight_bytes_per_token + (st->decode_steps ? st->kv_bytes_read / st->decode_steps * t->o->at_once : 0);
     p->prefill_tok_s = t->prefill_s > 0 ? (double)first / t->prefill_s : -1;
 }
 
@@ -273,16 +356,21 @@ static void point_json(const bench *t, int mode, const point *p, buf *b)
     if (mode == HYBRID)
         json_int(b, t->n_retrieval);
     else
-        json_null(b);
+        json_none(b);
     json_key(b, "budget");
     if (mode == HYBRID && t->budget >= 0)
         json_int(b, t->budget);
     else
-        json_null(b);
+        json_none(b);
     json_kv_int(b, "reps", t->o->reps);
     json_kv_int(b, "steps", t->o->steps);
     json_key(b, "synthetic");
-    json_bool(b, t->o->synthetic);
+    json_bool(b, is_synthetic(t->o));
+    json_kv_int(b, "batch", t->o->at_once);
+    real_or_null(b, "copy_gb_s", t->copy_rate > 0 ? t->copy_rate / 1e9 : -1);
+    real_or_null(b, "copy_share", t->copy_rate > 0 ? (double)p->bytes_per_token / p->ms / 1e-3 / t->copy_rate : -1);
+    real_or_null(b, "prefill_n_tok_s", t->chunk_s > 0 ? (double)t->o->prefill / t->chunk_s : -1);
+    real_or_null(b, "prefill_n_tflops", t->chunk_s > 0 ? t->chunk_flops / t->chunk_s / 1e12 : -1);
     json_kv_text(b, "kv", kv_name(t));
     json_kv_text(b, "weights_dtype", t->info.weights_dtype);
     json_kv_text(b, "machine", t->machine);
@@ -300,9 +388,11 @@ static void point_row(const bench *t, int mode, const point *p, buf *b)
         buf_printf(b, "%10s", "-");
     else
         buf_printf(b, "%10.1f", p->prefill_tok_s);
-    buf_printf(b, " %10.3f %10.3f %8.3f %9.1f %10.1f", p->ms, p->ms_min, p->ms_sd, 1e3 / p->ms,
+    buf_printf(b, " %10.3f %10.3f %8.3f %9.1f %10.1f", p->ms, p->ms_min, p->ms_sd, 1e3 * (double)t->o->at_once / p->ms,
                (double)p->bytes_per_token / 1e6);
     buf_printf(b, " %8.1f %9.1f%%", (double)p->bytes_per_token / 1e6 / p->ms, 100 * p->kv_share);
+    if (t->copy_rate > 0)
+        buf_printf(b, " %7.1f%%", 100 * (double)p->bytes_per_token / p->ms / 1e-3 / t->copy_rate);
     if (mode == HYBRID)
         buf_printf(b, " %8.2fx", t->points[DENSE][p - t->points[HYBRID]].ms / p->ms);
     buf_puts(b, "\n");
@@ -312,7 +402,7 @@ static void table(const bench *t, int64_t n, buf *b)
 {
     buf_printf(b, "%s; %s; weights %s, cache %s; %lld repetitions of %lld steps%s; commit %s\n", t->machine,
                t->info.device, t->info.weights_dtype, kv_name(t), (long long)t->o->reps, (long long)t->o->steps,
-               t->o->synthetic ? ", synthetic cache" : "", LG_COMMIT);
+               is_synthetic(t->o) ? ", synthetic cache" : "", LG_COMMIT);
     if (t->roles && t->budget >= 0)
         buf_printf(b, "hybrid: %lld retrieval heads of %lld, budget %lld\n", (long long)t->n_retrieval,
                    (long long)(t->roles->n_layer * t->roles->n_head_kv), (long long)t->budget);
@@ -321,7 +411,15 @@ static void table(const bench *t, int64_t n, buf *b)
                    (long long)(t->roles->n_layer * t->roles->n_head_kv), t->o->rule_value);
     else
         buf_puts(b, "no --roles: dense only\n");
-    buf_puts(b, "   depth  mode    prefill/s  decode ms        min       sd   token/s   MB/token     GB/s   KV share   speedup\n");
+    if (t->copy_rate > 0)
+        buf_printf(b, "copy on the device: %.0f GB/s\n", t->copy_rate / 1e9);
+    if (t->o->at_once > 1)
+        buf_printf(b, "%lld sequences at once: ms and MB are those of a step\n", (long long)t->o->at_once);
+    if (t->chunk_s > 0)
+        buf_printf(b, "prefill of %lld tokens: %.3f s, %.1f token/s, %.1f TFLOP/s (weights and attention counted)\n", (long long)t->o->prefill, t->chunk_s,
+                   (double)t->o->prefill / t->chunk_s, t->chunk_flops / t->chunk_s / 1e12);
+    buf_puts(b, "   depth  mode    prefill/s  decode ms        min       sd   token/s   MB/token     GB/s   KV share");
+    buf_puts(b, t->copy_rate > 0 ? "  of copy   speedup\n" : "   speedup\n");
     for (int64_t i = 0; i < n; i++)
         for (int mode = 0; mode < N_MODE; mode++)
             if (mode == DENSE || t->roles)
@@ -339,7 +437,8 @@ static int write_csv(const bench *t, int64_t n)
 {
     buf b = {0};
     buf_puts(&b, "mode,depth,prefill_tok_s,decode_ms,decode_ms_min,decode_ms_mean,decode_ms_sd,bytes_per_token,"
-                 "kv_share,n_retrieval,budget,reps,steps,synthetic,kv,weights_dtype,device,machine,commit\n");
+                 "kv_share,n_retrieval,budget,reps,steps,synthetic,kv,weights_dtype,device,machine,commit,batch,copy_gb_s,prefill_tokens,prefill_s,"
+                 "prefill_tflops\n");
     for (int64_t i = 0; i < n; i++)
         for (int mode = 0; mode < N_MODE; mode++) {
             const point *p = &t->points[mode][i];
@@ -355,8 +454,15 @@ static int write_csv(const bench *t, int64_t n)
             csv_real(&b, p->kv_share);
             csv_real(&b, mode == HYBRID ? (double)t->n_retrieval : -1);
             csv_real(&b, mode == HYBRID ? (double)t->budget : -1);
-            buf_printf(&b, "%lld,%lld,%d,%s,%s,\"%s\",\"%s\",%s\n", (long long)t->o->reps, (long long)t->o->steps,
-                       t->o->synthetic, kv_name(t), t->info.weights_dtype, t->info.device, t->machine, LG_COMMIT);
+            buf_printf(&b, "%lld,%lld,%d,%s,%s,\"%s\",\"%s\",%s,%lld,", (long long)t->o->reps, (long long)t->o->steps,
+                       is_synthetic(t->o), kv_name(t), t->info.weights_dtype, t->info.device, t->machine, LG_COMMIT,
+                       (long long)t->o->at_once);
+            csv_real(&b, t->copy_rate > 0 ? t->copy_rate / 1e9 : -1);
+            csv_real(&b, t->chunk_s > 0 ? (double)t->o->prefill : -1);
+            csv_real(&b, t->chunk_s > 0 ? t->chunk_s : -1);
+            if (t->chunk_s > 0)
+                buf_printf(&b, "%.6g", t->chunk_flops / t->chunk_s / 1e12);
+            buf_puts(&b, "\n");
         }
     int rc = out_whole(t->o->csv, &b);
     buf_free(&b);
@@ -395,7 +501,9 @@ static int write_svg(const bench *t, int64_t n)
 static int measure(bench *t, const size_list *d)
 {
     int rc = open_session(t, d->v[d->n - 1]);
-    make_ids(t, d->v[d->n - 1]);
+    make_ids(t, d->v[d->n - 1] > t->o->prefill ? d->v[d->n - 1] : t->o->prefill);
+    if (!rc && t->o->prefill)
+        rc = measure_prefill(t);
     for (int mode = 0; mode < N_MODE; mode++) {
         t->ms[mode] = cli_alloc(NULL, (size_t)t->o->reps, sizeof **t->ms);
         t->points[mode] = cli_alloc(NULL, (size_t)d->n, sizeof **t->points);
@@ -425,10 +533,14 @@ static int measure(bench *t, const size_list *d)
 
 static int run(const options *o)
 {
-    int rc = need("-m/--model", o->model);
+    int rc = o->shape ? CLI_DONE : need("-m/--model", o->model);
+    if (!rc && o->shape && o->model)
+        rc = usage_error("--shape takes no model");
+    if (!rc && !o->shape && (opt_given(o, "weights") || opt_given(o, "retrieval")))
+        rc = usage_error("--weights and --retrieval need --shape");
     if (!rc && opt_given(o, "depth") && o->depth.n == 0)
         rc = usage_error("--depth: the list is empty");
-    if (!rc)
+    if (!rc && !o->shape)
         rc = opt_check_hybrid(o);
     if (rc)
         return rc;
@@ -448,7 +560,9 @@ static int run(const options *o)
     lg_session_free(t.s);
     free(t.ids);
     free(depths.v);
-    lg_roles_free(t.roles);
+    free(t.made.role);
+    if (t.roles != &t.made)
+        lg_roles_free(t.roles);
     lg_model_free(t.m);
     return rc;
 }
@@ -458,6 +572,11 @@ static const opt opts[] = {
             "tokens in the cache at the end of the measured steps"),
     O_SIZE(0, "reps", reps, 1, 1000, "5", NULL, "repetitions; dense and hybrid take turns"),
     O_SIZE(0, "steps", steps, 1, 4096, "16", NULL, "decode steps of a repetition"),
+    O_TEXT(0, "shape", shape, "NAME", NULL, "llama3-8b, qwen2.5-7b or smollm2: random weights instead of a model; implies --synthetic"),
+    O_CHOICE("weights", weights, "bf16|f16|f32|q8_0|q4_0|q4_1|q4_k|q6_k", "bf16", NULL, "type of a shape's weights"),
+    O_SIZE(0, "retrieval", retrieval, 0, 1 << 20, NULL, "an eighth", "retrieval heads of a shape (0: dense only)"),
+    O_SIZE(0, "batch", at_once, 1, MAX_AT_ONCE, "1", NULL, "sequences decoded together"),
+    O_SIZE(0, "prefill", prefill, 2, (int64_t)1 << 30, NULL, "none", "also time the prefill of N tokens"),
     O_FLAG(0, "synthetic", synthetic, "random K and V instead of a prefill; goes beyond the window"),
     O_TEXT(0, "csv", csv, "FILE", NULL, "write the figures as CSV"),
     O_TEXT(0, "svg", svg, "FILE", NULL, "draw decode time over depth as SVG"),

@@ -139,9 +139,9 @@ static void result_json(const task *t, const lg_generation *g, buf *b)
     json_kv_int(b, "kv_bytes_dense", g->kv_bytes_dense);
     json_key(b, "kv_share");
     if (share < 0)
-        json_null(b);
+        json_none(b);
     else
-        json_real(b, share);
+        json_number_of(b, share);
     json_kv_text(b, "device", t->info.device);
     json_kv_text(b, "stop_reason", lg_stop_reason_text(g->stop_reason));
     json_end(b, '}');

@@ -73,9 +73,9 @@ static int report(const options *o, lg_session *s, const lg_model_info *info, co
         json_kv_int(&b, "decode_steps", st.decode_steps);
         json_key(&b, "kv_share");
         if (share < 0)
-            json_null(&b);
+            json_none(&b);
         else
-            json_real(&b, share);
+            json_number_of(&b, share);
         json_kv_text(&b, "device", info->device);
         json_end(&b, '}');
         buf_puts(&b, "\n");

@@ -178,10 +178,10 @@ void json_int(buf *b, int64_t v)
 }
 
 /* The shortest form that reads back as the same double. */
-void json_real(buf *b, double v)
+void json_number_of(buf *b, double v)
 {
     if (!isfinite(v)) {
-        json_null(b);
+        json_none(b);
         return;
     }
     char s[40];
@@ -200,7 +200,7 @@ void json_bool(buf *b, bool v)
     buf_puts(b, v ? "true" : "false");
 }
 
-void json_null(buf *b)
+void json_none(buf *b)
 {
     json_comma(b);
     buf_puts(b, "null");
@@ -220,7 +220,7 @@ void json_kv_text(buf *b, const char *key, const char *s)
     if (s)
         json_text(b, s, -1);
     else
-        json_null(b);
+        json_none(b);
 }
 
 void json_kv_int(buf *b, const char *key, int64_t v)
@@ -232,7 +232,7 @@ void json_kv_int(buf *b, const char *key, int64_t v)
 void json_kv_real(buf *b, const char *key, double v)
 {
     json_key(b, key);
-    json_real(b, v);
+    json_number_of(b, v);
 }
 
 /* ---- files ----------------------------------------------------------------------------------------- */

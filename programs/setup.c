@@ -256,7 +256,8 @@ static bool device_known(const char *s)
 
 int model_open(const options *o, bool vocab_only, lg_model **out)
 {
-    int rc = need("-m/--model", o->model);
+    static const lg_dtype weights[] = {LG_DTYPE_BF16, LG_DTYPE_F16, LG_DTYPE_F32, LG_DTYPE_Q8_0, LG_DTYPE_Q4_0, LG_DTYPE_Q4_1, LG_DTYPE_Q4_K, LG_DTYPE_Q6_K};
+    int rc = o->shape ? CLI_DONE : need("-m/--model", o->model);
     if (rc)
         return rc;
     if (o->device && !device_known(o->device))
@@ -268,6 +269,8 @@ int model_open(const options *o, bool vocab_only, lg_model **out)
                          .compute = o->compute == 1 ? LG_COMPUTE_F32 : LG_COMPUTE_AUTO,
                          .vocab_only = vocab_only,
                          .chat_format = o->chat_format,
+                         .shape = o->shape,
+                         .shape_weights = weights[o->weights],
                          .adapters = o->adapter.v,
                          .n_adapter = (int32_t)o->adapter.n,
                          .fill_memory = o->fill_memory,

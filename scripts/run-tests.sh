@@ -17,9 +17,12 @@ export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_stack_use_after_return=1:strict_stri
 export UBSAN_OPTIONS="${UBSAN_OPTIONS:-print_stacktrace=1:halt_on_error=1}"
 limit=${LG_TEST_TIMEOUT:-600}
 passed=0 failed=0 skipped=0
+# cpu: whole CPU seconds of all children so far, into $cpu. (A subshell has no children yet: the file is needed.)
+cpu() { times >"$build/tests/times"; cpu=$(awk 'NR == 2 { gsub(/[ms]/, " "); print int(60 * ($1 + $3) + $2 + $4) }' "$build/tests/times"); }
 for name in "$@"; do
     log=$build/tests/$name.log
     began=$(date +%s)
+    cpu; cpu_began=$cpu
     timeout "$limit" "$build/tests/$name" >"$log" 2>&1 </dev/null
     rc=$?
     # The cases of one run, from TAP: plan "1..N", "ok I - name", "not ok I - name".
@@ -47,7 +50,8 @@ for name in "$@"; do
     # shellcheck disable=SC2086 # three numbers
     set_counts() { p=$1 f=$2 s=$3; }
     set_counts $counts
-    printf '%-28s %4d passed %3d failed %3d skipped  %4d s\n' "$name" "$p" "$f" "$s" $(($(date +%s) - began))
+    cpu
+    printf '%-28s %4d passed %3d failed %3d skipped  %4d s, CPU %4d s\n' "$name" "$p" "$f" "$s" $(($(date +%s) - began)) $((cpu - cpu_began))
     cat "$build/tests/$name.notes"
     [ "$f" -eq 0 ] || { echo "  --- last lines of $log"; tail -n 40 "$log" | sed 's/^/  | /'; }
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs, builds, runs every test and closes with "N passed, N failed, N skipped".
 # Order: build, CUDA build where nvcc is, unit tests, tests/*.sh, ASan + UBSan, valgrind on a tiny model.
-# A test is a cmocka case, a script of tests/, or one of the steps below. Logs: build/log/.
+# A test is a cmocka case, a script of tests/, or one of the steps below. Logs: build/log/. Each section closes with its
+# wall-clock and CPU seconds.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 [ $# -eq 0 ] || { echo "usage: sh scripts/test.sh" >&2; exit 2; }
@@ -9,13 +10,26 @@ jobs=$(nproc 2>/dev/null || echo 1)
 passed=0 failed=0 skipped=0 broken=
 began=$(date +%s)
 mkdir -p build/log
-head1() { printf '\n== %s (%d s)\n' "$*" $(($(date +%s) - began)); }
+section=
+# cpu: whole CPU seconds of all children so far, into $cpu. (A subshell has no children yet: the file is needed.)
+cpu() { times >build/log/times; cpu=$(awk 'NR == 2 { gsub(/[ms]/, " "); print int(60 * ($1 + $3) + $2 + $4) }' build/log/times); }
+close_section() {
+    cpu
+    [ -z "$section" ] || printf -- '-- %s: %d s, CPU %d s\n' "$section" $(($(date +%s) - section_began)) $((cpu - section_cpu))
+}
+head1() {
+    close_section
+    section=$*
+    section_began=$(date +%s) section_cpu=$cpu
+    printf '\n== %s\n' "$section"
+}
 pass() { passed=$((passed + 1)); echo "passed   $1"; }
 skip() { skipped=$((skipped + 1)); echo "skipped  $1: $2"; }
 fail() { failed=$((failed + 1)); broken="$broken $1"; echo "FAILED   $1"; }
 finish() {
+    close_section
     [ -z "$broken" ] || printf '\nfailed:%s\n' "$broken"
-    printf '\n%d s\n%d passed, %d failed, %d skipped\n' $(($(date +%s) - began)) "$passed" "$failed" "$skipped"
+    printf '\n%d s, CPU %d s\n%d passed, %d failed, %d skipped\n' $(($(date +%s) - began)) "$cpu" "$passed" "$failed" "$skipped"
     [ "$failed" -eq 0 ]
     exit
 }
@@ -40,10 +54,10 @@ sh scripts/setup.sh build test demo || { fail setup; finish; }
 export LONGAN_SMOLLM2="${LONGAN_CACHE:-.cache}/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 head1 "build"
-step build make -j"$jobs" all tests tools benches || finish
+step build make -s -j"$jobs" all tests tools benches || finish
 if ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then skip cuda-build "nvcc not found"
 elif ! ls src/ops/cuda/*.cu >/dev/null 2>&1; then skip cuda-build "this tree has no CUDA back end"
-else step cuda-build make -j"$jobs" cuda; fi
+else step cuda-build make -s -j"$jobs" cuda; fi
 
 head1 "unit tests"
 unit build
@@ -74,7 +88,7 @@ COUNTS
 done
 
 head1 "ASan, UBSan"
-if step sanitizer-build make -j"$jobs" SAN=1 all tests; then unit build-san; fi
+if step sanitizer-build make -s -j"$jobs" SAN=1 all tests; then unit build-san; fi
 
 head1 "valgrind"
 tiny=tests/fixtures/tiny-llama

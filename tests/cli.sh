@@ -279,6 +279,88 @@ batch_bad "no ids" '{"ids":[]}'
 batch_bad "something behind" '{"ids":[1]} x'
 run 1 "batch: an empty file" generate -m "$model" --batch /dev/null
 
+# ---- what is too long, out of range or damaged: exit 1, with the numbers, the index, the offset or the key ----
+said() { check "... $1" grep -qe "$2" "$tmp/err"; } # NAME PATTERN: the one line of the last run
+i=0
+: >"$tmp/many"
+while [ $i -lt 300 ]; do echo $((i % n_vocab)); i=$((i + 1)); done >"$tmp/many"
+run 1 "logits of more ids than --ctx" logits -m "$model" --ids "$tmp/many" --ctx 128 -o "$tmp/x.npy"
+said "names both numbers" '300 .*128'
+run 1 "generate with more ids than --ctx" generate -m "$model" --ids "$tmp/many" --ctx 128 -n 1
+said "names both numbers" '300 .*128'
+for i in 1 2 3 4 5 6 7 8; do cat "$tmp/text"; done >"$tmp/longtext"
+count=$(tok <"$tmp/longtext" | wc -w | tr -d ' ')
+run 1 "generate -f longer than --ctx" generate -m "$model" -f "$tmp/longtext" --ctx 64 -n 1
+said "names both numbers" " \\($count\\|$((count + 1))\\|[0-9]*\\) tokens .* 64"
+printf '{"ids":[1,2]}\n{"ids":[%s]}\n' "$(tr '\n' ',' <"$tmp/many" | sed 's/,$//')" >"$tmp/bb"
+run 1 "batch: a prompt longer than --ctx" generate -m "$model" --batch "$tmp/bb" --ctx 128 -n 1
+said "names both numbers" '300 .*128'
+echo "1 2 $n_vocab 3" >"$tmp/badids"
+for c in "logits -o $tmp/x.npy" "generate -n 1"; do
+    run 1 "$c: an id outside the vocabulary" $c -m "$model" --ids "$tmp/badids"
+    said "names index and id" "id 2 .*$n_vocab"
+done
+echo "1 -2" >"$tmp/badids"
+run 1 "a negative id" logits -m "$model" --ids "$tmp/badids" -o "$tmp/x.npy"
+said "names the index" 'id 1 '
+echo "1 99999999999999999999999999" >"$tmp/badids"
+run 1 "an id of 26 digits" logits -m "$model" --ids "$tmp/badids" -o "$tmp/x.npy"
+said "names the index" 'id 1 '
+: >"$tmp/noids"
+run 1 "logits of no ids" logits -m "$model" --ids "$tmp/noids" -o "$tmp/x.npy"
+run 1 "generate from no ids" generate -m "$model" --ids "$tmp/noids"
+run 2 "--decode-from beyond the ids" logits -m "$model" --ids "$tmp/prompt" --decode-from $((n + 1)) -o "$tmp/x.npy"
+run 0 "--decode-from at the end: no step" logits -m "$model" --ids "$tmp/prompt" --decode-from $n -o "$tmp/x.npy" --json
+json "... says so" "$tmp/out" "d['decode_steps'] == 0"
+rm -f "$tmp/x.npy"
+run 1 "logits into a folder that is not there" logits -m "$model" --ids "$tmp/prompt" -o "$tmp/none/x.npy"
+run 1 "convert into a folder that is not there" convert -m "$model" -o "$tmp/none/x.gguf"
+run 1 "a session file in a folder that is not there" generate -m "$model" --ids "$tmp/prompt" -n 1 --session "$tmp/none/s"
+run 1 "a device that is not there" generate -m "$model" -p x --device cuda:99
+said "names it" 'cuda:99'
+run 2 "an unknown chat format" generate -m "$model" -p x --chat-format frob
+run 1 "calibration on too little text" heads calibrate -m "$model" -f "$tmp/text" -o "$tmp/r.json"
+said "names both numbers" 'tokens, at least [0-9]'
+check "... and writes nothing" test ! -e "$tmp/r.json"
+run 1 "a folder without config.json" info -m "$tmp"
+run 1 "a model that is no regular file" info -m /dev/null
+run 0 "convert for the damage" convert -m "$model" -o "$tmp/good.gguf" --type q8_0
+if $have_python; then
+    spoil() { python3 -c "import sys; b=bytearray(open('$tmp/good.gguf','rb').read()); $1; open('$tmp/bad.gguf','wb').write(b)"; } # STATEMENTS on b
+    spoil 'b[8:16]=b"\xff"*8'
+    run 1 "a GGUF with a huge tensor count" info -m "$tmp/bad.gguf"
+    said "names file and offset" 'bad.gguf: .*offset 8'
+    spoil 'del b[len(b)//2:]'
+    run 1 "half a GGUF" generate -m "$tmp/bad.gguf" -p x -n 1
+    said "names file, tensor and offset" 'bad.gguf: tensor .*offset [0-9]'
+    spoil 'i=b.find(b"general.architecture"); b[i:i+3]=b"GEN"'
+    run 1 "a GGUF without architecture" info -m "$tmp/bad.gguf"
+    said "names the key" 'bad.gguf: key "general.architecture"'
+    spoil 'b[4]=1'
+    run 1 "GGUF version 1" info -m "$tmp/bad.gguf"
+    said "names version and offset" 'version 1 at offset 4'
+    if [ -d "$model" ] && [ -f "$model/model.safetensors" ]; then
+        mkdir "$tmp/folder" && cp "$model"/*.json "$model"/model.safetensors "$tmp/folder/"
+        chmod u+w "$tmp/folder"/*
+        python3 -c "f=open('$tmp/folder/model.safetensors','r+b'); f.write(b'\xff'*8)"
+        run 1 "safetensors with a huge header" info -m "$tmp/folder"
+        said "names file and offset" 'model.safetensors: .*offset 0'
+        cp "$model/model.safetensors" "$tmp/folder/"
+        python3 -c "import json; p='$tmp/folder/config.json'; c=json.load(open(p)); c['num_hidden_layers']=1.5; json.dump(c, open(p,'w'))"
+        run 1 "a config.json with half a layer" info -m "$tmp/folder"
+        said "names file and key" 'config.json: key "num_hidden_layers"'
+        cp "$model/config.json" "$tmp/folder/"
+        python3 -c "p='$tmp/folder/tokenizer.json'; s=open(p).read(); open(p,'w').write(s[:len(s)//2])"
+        run 1 "half a tokenizer.json" info -m "$tmp/folder"
+        said "names file and place" 'tokenizer.json: line '
+    fi
+    "$longan" generate -m "$model" --ids "$tmp/prompt" -n 1 --session "$tmp/other" >/dev/null 2>&1
+    run 1 "a snapshot of another file of the model" generate -m "$tmp/good.gguf" --ids "$tmp/prompt" -n 1 --session "$tmp/other"
+    said "says what does not fit" 'fingerprint'
+else
+    skip "damaged models (no python3)"
+fi
+
 # ---- chat ----
 chat_format=$(field chat_format)
 if [ -n "$chat_format" ] && [ "$chat_format" != null ]; then

@@ -358,6 +358,10 @@ static void test_select_topk(void **state) {
                 assert_int_equal(lg_ops_select(out, N, score, n, k, 1, &bare, f, tmp), k);
                 lg_attend_topk_scalar(fast, score, n, k, 0, work);
                 assert_memory_equal(fast, out, (size_t)k * sizeof *out);
+                if (lg_cpu_isa() < LG_ISA_AVX2) continue;
+                memset(fast, 0xff, sizeof fast);
+                lg_attend_topk_avx2(fast, score, n, k, 0, work);
+                assert_memory_equal(fast, out, (size_t)k * sizeof *out);
                 if (lg_cpu_isa() < LG_ISA_AVX512) continue;
                 memset(fast, 0xff, sizeof fast);
                 lg_attend_topk_avx512(fast, score, n, k, 0, work);

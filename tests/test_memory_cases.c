@@ -45,10 +45,13 @@ static double answer(lg_session *s, const lg_ids *q, const lg_ids *a, bool *em, 
     assert_true(q->n + a->n < 256);
     for (int64_t i = 0; i < q->n; i++) ids[n++] = q->data[i];
     for (int64_t i = 0; i + 1 < a->n; i++) ids[n++] = a->data[i];
-    float *logits = s->m->ops->alloc(s->m->ctx, a->n * n_vocab * (int64_t)sizeof(float), false, NULL);
-    assert_non_null(logits);
+    const int64_t bytes = a->n * n_vocab * (int64_t)sizeof(float);
+    float *device = s->m->ops->alloc(s->m->ctx, bytes, false, NULL), *logits = lg_base_alloc(bytes);
+    assert_true(device && logits);
     OK(lg_session_rewind(s, 0, 0, err));
-    OK(lg_session_chunk(s, 0, ids, n, a->n, logits, err));
+    OK(lg_session_chunk(s, 0, ids, n, a->n, device, err));
+    s->m->ops->download(s->m->ctx, logits, device, bytes);
+    s->m->ops->free(s->m->ctx, device);
     *em = true;
     *margin = INFINITY;
     for (int64_t i = 0; i < a->n; i++) {
@@ -62,7 +65,7 @@ static double answer(lg_session *s, const lg_ids *q, const lg_ids *a, bool *em, 
         *em = *em && own >= top;
         *margin = fmin(*margin, fabs(own - top));
     }
-    s->m->ops->free(s->m->ctx, logits);
+    lg_base_free(logits);
     return nll;
 }
 

@@ -12,8 +12,9 @@
 
 #include "longan/heads.h"
 #include "model/roles.h"
+#include "mutate.h"
 
-enum { N_SEED = 20000, N_FILE = 300, MAX_TEXT = 8192 };
+enum { MAX_TEXT = 8192 };
 
 static const char *const originals[] = {
     "{\"format\":\"longan-roles\",\"version\":1,\"model\":{\"family\":\"0123456789abcdef0123456789abcdef\",\"n_layer\":4,\"n_head_kv\":3},"
@@ -45,7 +46,7 @@ static void insert(damage *d, int64_t at, const char *what, int64_t n) {
     d->n += n;
 }
 
-static void mutate(damage *d) {
+static void mutate_roles(damage *d) {
     static const char *const bits[] = { "9", "-1", "99999999999999999999", "1e400", "null", "\"retrieval\"", "\"window\"", "\"sparse\"",
                                         "[0,0]", "[3,1]", "{}", "[", "]", ",", "\"", "\\u0000", "\xff", "0.5", "\"roles\":", "[[[[[[[[" };
     int64_t at = draw(d, d->n), n = 1 + draw(d, d->n - at < 40 ? d->n - at : 40);
@@ -86,14 +87,15 @@ static void make(damage *d, uint64_t seed) {
     d->next = 0;
     d->n = (int64_t)strlen(from);
     memcpy(d->text, from, (size_t)d->n);
-    for (int64_t i = draw(d, 3); i >= 0; i--) mutate(d);
+    for (int64_t i = draw(d, 3); i >= 0; i--) mutate_roles(d);
 }
 
 static void test_parse(void **state) {
     (void)state;
     static damage d;
+    const int64_t n = n_seeds(20000);
     int64_t good = 0, bad = 0;
-    for (uint64_t seed = 0; seed < N_SEED; seed++) {
+    for (uint64_t seed = 0; seed < (uint64_t)n; seed++) {
         make(&d, seed);
         lg_roles *r = NULL, *again = NULL;
         lg_error err = { 0 };
@@ -116,19 +118,20 @@ static void test_parse(void **state) {
         lg_roles_free(again);
     }
     /* Both ways were walked. */
-    assert_true(good > N_SEED / 50);
-    assert_true(bad > N_SEED / 3);
+    assert_true(good > n / 50);
+    assert_true(bad > n / 3);
 }
 
 /* The same through files, with the readers that look at the notes as well. */
 static void test_files(void **state) {
     (void)state;
     static damage d;
+    const int64_t n = n_seeds(1200) / 4;
     char path[] = "/tmp/lg-mutate-XXXXXX", svg[64];
     int fd = mkstemp(path);
     assert_true(fd >= 0);
     snprintf(svg, sizeof svg, "%s.svg", path);
-    for (uint64_t seed = 0; seed < N_FILE; seed++) {
+    for (uint64_t seed = 0; seed < (uint64_t)n; seed++) {
         make(&d, seed);
         assert_int_equal(ftruncate(fd, 0), 0);
         assert_int_equal(pwrite(fd, d.text, (size_t)d.n, 0), d.n);

@@ -9,82 +9,9 @@
 #include <cmocka.h>
 
 #include "text/text.h"
+#include "mutate.h"
 
 #define ROOT "tests/fixtures/text/"
-static char dir[64];
-
-static int setup(void **state) {
-    (void)state;
-    strcpy(dir, "/tmp/longan-mutate-XXXXXX");
-    return mkdtemp(dir) ? 0 : 1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
-}
-
-static lg_text load(const char *path) {
-    lg_text t = { 0 };
-    lg_error err = { 0 };
-    if (lg_file_read_all(&t, path, 1 << 24, &err) != LG_OK) fail_msg("%s", err.message);
-    return t;
-}
-
-static void put_file(const char *name, const lg_text *t) {
-    char path[128];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "wb"); /* no atomic writing: thousands of syncs */
-    assert_non_null(f);
-    assert_int_equal(fwrite(t->data, 1, (size_t)t->n, f), (size_t)t->n);
-    assert_int_equal(fclose(f), 0);
-}
-
-static int64_t below(uint64_t seed, uint64_t *at, int64_t n) { return lg_base_rng_below(seed, 9, (*at)++, n); }
-
-/* One change. Most keep the JSON well-formed, so that they reach the readers behind the parser. */
-static void mutate(lg_text *t, uint64_t seed, uint64_t *at) {
-    static const char *const words[] = { "null", "true", "false", "0", "-1", "7", "2147483648", "9223372036854775807", "\"\"", "[]", "{}", "1e9", "\"Isolated\"",
-                                         "\"Removed\"", "\"Regex\"", "\"(?:a|b*)*+\"", "\"\\\\s+|\\\\p{L}*\"", "\"Sequence\"", "\"\\u0120 t\"", "[\"a\",\"b\"]" };
-    int64_t i = below(seed, at, t->n), k;
-    switch (below(seed, at, 6)) {
-    case 0: t->data[i] = (char)below(seed, at, 256); break;
-    case 1: /* another digit */
-        for (k = 0; k < t->n && !(t->data[i] >= '0' && t->data[i] <= '9'); k++) i = (i + 1) % t->n;
-        t->data[i] = (char)('0' + below(seed, at, 10));
-        break;
-    case 2: /* drop a member or element */
-        while (i > 0 && t->data[i] != ',') i--;
-        for (k = i + 1; k < t->n && t->data[k] != ',' && t->data[k] != '}' && t->data[k] != ']'; ) k++;
-        memmove(t->data + i, t->data + k, (size_t)(t->n - k));
-        t->n -= k - i;
-        break;
-    case 3: { /* another value behind a colon */
-        const char *w = words[below(seed, at, (int64_t)(sizeof words / sizeof words[0]))];
-        while (i > 0 && t->data[i] != ':') i--;
-        for (k = ++i; k < t->n && t->data[k] != ',' && t->data[k] != '}' && t->data[k] != ']'; ) k++;
-        lg_text out = { 0 };
-        assert_true(lg_base_text_append(&out, t->data, i) && lg_base_text_append(&out, w, (int64_t)strlen(w)) &&
-                    lg_base_text_append(&out, t->data + k, t->n - k));
-        lg_text_free(t);
-        *t = out;
-        break;
-    }
-    case 4: { /* one letter more of what stands there already */
-        int64_t j = below(seed, at, t->n);
-        t->data[i] = t->data[j];
-        break;
-    }
-    default: /* two bytes change places */
-        k = below(seed, at, t->n);
-        char c = t->data[i];
-        t->data[i] = t->data[k];
-        t->data[k] = c;
-    }
-}
-
 static void use(lg_tokenizer *t, bool write) {
     static const char s[] = "count 12 caf\xc3\xa9 e\xcc\x81\xcc\x81 <|im_end|> \xff <flag>  abc<think>\n\n 'LL \xe4\xb8\xad";
     lg_chat_turn turns[] = { { "system", " s " }, { "user", s }, { "assistant", "<think>\nx</think>\n\ny" } };
@@ -116,11 +43,6 @@ static void use(lg_tokenizer *t, bool write) {
     assert_int_equal(lg_gguf_create(&o, path, &err), LG_OK);
     (void)lg_text_to_gguf(t, o, &err);
     lg_gguf_out_free(o);
-}
-
-static int64_t n_seeds(int64_t usual) {
-    const char *s = getenv("LONGAN_SEEDS");
-    return s ? atoll(s) : usual;
 }
 
 static void mutate_json(const char *name, int64_t n) {

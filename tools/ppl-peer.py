@@ -4,15 +4,15 @@
     python tools/ppl-peer.py MODEL.gguf [--text FILE] [--ctx N] [--bytes N] [-- more options for longan]
 
 Both read the same ids: windows of N that do not overlap, each from an empty cache, nothing put in front, ids
-1..N-1 of each scored; a last incomplete window is dropped. Without --text the King James Bible of the Debian
-package bible-kjv is read from the start of Matthew on. Needs llama-cpp-python and numpy. Exit 1 where the two
-perplexities differ by more than 0.5%, or where the two tokenizers do not give the same number of ids.
+1..N-1 of each scored; a last incomplete window is dropped. Without --text the text of scripts/demo.sh: the verses
+that bible(1) of the Debian package bible-kjv prints. Needs llama-cpp-python and numpy. Each figure is printed as soon
+as it is known. Exit 1 where the two perplexities differ by more than 0.5%, or where they do not score the same number
+of ids.
 """
 import argparse
 import ctypes as C
 import json
 import math
-import re
 import subprocess
 import sys
 import tempfile
@@ -24,13 +24,13 @@ import numpy as np
 BOUND = 0.005
 
 
-def bible():
-    """Matthew to Revelation, verse marks removed."""
-    out = subprocess.run(["bible", "-f"], input="mat1:1-rev22:21\n", capture_output=True, text=True)
-    verses = re.findall(r"^\w+\d+:\d+ (.*)$", out.stdout, re.M)
-    if not verses:
-        sys.exit("ppl-peer: no text: install bible-kjv, or give --text FILE")
-    return "\n".join(verses) + "\n"
+def bible(verses):
+    """The text of scripts/demo.sh."""
+    try:
+        out = subprocess.run(["bible", "-f", verses], stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        out = ""
+    return out or sys.exit("ppl-peer: no text: install bible-kjv, or give --text FILE")
 
 
 def peer(path, text, ctx, threads):
@@ -81,7 +81,8 @@ quiet = L.llama_log_callback(lambda level, text, user: None)
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("model")
-    ap.add_argument("--text", help="a UTF-8 file [the King James Bible of bible-kjv]")
+    ap.add_argument("--text", help="a UTF-8 file [the demo's: the verses of bible-kjv]")
+    ap.add_argument("--verses", default="est1:1-job3:26", help="as bible(1) names them [est1:1-job3:26]")
     ap.add_argument("--ctx", type=int, default=2048, help="ids of a window [2048]")
     ap.add_argument("--bytes", type=int, default=100000, help="read no more of the text [100000; 0: all]")
     ap.add_argument("--threads", type=int, default=2)
@@ -92,7 +93,7 @@ def main():
         with open(a.text, encoding="utf-8", errors="replace") as f:
             text = f.read()
     else:
-        text = bible()
+        text = bible(a.verses)
     if a.bytes:
         text = text.encode()[:a.bytes].decode(errors="ignore")
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as f:
@@ -105,12 +106,12 @@ def main():
     if out.returncode:
         sys.exit(f"ppl-peer: longan perplexity: exit {out.returncode}")
     own = json.loads(out.stdout)
+    print(f"longan     ppl {own['ppl']:.4f}  {own['tokens']} ids scored  {own_s:.1f} s", flush=True)
     t0 = time.time()
     ppl, scored, n_ids = peer(a.model, text, a.ctx, a.threads)
-    diff = own["ppl"] / ppl - 1
     print(f"llama.cpp  ppl {ppl:.4f}  {scored} of {n_ids} ids scored  {time.time() - t0:.1f} s")
-    print(f"longan     ppl {own['ppl']:.4f}  {own['tokens']} ids scored  {own_s:.1f} s")
-    print(f"difference {100 * diff:+.3f}%  (bound {100 * BOUND}%)")
+    diff = own["ppl"] / ppl - 1
+    print(f"difference {100 * diff:+.3f}%  (bound {100 * BOUND}%)", flush=True)
     if own["tokens"] != scored:
         print("the two do not score the same ids", file=sys.stderr)
         return 1

@@ -1,12 +1,15 @@
-/* quality: what hybrid decoding costs in quality, in one table (docs/SPARSE.md).
+/* quality: what hybrid decoding costs in quality (docs/SPARSE.md).
  *
- *     quality -m MODEL --roles STEM --dir DIR [options] TEXT...
+ *     quality -m MODEL --roles STEM --dir DIR [--part I/N] [options] TEXT...
+ *     quality -m MODEL --roles STEM --dir DIR --report [the same options] TEXT...
  *
- * Maps: STEM-donor-nN.json, STEM-same-index-nN.json, random maps, the window alone. Each text gives one or more
- * passages: a context is read densely once, its continuation is decoded, teacher forced, under every map and
- * compared with dense decoding: mean KL(dense || hybrid) and top-1 agreement. Multi-passkey samples in the same
- * texts give token accuracy. Every result is one line of DIR/cases.csv, written when it is there: a stopped run
- * goes on where it was. Then DIR/quality.md, quality.csv and quality.svg are written; the table goes to stdout. */
+ * Maps: STEM-donor-nN.json, STEM-same-index-nN.json, random maps, the window alone. Each text gives passages: a context
+ * is read densely once, its continuation is decoded, teacher forced, under every map and compared with dense decoding:
+ * mean KL(dense || hybrid) and top-1 agreement. Multi-passkey samples in the same texts give token accuracy. The work falls
+ * into units (one passage, or one batch of samples, under all maps); part I of N does every Nth unit, so parts may run at once.
+ * Every result is one line of DIR/cases-I.csv, written when it is there: a stopped run goes on where it was.
+ * --report only sums: DIR/quality.csv, which tools/quality-table.py makes into table and curve. Exit 1 where a case is missing. */
+#include <dirent.h>
 #include <getopt.h>
 #include <math.h>
 #include <stdio.h>
@@ -18,7 +21,7 @@
 #include "model/roles.h"
 #include "tasks/passkey.h"
 
-enum { MAX_LIST = 8, MAX_TEXT = 64, N_RANDOM = 3, BATCH = 5, N_KEYS = 6, N_WORDS = 6, MAX_CASE = 1024 };
+enum { MAX_LIST = 8, MAX_TEXT = 64, N_RANDOM = 3, BATCH = 4, N_KEYS = 6, N_WORDS = 6, N_ASK = 3, MAX_CASE = 1024 };
 
 typedef struct list { int64_t n, v[MAX_LIST]; } list;
 typedef enum map_kind { MAP_DENSE, MAP_WINDOW, MAP_DONOR, MAP_SAME, MAP_RANDOM } map_kind;
@@ -38,7 +41,8 @@ typedef struct study {
     lg_model_info info;
     const char *dir, *stem;
     list ctx, budget, n, key_ctx, key_budget;
-    int64_t passages, positions, samples;
+    int64_t passages, positions, samples, part, n_part;
+    bool bare; /* without the rows of 128 sinks and 256 recents */
     const char *path[MAX_TEXT];
     lg_ids ids[MAX_TEXT];
     int64_t n_text;
@@ -69,21 +73,38 @@ static void remember(study *s, const result *r) {
     s->done[s->n_done++] = *r;
 }
 
-static void open_log(study *s) {
-    char path[4096], line[512];
-    snprintf(path, sizeof path, "%s/cases.csv", s->dir);
-    mkdir(s->dir, 0777);
+static void read_cases(study *s, const char *path) {
+    char line[512];
     FILE *f = fopen(path, "r");
     while (f && fgets(line, sizeof line, f)) {
         result r;
         long long n;
-        if (sscanf(line, "%191[^,],%lld,%lf,%lf,%lf,%lf", r.key, &n, &r.kl, &r.top1, &r.accuracy, &r.kv) != 6) continue;
+        size_t end = strlen(line); /* a line cut off by a kill has no end: not a result */
+        if (!end || line[end - 1] != '\n' || sscanf(line, "%191[^,],%lld,%lf,%lf,%lf,%lf", r.key, &n, &r.kl, &r.top1, &r.accuracy, &r.kv) != 6)
+            continue;
         r.n = n;
-        remember(s, &r);
+        if (!find(s, r.key)) remember(s, &r);
     }
     if (f) fclose(f);
-    s->log = fopen(path, "a");
+}
+
+static void open_log(study *s, bool write) {
+    char path[4096];
+    struct dirent *e;
+    mkdir(s->dir, 0777);
+    DIR *d = opendir(s->dir);
+    if (!d) die(s->dir, NULL);
+    while ((e = readdir(d)))
+        if (!strncmp(e->d_name, "cases", 5) && strstr(e->d_name, ".csv")) {
+            snprintf(path, sizeof path, "%s/%s", s->dir, e->d_name);
+            read_cases(s, path);
+        }
+    closedir(d);
+    if (!write) return;
+    snprintf(path, sizeof path, "%s/cases-%lld.csv", s->dir, (long long)s->part);
+    s->log = fopen(path, "a+");
     if (!s->log) die(path, NULL);
+    if (fseek(s->log, -1, SEEK_END) == 0 && fgetc(s->log) != '\n') fputc('\n', s->log);
 }
 
 static void run_missing(study *s, lg_probe **probe, const lg_probe_seq *seq, int64_t n_seq, const char *where,
@@ -165,7 +186,7 @@ static int64_t make_configs(const study *s, const list *budget, config *out) {
             int64_t n = s->n.v[i], bud = budget->v[b];
             out[n_out++] = (config){ MAP_DONOR, n, bud, 16, 64, 0, NULL, "" };
             out[n_out++] = (config){ MAP_SAME, n, bud, 16, 64, 0, NULL, "" };
-            if (bud >= 384 + 64) { /* the method's own sinks and recents beside ours */
+            if (!s->bare && bud >= 384 + 64) { /* the method's own sinks and recents beside ours */
                 out[n_out++] = (config){ MAP_DONOR, n, bud, 128, 256, 0, NULL, "" };
                 out[n_out++] = (config){ MAP_SAME, n, bud, 128, 256, 0, NULL, "" };
             }
@@ -221,7 +242,7 @@ static void run_passkey(study *s, int64_t ctx, int64_t batch, const config *c, i
         int64_t index = batch * BATCH + i;
         const lg_ids *hay = &s->ids[index % s->n_text];
         lg_passkey_params p = { .encode = encode, .encode_user = s->m, .haystack = hay->data, .n_haystack = hay->n, .n_ctx = ctx,
-                                .n_keys = N_KEYS, .n_words = N_WORDS, .seed = 2026, .split = LG_SPLIT_TEST, .index = index };
+                                .n_keys = N_KEYS, .n_words = N_WORDS, .n_ask = N_ASK, .seed = 2026, .split = LG_SPLIT_TEST, .index = index };
         if (lg_tasks_passkey(&key[i], &p, &err) != LG_OK) die("passkey", &err);
         flags[i] = lg_base_alloc(key[i].ids.n);
         if (!flags[i]) die("out of memory", NULL);
@@ -237,9 +258,20 @@ static void run_passkey(study *s, int64_t ctx, int64_t batch, const config *c, i
     }
 }
 
+/* Units in the order of their cost, so that parts get alike shares. */
+static void run_part(study *s, const config *plain, int64_t n_plain, const config *key, int64_t n_key) {
+    int64_t unit = 0;
+    for (int64_t k = s->ctx.n; k-- > 0;)
+        for (int64_t i = 0; i < s->passages; i++)
+            if (unit++ % s->n_part == s->part) run_plain(s, s->ctx.v[k], i, plain, n_plain);
+    for (int64_t k = s->key_ctx.n; k-- > 0;)
+        for (int64_t i = 0; i < s->samples / BATCH; i++)
+            if (unit++ % s->n_part == s->part) run_passkey(s, s->key_ctx.v[k], i, key, n_key);
+}
+
 /* ---- the table ---------------------------------------------------------------------------------------- */
 /* Sums all cases of a configuration (and of its random sisters) over passages or batches. */
-static result total(const study *s, const config *c, int64_t n_config, const config *like, bool passkey, int64_t ctx) {
+static result total(const study *s, const config *c, int64_t n_config, const config *like, bool passkey, int64_t ctx, int64_t *cases) {
     result t = { .n = 0 };
     int64_t parts = passkey ? s->samples / BATCH : s->passages;
     for (int64_t j = 0; j < n_config; j++) {
@@ -253,6 +285,7 @@ static result total(const study *s, const config *c, int64_t n_config, const con
             const result *r = find(s, key);
             if (!r) continue;
             double n = (double)r->n;
+            ++*cases;
             t.n += r->n;
             t.kl += r->kl * n;
             t.top1 += r->top1 * n;
@@ -270,96 +303,34 @@ static result total(const study *s, const config *c, int64_t n_config, const con
     return t;
 }
 
-static void put_rows(const study *s, FILE *md, FILE *csv, const config *c, int64_t n_config, bool passkey, const list *ctx) {
+static int64_t put_rows(const study *s, FILE *csv, const config *c, int64_t n_config, bool passkey, const list *ctx) {
+    int64_t missing = 0;
     for (int64_t k = 0; k < ctx->n; k++)
         for (int64_t i = 0; i < n_config; i++) {
             const config *x = &c[i];
             if (x->kind == MAP_RANDOM && x->seed != 1) continue; /* one row for the three */
-            if (x->kind == MAP_DENSE && !passkey) continue;
-            result t = total(s, c, n_config, x, passkey, ctx->v[k]);
+            int64_t cases = 0, due = (passkey ? s->samples / BATCH : s->passages) * (x->kind == MAP_RANDOM ? N_RANDOM : 1);
+            result t = total(s, c, n_config, x, passkey, ctx->v[k], &cases);
+            missing += due - cases;
             if (!t.n) continue;
-            const char *kind = passkey ? "passkey" : "plain";
-            fprintf(csv, "%s,%lld,%lld,%lld,%lld,%lld,%s,%.6g,%.6g,%.6g,%.6g,%lld\n", kind, (long long)ctx->v[k], (long long)x->budget,
-                    (long long)x->sinks, (long long)x->recents, (long long)x->n, map_name[x->kind], t.kl, t.top1, t.accuracy, t.kv,
-                    (long long)t.n);
-            fprintf(md, "| %s | %lld | ", kind, (long long)ctx->v[k]);
-            if (x->kind == MAP_DENSE) fprintf(md, "- | - | - | dense");
-            else fprintf(md, "%lld | %lld/%lld | %lld | %s%s", (long long)x->budget, (long long)x->sinks, (long long)x->recents,
-                         (long long)x->n, map_name[x->kind], x->kind == MAP_RANDOM ? " (mean of 3)" : "");
-            fprintf(md, " | %.4f | %.1f%% | %.1f%% | %.1f%% | %lld |\n", t.kl, 100 * t.top1, 100 * t.accuracy, 100 * t.kv, (long long)t.n);
+            fprintf(csv, "%s,%lld,%lld,%lld,%lld,%lld,%s,%.6g,%.6g,%.6g,%.6g,%lld,%lld,%lld\n", passkey ? "passkey" : "plain", (long long)ctx->v[k],
+                    (long long)x->budget, (long long)x->sinks, (long long)x->recents, (long long)x->n, map_name[x->kind], t.kl, t.top1,
+                    t.accuracy, t.kv, (long long)t.n, (long long)cases, (long long)due);
         }
+    return missing;
 }
 
-/* ---- the curve ---------------------------------------------------------------------------------------- */
-enum { PANEL_W = 330, PANEL_H = 220, EDGE = 56 };
-static const struct { map_kind kind; const char *colour; } line_of[] = {
-    { MAP_DONOR, "#1d6fb8" }, { MAP_SAME, "#d9480f" }, { MAP_RANDOM, "#868e96" },
-};
-
-static double y_of(double kl) { /* 1e-3 .. 1 on a logarithmic axis, downwards */
-    double v = log10(kl > 1e-3 ? kl : 1e-3) / 3;
-    return EDGE - (v > 0 ? 0 : v) * PANEL_H;
-}
-
-static void draw_panel(const study *s, FILE *f, const config *c, int64_t n_config, int64_t ctx, int64_t budget, double left, double top) {
-    double span = (double)(s->n.v[s->n.n - 1]);
-    fprintf(f, "<g transform=\"translate(%g,%g)\">\n<text x=\"%d\" y=\"%d\" font-weight=\"bold\">context %lld, budget %lld</text>\n", left, top,
-            EDGE, EDGE - 12, (long long)ctx, (long long)budget);
-    for (int d = 0; d <= 3; d++) {
-        double y = y_of(pow(10, -d));
-        fprintf(f, "<line x1=\"%d\" x2=\"%d\" y1=\"%g\" y2=\"%g\" stroke=\"#dee2e6\"/><text x=\"%d\" y=\"%g\" text-anchor=\"end\">%g</text>\n", EDGE,
-                EDGE + PANEL_W, y, y, EDGE - 6, y + 4, pow(10, -d));
-    }
-    for (int64_t i = 0; i < s->n.n; i++)
-        fprintf(f, "<text x=\"%g\" y=\"%d\" text-anchor=\"middle\">%lld</text>\n", EDGE + PANEL_W * (double)s->n.v[i] / span,
-                EDGE + PANEL_H + 16, (long long)s->n.v[i]);
-    fprintf(f, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">retrieval heads of %lld</text>\n", EDGE + PANEL_W / 2, EDGE + PANEL_H + 32,
-            (long long)(s->info.n_layer * s->info.n_head_kv));
-    config window = { .kind = MAP_WINDOW, .budget = budget, .sinks = 16 };
-    double y = y_of(total(s, c, n_config, &window, false, ctx).kl);
-    fprintf(f, "<line x1=\"%d\" x2=\"%d\" y1=\"%g\" y2=\"%g\" stroke=\"#2f9e44\" stroke-dasharray=\"5 4\"/><text x=\"%d\" y=\"%g\" fill=\"#2f9e44\">window alone</text>\n",
-            EDGE, EDGE + PANEL_W, y, y, EDGE + 4, y - 4);
-    for (size_t k = 0; k < sizeof line_of / sizeof *line_of; k++) {
-        fprintf(f, "<polyline fill=\"none\" stroke-width=\"2\" stroke=\"%s\" points=\"", line_of[k].colour);
-        double last = 0;
-        for (int64_t i = 0; i < s->n.n; i++) {
-            config x = { .kind = line_of[k].kind, .n = s->n.v[i], .budget = budget, .sinks = 16 };
-            result t = total(s, c, n_config, &x, false, ctx);
-            if (t.n) fprintf(f, "%g,%g ", EDGE + PANEL_W * (double)s->n.v[i] / span, last = y_of(t.kl));
-        }
-        fprintf(f, "\"/><text x=\"%d\" y=\"%g\" fill=\"%s\">%s</text>\n", EDGE + PANEL_W + 6, last + 4, line_of[k].colour, map_name[line_of[k].kind]);
-    }
-    fprintf(f, "</g>\n");
-}
-
-static FILE *create(const study *s, const char *name) {
+static int report(const study *s, const config *plain, int64_t n_plain, const config *key, int64_t n_key) {
     char path[4096];
-    snprintf(path, sizeof path, "%s/%s", s->dir, name);
-    FILE *f = fopen(path, "w");
-    if (!f) die(path, NULL);
-    return f;
-}
-
-static void report(const study *s, const config *plain, int64_t n_plain, const config *key, int64_t n_key) {
-    FILE *md = create(s, "quality.md"), *csv = create(s, "quality.csv"), *svg = create(s, "quality.svg");
-    char line[1024];
-    fprintf(md, "| text | context | budget | sinks/recents | N | map | KL | top-1 | true token | KV read | positions |\n|---|---|---|---|---|---|---|---|---|---|---|\n");
-    fprintf(csv, "text,context,budget,sinks,recents,n_retrieval,map,kl,top1,accuracy,kv_share,positions\n");
-    put_rows(s, md, csv, plain, n_plain, false, &s->ctx);
-    put_rows(s, md, csv, key, n_key, true, &s->key_ctx);
-    double w = PANEL_W + 2 * EDGE + 60, h = PANEL_H + 2 * EDGE;
-    fprintf(svg, "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"%g\" height=\"%g\" font-family=\"sans-serif\" font-size=\"11\" fill=\"#343a40\">\n"
-            "<rect width=\"100%%\" height=\"100%%\" fill=\"#ffffff\"/><text x=\"%d\" y=\"20\" font-size=\"14\">Mean KL(dense || hybrid), nats</text>\n",
-            w * (double)s->budget.n, h * (double)s->ctx.n + 20, EDGE);
-    for (int64_t k = 0; k < s->ctx.n; k++)
-        for (int64_t b = 0; b < s->budget.n; b++)
-            draw_panel(s, svg, plain, n_plain, s->ctx.v[k], s->budget.v[b], w * (double)b, 20 + h * (double)k);
-    fprintf(svg, "</svg>\n");
-    if (fclose(md) || fclose(csv) || fclose(svg)) die("writing the tables failed", NULL);
-    snprintf(line, sizeof line, "%s/quality.md", s->dir);
-    md = fopen(line, "r");
-    while (md && fgets(line, sizeof line, md)) fputs(line, stdout);
-    if (md) fclose(md);
+    snprintf(path, sizeof path, "%s/quality.csv", s->dir);
+    FILE *csv = fopen(path, "w");
+    if (!csv) die(path, NULL);
+    fprintf(csv, "text,context,budget,sinks,recents,n_retrieval,map,kl,top1,accuracy,kv_share,positions,cases,cases_due\n");
+    int64_t missing = put_rows(s, csv, plain, n_plain, false, &s->ctx);
+    if (s->samples) missing += put_rows(s, csv, key, n_key, true, &s->key_ctx);
+    if (fclose(csv)) die("writing the table failed", NULL);
+    if (missing) fprintf(stderr, "quality: %lld cases are missing: the table is not complete\n", (long long)missing);
+    return missing ? 1 : 0;
 }
 
 /* ---- options ------------------------------------------------------------------------------------------ */
@@ -378,22 +349,28 @@ static list parse_list(const char *text) {
 static const struct option options[] = {
     { "roles", 1, NULL, 'r' }, { "dir", 1, NULL, 'd' }, { "ctx", 1, NULL, 'c' }, { "budgets", 1, NULL, 'b' }, { "n", 1, NULL, 'n' },
     { "passages", 1, NULL, 'p' }, { "positions", 1, NULL, 'P' }, { "samples", 1, NULL, 's' }, { "passkey-ctx", 1, NULL, 'k' },
-    { "passkey-budgets", 1, NULL, 'B' }, { "threads", 1, NULL, 't' }, { "quick", 0, NULL, 'q' }, { "help", 0, NULL, 'h' }, { 0 },
+    { "passkey-budgets", 1, NULL, 'B' }, { "threads", 1, NULL, 't' }, { "part", 1, NULL, 'i' }, { "compute", 1, NULL, 'C' },
+    { "report", 0, NULL, 'R' }, { "bare", 0, NULL, 'w' }, { "quick", 0, NULL, 'q' }, { "help", 0, NULL, 'h' }, { 0 },
 };
 
 static void help(void) {
     puts("quality -m MODEL --roles STEM --dir DIR TEXT...\n"
          "  --ctx 4096,7168  --budgets 512,1024  --n 8,12,18,24   contexts, budgets, counts of retrieval heads\n"
-         "  --passages 8 --positions 256                          plain text: passages, decoded positions of each\n"
-         "  --samples 50 --passkey-ctx 1536 --passkey-budgets 192,512   multi-passkey samples\n"
-         "  --threads N   --quick (a tenth of the work)");
+         "  --passages 16 --positions 128                         plain text: passages, decoded positions of each\n"
+         "  --samples 64 --passkey-ctx 1536 --passkey-budgets 192,512   multi-passkey samples\n"
+         "  --bare                                                without the rows of 128 sinks and 256 recents\n"
+         "  --compute f32|auto                                    f32: no rounding of activations beside the method's loss\n"
+         "  --threads N   --part I/N (0 <= I < N)   --report (sum what is there)   --quick (a small study)");
 }
 
 int main(int argc, char **argv) {
     study s = { .dir = "build/quality", .stem = "roles/model", .ctx = parse_list("4096,7168"), .budget = parse_list("512,1024"),
                 .n = parse_list("8,12,18,24"), .key_ctx = parse_list("1536"), .key_budget = parse_list("192,512"),
-                .passages = 8, .positions = 256, .samples = 50 };
-    lg_model_params mp = { 0 };
+                .passages = 16, .positions = 128, .samples = 64, .n_part = 1 };
+    lg_model_params mp = { .compute = LG_COMPUTE_F32 };
+    bool only_report = false;
+    int rc = 0;
+    long long part = 0, n_part = 1;
     lg_error err;
     for (int o; (o = getopt_long(argc, argv, "m:", options, NULL)) != -1;) switch (o) {
         case 'm': mp.path = optarg; break;
@@ -408,6 +385,17 @@ int main(int argc, char **argv) {
         case 'P': s.positions = strtoll(optarg, NULL, 10); break;
         case 's': s.samples = strtoll(optarg, NULL, 10) / BATCH * BATCH; break;
         case 't': mp.n_threads = (int)strtol(optarg, NULL, 10); break;
+        case 'i':
+            if (sscanf(optarg, "%lld/%lld", &part, &n_part) != 2 || part < 0 || part >= n_part) die("--part takes I/N with 0 <= I < N", NULL);
+            s.part = part;
+            s.n_part = n_part;
+            break;
+        case 'C':
+            if (strcmp(optarg, "f32") && strcmp(optarg, "auto")) die("--compute takes f32 or auto", NULL);
+            mp.compute = strcmp(optarg, "f32") ? LG_COMPUTE_AUTO : LG_COMPUTE_F32;
+            break;
+        case 'R': only_report = true; break;
+        case 'w': s.bare = true; break;
         case 'q': s.passages = 2; s.positions = 100; s.samples = BATCH; break;
         case 'h': help(); return 0;
         default: return 2;
@@ -425,19 +413,19 @@ int main(int argc, char **argv) {
         if (lg_tokenize(s.m, t.data, t.n, 0, &s.ids[s.n_text], &err) != LG_OK) die(argv[i], &err);
         lg_text_free(&t);
     }
-    open_log(&s);
+    open_log(&s, !only_report);
     static config plain[MAX_CASE], key[MAX_CASE];
     int64_t n_plain = make_configs(&s, &s.budget, plain), n_key = make_configs(&s, &s.key_budget, key);
-    for (int64_t i = 0; i < s.samples / BATCH; i++)
-        for (int64_t k = 0; k < s.key_ctx.n; k++) run_passkey(&s, s.key_ctx.v[k], i, key, n_key);
-    for (int64_t i = 0; i < s.passages; i++)
-        for (int64_t k = 0; k < s.ctx.n; k++) run_plain(&s, s.ctx.v[k], i, plain, n_plain);
-    fclose(s.log);
-    report(&s, plain, n_plain, key, n_key);
+    if (only_report) {
+        rc = report(&s, plain, n_plain, key, n_key);
+    } else {
+        run_part(&s, plain, n_plain, key, n_key);
+        fclose(s.log);
+    }
     for (int64_t i = 0; i < n_plain; i++) lg_roles_free(plain[i].roles);
     for (int64_t i = 0; i < n_key; i++) lg_roles_free(key[i].roles);
     for (int64_t i = 0; i < s.n_text; i++) lg_ids_free(&s.ids[i]);
     lg_base_free(s.done);
     lg_model_free(s.m);
-    return 0;
+    return rc;
 }

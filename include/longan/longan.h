@@ -82,6 +82,8 @@ typedef struct lg_model_params {
     int32_t n_adapter;
     bool fill_memory;        /* memory tensors that are missing are filled from the base's (specs: docs/MEMORY.md), and said so */
     const char *chat_format; /* NULL: recognise from the template; "chatml", "llama3", "qwen", "none" */
+    const char *shape;       /* "llama3-8b", "qwen2.5-7b", "smollm2": random weights instead of a file (path unused), for timing */
+    lg_dtype shape_weights;  /* their type */
     lg_progress_fn progress;
     void *progress_user;
 } lg_model_params;
@@ -101,6 +103,9 @@ typedef struct lg_model_info {
     char device[64];
 } lg_model_info;
 void lg_model_get_info(const lg_model *m, lg_model_info *out);
+
+/* Measured rate of a copy inside the model's device memory, bytes read plus bytes written. */
+lg_status lg_model_copy_rate(lg_model *m, double *bytes_per_s, lg_error *err);
 
 /* One line per device found ("cpu: ... avx512 vnni amx", "cuda:0: ..."). Caller frees *out. */
 lg_status lg_devices_describe(lg_text *out, lg_error *err);
@@ -217,6 +222,7 @@ void lg_session_on_set(lg_session *s, lg_set_fn fn, void *user);
 
 /* Fills sequence 0 with n positions of pseudo-random K and V (timing only; bench --synthetic). */
 lg_status lg_session_fill_random(lg_session *s, int64_t n, uint64_t seed, lg_error *err);
+lg_status lg_session_fill_random_at(lg_session *s, int64_t seq, int64_t n, uint64_t seed, lg_error *err); /* any sequence */
 
 /* Snapshot of sequence 0: ids and cache; XXH3 checksum, model fingerprint; written atomically. */
 lg_status lg_session_save(lg_session *s, const char *path, lg_error *err);

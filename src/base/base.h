@@ -28,7 +28,8 @@ void lg_base_free(void *p);
 char *lg_base_strdup(const char *s);
 void lg_base_alloc_guard(bool up);        /* decode loop: no allocation between up and down */
 int64_t lg_base_alloc_guard_hits(void);   /* allocations seen while the guard was up (release: counted) */
-void lg_base_alloc_fail_at(int64_t nth);  /* 0: never; counts from now */
+int64_t lg_base_alloc_fail_at(int64_t nth); /* 0: never; counts from now. Returns what the last call had left: 0 when its failure came */
+int64_t lg_base_alloc_sum(void);          /* bytes asked for since the last call, whatever was freed: tests bound what a bad file can ask for */
 
 bool lg_base_ids_push(lg_ids *a, int32_t id);                       /* false: out of memory */
 bool lg_base_text_append(lg_text *t, const char *data, int64_t n);  /* keeps the ending NUL */

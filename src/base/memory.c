@@ -2,14 +2,16 @@
  *
  * A block is zero-filled and 64-byte aligned. It is cut out of a calloc block, whose address stands in
  * the 8 bytes in front of it: calloc hands out large blocks as untouched zero pages, so a cache that is
- * reserved for a long context costs nothing until it is written. Under AddressSanitizer the block is
- * exact instead, so that every overrun is seen. */
+ * reserved for a long context costs nothing until it is written. Blocks of 2 MB and more are whole huge pages where
+ * the kernel has them (reading 256 MB with both cores of an EPYC: 29.9 GB/s, 24.8 with 4 KB pages). Under
+ * AddressSanitizer the block is exact instead, so that every overrun is seen. */
 #include "base/base.h"
 
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer)
@@ -20,11 +22,12 @@
 #define LG_EXACT_BLOCKS 1
 #endif
 
-enum { ALIGN = 64 };
+enum { ALIGN = 64, HUGE_PAGE = 2 << 20 };
 
 static _Thread_local bool guard_up; /* the decode loop's own thread: others may allocate meanwhile */
 static atomic_llong guard_hits;
 static atomic_llong fail_in; /* allocations left until one fails; 0: never */
+static atomic_llong asked;   /* bytes since the last lg_base_alloc_sum; stays at its maximum */
 
 bool lg_base_mul(int64_t a, int64_t b, int64_t *out) {
     return a >= 0 && b >= 0 && !__builtin_mul_overflow(a, b, out);
@@ -47,10 +50,17 @@ static void *raw_alloc(size_t bytes) {
     if (posix_memalign(&p, ALIGN, bytes ? bytes : 1)) return NULL;
     return memset(p, 0, bytes);
 #else
-    if (bytes > SIZE_MAX - 2 * ALIGN) return NULL;
-    char *block = calloc(1, bytes + 2 * ALIGN);
+    if (bytes > SIZE_MAX - 2 * HUGE_PAGE) return NULL;
+    const bool huge = bytes >= HUGE_PAGE;
+    const size_t align = huge ? HUGE_PAGE : ALIGN;
+    if (huge) bytes = (bytes + align - 1) / align * align;
+    char *block = calloc(1, bytes + 2 * align);
     if (!block) return NULL;
-    char *p = block + ALIGN + (ALIGN - (uintptr_t)block % ALIGN) % ALIGN;
+    char *p = block + ALIGN;
+    p += (align - (uintptr_t)p % align) % align;
+#ifdef MADV_HUGEPAGE
+    if (huge) madvise(p, bytes, MADV_HUGEPAGE); /* advice: its failure costs nothing but speed */
+#endif
     memcpy(p - sizeof block, &block, sizeof block);
     return p;
 #endif
@@ -62,6 +72,11 @@ void *lg_base_alloc(int64_t bytes) {
 #if defined(LG_EXACT_BLOCKS) || defined(LG_DEBUG)
         abort();
 #endif
+    }
+    if (bytes > 0) {
+        long long sum, now = atomic_load_explicit(&asked, memory_order_relaxed);
+        do sum = now > LLONG_MAX - bytes ? LLONG_MAX : now + bytes;
+        while (!atomic_compare_exchange_weak(&asked, &now, sum));
     }
     if (bytes < 0 || injected_failure()) return NULL;
     return raw_alloc((size_t)bytes);
@@ -104,7 +119,9 @@ void lg_base_alloc_guard(bool up) { guard_up = up; }
 
 int64_t lg_base_alloc_guard_hits(void) { return atomic_load(&guard_hits); }
 
-void lg_base_alloc_fail_at(int64_t nth) { atomic_store(&fail_in, nth > 0 ? nth : 0); }
+int64_t lg_base_alloc_fail_at(int64_t nth) { return atomic_exchange(&fail_in, nth > 0 ? nth : 0); }
+
+int64_t lg_base_alloc_sum(void) { return atomic_exchange(&asked, 0); }
 
 /* ---- growing lists ---- */
 

@@ -9,7 +9,13 @@
 
 enum { MAX_DEPTH = 128 };
 
-static void *take_memory(size_t n) { return n > INT64_MAX ? NULL : lg_base_alloc((int64_t)n); }
+/* jansson reports an allocation that failed inside its lexer or its tables as bad text: what really happened is kept here. */
+static _Thread_local bool starved;
+static void *take_memory(size_t n) {
+    void *p = n > INT64_MAX ? NULL : lg_base_alloc((int64_t)n);
+    if (!p) starved = true;
+    return p;
+}
 static void set_memory(void) { json_set_alloc_funcs(take_memory, lg_base_free); }
 
 static const json_t *in(const lg_json *v) { return (const json_t *)(const void *)v; }
@@ -41,11 +47,13 @@ lg_status lg_json_parse(lg_json **root, const char *name, const char *text, int6
     *root = NULL;
     const int64_t deep = too_deep(text, n);
     if (deep >= 0) return lg_base_fail(err, LG_ERR_FORMAT, deep, "%s: nested deeper than %d at offset %lld", name, MAX_DEPTH, (long long)deep);
+    starved = false;
     json_t *v = json_loadb(text, (size_t)n, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY | JSON_ALLOW_NUL, &e);
-    if (!v) {
-        if (json_error_code(&e) == json_error_out_of_memory) return lg_base_fail(err, LG_ERR_NOMEM, -1, "%s: out of memory", name);
-        return lg_base_fail(err, LG_ERR_FORMAT, e.position, "%s: line %d, offset %d: %s", name, e.line, e.position, e.text);
+    if (starved) { /* also where there is a value: its lexer drops the letters that it has no room for */
+        json_decref(v);
+        return lg_base_fail(err, LG_ERR_NOMEM, -1, "%s: out of memory", name);
     }
+    if (!v) return lg_base_fail(err, LG_ERR_FORMAT, e.position, "%s: line %d, offset %d: %s", name, e.line, e.position, e.text);
     *root = (lg_json *)(void *)v;
     return LG_OK;
 }

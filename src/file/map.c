@@ -15,7 +15,7 @@ lg_status lg_file_map(lg_map *out, const char *path, lg_error *err) {
     lg_status st = LG_OK;
     struct stat sb;
     memset(out, 0, sizeof *out);
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe without a writer must not hang the open */
     if (fd < 0) return io(err, path, "cannot open");
     if (fstat(fd, &sb)) LG_TRY(io(err, path, "cannot stat"));
     if (!S_ISREG(sb.st_mode)) LG_TRY(lg_base_fail(err, LG_ERR_IO, -1, "%s: no regular file", path));

@@ -126,9 +126,9 @@ static void on_weight(void *user, const char *name, const lg_json *v) {
         w->st = lg_base_fail(w->err, LG_ERR_LIMIT, -1, "%s: more than %d shards", w->path, MAX_SHARDS);
         return;
     }
-    char *full = join(w->folder, file);
-    w->seen[w->n_seen] = lg_base_strdup(file);
-    if (!full || !w->seen[w->n_seen++]) w->st = nomem(w->err);
+    char *full = join(w->folder, file), *copy = lg_base_strdup(file);
+    w->seen[w->n_seen++] = copy; /* before the check: freed with the others */
+    if (!full || !copy) w->st = nomem(w->err);
     else w->st = read_shard(w->s, full, w->err);
     lg_base_free(full);
 }

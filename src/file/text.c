@@ -71,11 +71,12 @@ lg_status lg_file_read_ids(lg_ids *out, const char *path, int64_t n_vocab, lg_er
             continue;
         }
         int64_t v = 0, j = i;
-        while (j < t.n && t.data[j] >= '0' && t.data[j] <= '9' && v < INT64_C(1) << 40) v = v * 10 + (t.data[j++] - '0');
+        for (; j < t.n && t.data[j] >= '0' && t.data[j] <= '9'; j++)
+            if (v < INT64_C(1) << 40) v = v * 10 + (t.data[j] - '0');
         if (j == i || (j < t.n && !(t.data[j] && strchr(" \t\r\n\v\f", t.data[j]))))
             st = lg_base_fail(err, LG_ERR_FORMAT, i, "%s: no decimal id at index %lld (offset %lld)", name, (long long)out->n, (long long)i);
         else if (v >= n_vocab)
-            st = lg_base_fail(err, LG_ERR_LIMIT, i, "%s: id %lld at index %lld is outside the vocabulary of %lld", name, (long long)v, (long long)out->n, (long long)n_vocab);
+            st = lg_base_fail(err, LG_ERR_LIMIT, i, "%s: id %.*s at index %lld is outside the vocabulary of %lld", name, j - i > 24 ? 24 : (int)(j - i), t.data + i, (long long)out->n, (long long)n_vocab);
         else if (!lg_base_ids_push(out, (int32_t)v))
             st = lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
         i = j;

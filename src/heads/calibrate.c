@@ -4,8 +4,10 @@
  *                held out: from it come the passages and samples that the curve is measured on
  *   coverage     dense prefill of the calibration material; cover.c does the sums
  *   sensitivity  each head alone on its window, the rest dense: KL on both kinds, each normalised to sum 1
- *   choice       greedy cover; with search > 1 every new head is the best of the cover's first candidates by
- *                the KL of real hybrid decoding on the calibration material
+ *   choice       greedy cover; with search > 1 every new head, up to the largest count asked for, is the best of the cover's
+ *                first candidates by the KL of real hybrid decoding on the calibration material
+ *   refine       for the counts that are written: the retrieval head whose loss hurts least makes room for the best of the
+ *                cover's candidates, as long as real decoding gets better (--refine; such maps are not nested any more)
  *   curve        KL of every count on held-out material; the roles of the asked count are written */
 #include "longan/heads.h"
 
@@ -18,9 +20,9 @@
 #include "tasks/passkey.h"
 
 enum {
-    N_PLAIN = 2,          /* passages of one kind of material; they share n_positions */
-    N_PASSKEY = 4,        /* samples */
-    N_KEYS = 6, N_WORDS = 6, N_ASK = 3,
+    N_PLAIN = 4,          /* passages of one kind of material; they share n_positions */
+    N_PASSKEY = 6,        /* samples */
+    N_KEYS = 6, N_WORDS = 6, N_ASK = 2,
     PASSKEY_CTX = 1536,   /* small models lose passkeys beyond */
     HELD_OUT_SHARE = 4,   /* one in 4 */
 };
@@ -51,7 +53,8 @@ typedef struct calib {
     lg_cover cv;
     double *sens, *objective;  /* [n], [n + 1] */
     int64_t *order;            /* [n] heads in the order of their choice */
-    int64_t n_order;
+    uint8_t *refined;          /* [n + 1, n] marks of a count that was refined */
+    uint8_t *has;              /* [n + 1] such counts */
     lg_probe *probe[2];
     struct point { bool known; lg_score plain, passkey; } *curve; /* [n + 1] by count */
     int64_t n_curve;
@@ -77,7 +80,7 @@ static lg_status make_plain(calib *c, material *mt, int64_t from, int64_t to, ui
     int64_t tail = (c->p->n_positions + N_PLAIN - 1) / N_PLAIN, len = c->p->n_ctx + tail + 1;
     if (len > c->info.n_ctx_train && !c->info.rope_scaled) len = c->info.n_ctx_train;
     if (to - from < len)
-        return lg_base_fail(c->err, LG_ERR_USAGE, -1, "calibration: the text is too short: %lld tokens, at least %lld are needed",
+        return lg_base_fail(c->err, LG_ERR_LIMIT, -1, "calibration: the text is too short: %lld tokens, at least %lld are needed",
                             (long long)c->ids.n, (long long)(2 * len));
     if (len - tail - 1 < 1)
         return lg_base_fail(c->err, LG_ERR_USAGE, -1, "calibration: %lld positions leave no context", (long long)c->p->n_positions);
@@ -245,10 +248,11 @@ static lg_status open_probes(calib *c, const material *plain, const material *pa
         c->probe[k] = NULL;
     }
     for (int k = 0; k < 2; k++) {
-        lg_status st = lg_heads_probe_new(&c->probe[k], c->m, mt[k]->seq, mt[k]->n_seq, LG_DTYPE_COUNT, NULL, NULL, c->err);
+        lg_status st = tell(c, "contexts", k, 2);
+        if (st == LG_OK) st = lg_heads_probe_new(&c->probe[k], c->m, mt[k]->seq, mt[k]->n_seq, LG_DTYPE_COUNT, NULL, NULL, c->err);
         if (st != LG_OK) return st;
     }
-    return LG_OK;
+    return tell(c, "contexts", 2, 2);
 }
 
 static lg_status run_probes(calib *c, lg_roles *roles, lg_score score[2]) {
@@ -298,7 +302,9 @@ done:
 static lg_roles *roles_of(const calib *c, int64_t count, double *coverage) {
     uint8_t *mark = lg_base_alloc(c->n);
     if (!mark) return NULL;
-    for (int64_t i = 0; i < count; i++) mark[c->order[i]] = 1;
+    if (c->has[count]) memcpy(mark, c->refined + count * c->n, (size_t)c->n);
+    else
+        for (int64_t i = 0; i < count; i++) mark[c->order[i]] = 1;
     lg_roles *r = lg_cover_roles(c->info.n_layer, c->info.n_head_kv, c->cv.c, c->cv.w, mark, c->p->same_index, coverage);
     lg_base_free(mark);
     return r;
@@ -327,7 +333,7 @@ static int64_t candidates(const calib *c, uint8_t *mark, int64_t count, int64_t 
     return n;
 }
 
-/* Adds one head at a time: the cover proposes, real decoding disposes. */
+/* Adds one head at a time: the cover proposes, up to `most` heads real decoding disposes. */
 static lg_status choose(calib *c, int64_t most) {
     lg_status st = LG_OK;
     lg_roles *r = NULL;
@@ -363,6 +369,70 @@ done:
     lg_roles_free(r);
     lg_base_free(mark);
     lg_base_free(cand);
+    return st;
+}
+
+static lg_status loss_of_marks(calib *c, const uint8_t *mark, double *loss) {
+    lg_score score[2];
+    lg_roles *r = lg_cover_roles(c->info.n_layer, c->info.n_head_kv, c->cv.c, c->cv.w, mark, c->p->same_index, NULL);
+    if (!r) return nomem(c);
+    lg_status st = run_probes(c, r, score);
+    lg_roles_free(r);
+    *loss = st == LG_OK ? loss_of(score) : 0;
+    return st;
+}
+
+/* Swaps one head at a time in the map of a count while the loss falls. */
+static lg_status refine(calib *c, int64_t count) {
+    lg_status st = LG_OK;
+    int64_t width = c->p->search > 1 ? c->p->search : 1, first = c->p->same_index ? c->info.n_head_kv : 0; /* layer 0 stays */
+    if (width > c->n) width = c->n;
+    uint8_t *mark = c->refined + count * c->n;
+    pick *cand = lg_base_calloc(width, (int64_t)sizeof *cand);
+    double now, loss;
+    if (!cand) LG_TRY(nomem(c));
+    for (int64_t i = 0; i < count; i++) mark[c->order[i]] = 1;
+    LG_TRY(loss_of_marks(c, mark, &now));
+    for (int64_t round = 0; round < c->p->refine; round++) {
+        int64_t out = -1, in = -1;
+        double least = 0;
+        for (int64_t i = first; i < c->n; i++) {
+            if (!mark[i]) continue;
+            mark[i] = 0;
+            LG_TRY(tell(c, "refine", round, c->p->refine));
+            LG_TRY(loss_of_marks(c, mark, &loss));
+            mark[i] = 1;
+            if (out < 0 || loss < least) out = i, least = loss;
+        }
+        if (out < 0) break;
+        mark[out] = 0;
+        int64_t n = candidates(c, mark, count - 1, width, cand);
+        least = now;
+        for (int64_t j = 0; j < n; j++) {
+            if (cand[j].head == out) continue;
+            mark[cand[j].head] = 1;
+            LG_TRY(loss_of_marks(c, mark, &loss));
+            mark[cand[j].head] = 0;
+            if (loss < least) in = cand[j].head, least = loss;
+        }
+        mark[in >= 0 ? in : out] = 1;
+        if (in < 0) break;
+        now = least;
+    }
+    c->has[count] = 1;
+    LG_TRY(tell(c, "refine", c->p->refine, c->p->refine));
+done:
+    lg_base_free(cand);
+    return st;
+}
+
+static lg_status refine_all(calib *c) {
+    lg_status st = LG_OK;
+    if (!c->p->refine) return LG_OK;
+    if (c->p->n_retrieval) LG_TRY(refine(c, c->p->n_retrieval));
+    for (int64_t i = 0; i < c->p->n_also; i++)
+        if (!c->has[c->p->also[i]]) LG_TRY(refine(c, c->p->also[i]));
+done:
     return st;
 }
 
@@ -424,10 +494,10 @@ static lg_status describe(const calib *c, int64_t count, lg_text *t) {
               lg_json_put_str(t, c->info.name, (int64_t)strlen(c->info.name)) && lg_base_text_printf(t, ", \"text\": ") &&
               lg_json_put_str(t, name, (int64_t)strlen(name)) &&
               lg_base_text_printf(t, ", \"text_bytes\": %lld, \"text_xxh3_128\": \"%s\",\n  \"n_ctx\": %lld, \"n_positions\": %lld, "
-                                  "\"seed\": %llu, \"search\": %lld, \"passkey\": {\"samples\": %d, \"n_ctx\": %lld, \"keys\": %d, "
+                                  "\"seed\": %llu, \"search\": %lld, \"refine\": %lld, \"passkey\": {\"samples\": %d, \"n_ctx\": %lld, \"keys\": %d, "
                                   "\"words\": %d, \"asked\": %d, \"budget\": %lld}",
                                   (long long)p->text_bytes, hash, (long long)p->n_ctx, (long long)p->n_positions,
-                                  (unsigned long long)p->seed, (long long)p->search, N_PASSKEY,
+                                  (unsigned long long)p->seed, (long long)p->search, (long long)p->refine, N_PASSKEY,
                                   (long long)c->passkey.seq[0].n_ctx, N_KEYS, N_WORDS, N_ASK, (long long)c->passkey.budget);
     if (ok && at->known)
         ok = lg_base_text_printf(t, ",\n  \"held_out\": {\"kl_plain\": %.6g, \"top1_plain\": %.6g, \"kl_passkey\": %.6g, "
@@ -494,16 +564,22 @@ static lg_status check(const calib *c) {
                             (long long)p->n_ctx, (long long)p->budget);
     if (p->n_ctx > c->info.n_ctx_train && !c->info.rope_scaled)
         return lg_base_fail(c->err, LG_ERR_LIMIT, -1, "a context of %lld tokens: the model was trained for %lld", (long long)p->n_ctx, (long long)c->info.n_ctx_train);
+    if (p->refine < 0 || p->refine > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld rounds of refinement (0 to 64)", (long long)p->refine);
     if (p->search < 0 || p->search > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "search over %lld candidates (0 to 64)", (long long)p->search);
     return LG_OK;
 }
 
-/* How far the curve goes: a third of the heads, and whatever count was asked for. */
-static int64_t curve_end(const calib *c) {
-    int64_t most = (c->n + 2) / 3;
-    if (c->p->n_retrieval > most) most = c->p->n_retrieval;
+/* The largest count that was asked for. */
+static int64_t asked_most(const calib *c) {
+    int64_t most = c->p->n_retrieval;
     for (int64_t i = 0; i < c->p->n_also; i++) most = c->p->also[i] > most ? c->p->also[i] : most;
     return most;
+}
+
+/* How far the curve goes: a third of the heads, and whatever count was asked for. */
+static int64_t curve_end(const calib *c) {
+    int64_t most = (c->n + 2) / 3, asked = asked_most(c);
+    return asked > most ? asked : most;
 }
 
 static lg_status calibrate(calib *c, const char *out_path) {
@@ -515,12 +591,15 @@ static lg_status calibrate(calib *c, const char *out_path) {
     c->objective = lg_base_calloc(c->n + 1, (int64_t)sizeof *c->objective);
     c->order = lg_base_calloc(c->n, (int64_t)sizeof *c->order);
     c->curve = lg_base_calloc(c->n + 1, (int64_t)sizeof *c->curve);
-    if (!c->sens || !c->objective || !c->order || !c->curve) LG_TRY(nomem(c));
+    c->refined = lg_base_calloc(c->n + 1, c->n);
+    c->has = lg_base_alloc(c->n + 1);
+    if (!c->refined || !c->has || !c->sens || !c->objective || !c->order || !c->curve) LG_TRY(nomem(c));
     LG_TRY(make_material(c));
     LG_TRY(cover_all(c));
     LG_TRY(open_probes(c, &c->plain, &c->passkey));
     LG_TRY(measure_sensitivity(c));
-    LG_TRY(choose(c, most));
+    LG_TRY(choose(c, count ? asked_most(c) : most)); /* what lies beyond the asked counts is the cover's: most of the time is search */
+    LG_TRY(refine_all(c));
     LG_TRY(open_probes(c, &c->plain_held, &c->passkey_held));
     LG_TRY(measure_curve(c, most));
     if (count == 0) {
@@ -554,5 +633,7 @@ lg_status lg_heads_calibrate(lg_model *m, const lg_calibrate_params *p, const ch
     lg_base_free(c.objective);
     lg_base_free(c.order);
     lg_base_free(c.curve);
+    lg_base_free(c.refined);
+    lg_base_free(c.has);
     return st;
 }

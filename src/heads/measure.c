@@ -1,9 +1,11 @@
-/* measure: probes. One session holds all sequences of a probe, so a step reads the weights once for all of
- * them; changing the map leaves the cached contexts alone. The dense logits are kept as f32. */
+/* measure: probes. One session holds the contexts of all sequences; changing the map leaves them alone. A continuation is
+ * teacher forced, so its steps run as the rows of few passes (lg_session_force). */
 #include "heads/measure.h"
 
 #include <math.h>
 #include <string.h>
+
+#include "session/session.h"
 
 typedef struct probe_seq {
     int32_t *ids;
@@ -12,31 +14,40 @@ typedef struct probe_seq {
     int64_t first_row;      /* of its scored rows in dense[] */
 } probe_seq;
 
+/* A dense row is kept as its probabilities p and what KL needs beside them: KL = fixed - sum p b + log sum exp(b). */
+typedef struct dense_row { double fixed; int64_t top; } dense_row;
+
 struct lg_probe {
     lg_session *s;
     int64_t n_seq, n_vocab, n_row;
     probe_seq *seq;
-    float *dense;     /* [n_row, n_vocab] */
-    int32_t *seqs, *ids; /* [n_seq] one step */
-    int64_t *row;        /* [n_seq] scored row of each sequence in this step, -1: none */
+    float *prob;         /* [n_row, n_vocab] */
+    dense_row *dense;    /* [n_row] */
     double *kl;          /* [n_row] of the last run */
     uint8_t *same, *right;
 };
 
-double lg_heads_kl(const float *a, const float *b, int64_t n) {
-    double sum_a = 0, sum_b = 0, mix = 0;
-    float max_a = -INFINITY, max_b = -INFINITY;
-    for (int64_t i = 0; i < n; i++) {
-        max_a = a[i] > max_a ? a[i] : max_a;
-        max_b = b[i] > max_b ? b[i] : max_b;
+enum { FORCE = 128, LANES = 16 }; /* rows of a pass; independent sums */
+
+static double log_sum_exp(const float *x, int64_t n) {
+    float max = -INFINITY;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) max = x[i] > max ? x[i] : max;
+    for (int64_t i = 0; i < n; i++) sum += (double)expf(x[i] - max);
+    return (double)max + log(sum);
+}
+
+static double dot(const float *p, const float *x, int64_t n) {
+    double sum = 0;
+    int64_t i = 0;
+    for (; i + LANES * 16 <= n; i += LANES * 16) { /* short f32 sums, long ones in double */
+        float part[LANES] = { 0 };
+        for (int64_t k = 0; k < LANES * 16; k += LANES)
+            for (int64_t j = 0; j < LANES; j++) part[j] += p[i + k + j] * x[i + k + j];
+        for (int64_t j = 0; j < LANES; j++) sum += (double)part[j];
     }
-    for (int64_t i = 0; i < n; i++) {
-        double ea = (double)expf(a[i] - max_a);
-        sum_a += ea;
-        sum_b += (double)expf(b[i] - max_b);
-        mix += ea * ((double)a[i] - (double)b[i]);
-    }
-    return mix / sum_a - ((double)max_a + log(sum_a)) + ((double)max_b + log(sum_b));
+    for (; i < n; i++) sum += (double)(p[i] * x[i]);
+    return sum;
 }
 
 static int64_t most_likely(const float *x, int64_t n) {
@@ -46,36 +57,44 @@ static int64_t most_likely(const float *x, int64_t n) {
     return best;
 }
 
-/* One pass over all continuations; dense: keeps the logits, else compares with them. */
+static dense_row keep(float *p, const float *x, int64_t n) {
+    double lse = log_sum_exp(x, n);
+    for (int64_t i = 0; i < n; i++) p[i] = expf((float)((double)x[i] - lse));
+    return (dense_row){ dot(p, x, n) - lse, most_likely(x, n) };
+}
+
+double lg_heads_kl(const float *a, const float *b, int64_t n) {
+    double lse = log_sum_exp(a, n), mix = 0;
+    for (int64_t i = 0; i < n; i++) mix += (double)expf((float)((double)a[i] - lse)) * ((double)a[i] - (double)b[i]);
+    return mix - lse + log_sum_exp(b, n);
+}
+
+static void compare(lg_probe *p, bool dense, int64_t row, const float *x, int32_t truth) {
+    float *prob = p->prob + row * p->n_vocab;
+    if (dense) p->dense[row] = keep(prob, x, p->n_vocab);
+    int64_t top = dense ? p->dense[row].top : most_likely(x, p->n_vocab);
+    p->kl[row] = dense ? 0 : p->dense[row].fixed - dot(prob, x, p->n_vocab) + log_sum_exp(x, p->n_vocab);
+    p->same[row] = top == p->dense[row].top;
+    p->right[row] = top == truth;
+}
+
+/* One pass over all continuations; dense: keeps the rows, else compares with them. */
 static lg_status pass(lg_probe *p, bool dense, lg_error *err) {
     lg_status st = LG_OK;
-    int64_t longest = 0;
     for (int64_t i = 0; i < p->n_seq; i++) {
-        LG_TRY(lg_session_rewind(p->s, i, p->seq[i].n_ctx, err));
-        int64_t n = p->seq[i].last + 1 - p->seq[i].n_ctx;
-        longest = n > longest ? n : longest;
-        p->row[i] = p->seq[i].first_row;
-    }
-    for (int64_t t = 0; t < longest; t++) {
-        int64_t n = 0;
-        for (int64_t i = 0; i < p->n_seq; i++) {
-            if (p->seq[i].n_ctx + t > p->seq[i].last) continue;
-            p->seqs[n] = (int32_t)i;
-            p->ids[n++] = p->seq[i].ids[p->seq[i].n_ctx + t];
-        }
-        LG_TRY(lg_session_step(p->s, p->seqs, p->ids, n, err));
-#pragma omp parallel for schedule(dynamic) if (n * p->n_vocab > 1 << 16) /* small ones are not worth the barrier */
-        for (int64_t j = 0; j < n; j++) {
-            int64_t i = p->seqs[j], at = p->seq[i].n_ctx + t;
-            if (!p->seq[i].scored[at]) continue;
-            int64_t row = p->row[i]++;
-            const float *x = lg_session_logits(p->s, i);
-            float *d = p->dense + row * p->n_vocab;
-            if (dense) memcpy(d, x, (size_t)p->n_vocab * sizeof *d);
-            int64_t top = most_likely(x, p->n_vocab);
-            p->kl[row] = dense ? 0 : lg_heads_kl(d, x, p->n_vocab);
-            p->same[row] = dense || top == most_likely(d, p->n_vocab);
-            p->right[row] = top == p->seq[i].ids[at + 1];
+        const probe_seq *q = &p->seq[i];
+        int64_t row = q->first_row;
+        LG_TRY(lg_session_rewind(p->s, i, q->n_ctx, err));
+        for (int64_t at = q->n_ctx; at <= q->last;) {
+            const float *x;
+            int64_t n = q->last + 1 - at < FORCE ? q->last + 1 - at : FORCE, n_row = 0, which[FORCE];
+            for (int64_t t = 0; t < n; t++)
+                if (q->scored[at + t]) which[n_row++] = at + t;
+            LG_TRY(lg_session_force(p->s, i, q->ids + at, n, q->scored + at, &x, err));
+#pragma omp parallel for schedule(dynamic) if (n_row * p->n_vocab > 1 << 16) /* small ones are not worth the barrier */
+            for (int64_t j = 0; j < n_row; j++) compare(p, dense, row + j, x + j * p->n_vocab, q->ids[which[j] + 1]);
+            row += n_row;
+            at += n;
         }
     }
 done:
@@ -115,20 +134,18 @@ lg_status lg_heads_probe_new(lg_probe **out, lg_model *m, const lg_probe_seq *se
     p->n_seq = n_seq;
     p->n_vocab = info.n_vocab;
     p->seq = lg_base_calloc(n_seq, (int64_t)sizeof *p->seq);
-    p->seqs = lg_base_calloc(n_seq, (int64_t)sizeof *p->seqs);
-    p->ids = lg_base_calloc(n_seq, (int64_t)sizeof *p->ids);
-    p->row = lg_base_calloc(n_seq, (int64_t)sizeof *p->row);
-    if (!p->seq || !p->seqs || !p->ids || !p->row) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "measure: out of memory"));
+    if (!p->seq) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "measure: out of memory"));
     for (int64_t i = 0; i < n_seq; i++) {
         LG_TRY(take(&p->seq[i], &seq[i], p->n_row, err));
         for (int64_t j = 0; j < p->seq[i].n; j++) p->n_row += p->seq[i].scored[j];
         longest = seq[i].n > longest ? seq[i].n : longest;
     }
-    p->dense = lg_base_calloc(p->n_row, p->n_vocab * (int64_t)sizeof *p->dense);
+    p->prob = lg_base_calloc(p->n_row, p->n_vocab * (int64_t)sizeof *p->prob);
+    p->dense = lg_base_calloc(p->n_row, (int64_t)sizeof *p->dense);
     p->kl = lg_base_calloc(p->n_row, (int64_t)sizeof *p->kl);
     p->same = lg_base_alloc(p->n_row);
     p->right = lg_base_alloc(p->n_row);
-    if (!p->dense || !p->kl || !p->same || !p->right)
+    if (!p->prob || !p->dense || !p->kl || !p->same || !p->right)
         LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "measure: out of memory for %lld rows of logits", (long long)p->n_row));
 
     lg_session_defaults(&sp);
@@ -137,7 +154,7 @@ lg_status lg_heads_probe_new(lg_probe **out, lg_model *m, const lg_probe_seq *se
     sp.kv = kv;
     sp.progress = progress;
     sp.progress_user = user;
-    LG_TRY(lg_session_new(&p->s, m, &sp, err));
+    LG_TRY(lg_session_new_rows(&p->s, m, &sp, FORCE, err));
     for (int64_t i = 0; i < n_seq; i++) LG_TRY(lg_session_sync(p->s, i, p->seq[i].ids, p->seq[i].n_ctx, err));
     lg_hybrid_defaults(&none);
     LG_TRY(lg_session_set_roles(p->s, NULL, &none, err));
@@ -156,7 +173,7 @@ void lg_heads_probe_free(lg_probe *p) {
         lg_base_free(p->seq[i].ids);
         lg_base_free(p->seq[i].scored);
     }
-    void *held[] = { p->seq, p->dense, p->seqs, p->ids, p->row, p->kl, p->same, p->right, p };
+    void *held[] = { p->seq, p->prob, p->dense, p->kl, p->same, p->right, p };
     for (size_t i = 0; i < sizeof held / sizeof *held; i++) lg_base_free(held[i]);
 }
 

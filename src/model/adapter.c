@@ -354,7 +354,8 @@ static lg_status bind_merged(loader *x, lg_weight *w, int64_t l, int p) {
     const double scale = (r->alpha > 0 ? r->alpha : (double)rank) / (double)rank;
     char name[64];
     snprintf(name, sizeof name, "blk.%lld.%s.weight", (long long)l, gguf_name[p]);
-    const lg_tensor_ref *base = lg_source_find(&x->m->src, name); /* checked when the base was bound */
+    const lg_tensor_ref *base = x->m->src.path ? lg_source_find(&x->m->src, name) : NULL; /* checked when the base was bound */
+    if (!base) return lg_base_fail(x->err, LG_ERR_UNSUPPORTED, -1, "%s: additions to a base without weights in a file", r->path);
     float *a = lg_base_calloc(rank, n_in * (int64_t)sizeof(float)), *b = lg_base_calloc(rank, sizeof(float)), *sum = lg_base_calloc(n_in, sizeof(float));
     uint8_t *data = lg_base_calloc(n_out, lg_base_row_bytes(type, n_in));
     if (!a || !b || !sum || !data) {

@@ -233,6 +233,15 @@ lg_status lg_config_read(lg_config *c, const lg_source *s, lg_error *err) {
     if (!out || out->n_dim != 2 || out->shape[0] < 1 || out->shape[0] > (1 << 24))
         return lg_base_fail(err, LG_ERR_FORMAT, -1, "%s: no output matrix (output.weight, token_embd.weight)", s->path);
     c->n_vocab = out->shape[0];
+    if (s->json) { /* the tokenizer's table gets that many entries: it must not be longer than the file can justify */
+        int64_t rows;
+        LG_TRY(json_int(s, s->json, "vocab_size", &rows, c->n_vocab, err));
+        if (rows != c->n_vocab) {
+            char what[96];
+            snprintf(what, sizeof what, "is %lld, but the output matrix has %lld rows", (long long)rows, (long long)c->n_vocab);
+            return bad(s, err, "vocab_size", what);
+        }
+    }
 done:
     return st;
 }

@@ -1,10 +1,13 @@
 /* Opening a model: configuration, tokenizer, weights bound to a back end. */
 #include "model/model.h"
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 typedef struct opening {
     lg_model *m;
+    const char *shape; /* random weights of this dtype instead of a file's */
+    lg_dtype type;
     lg_error *err;
     int64_t bytes_by_type[LG_DTYPE_COUNT];
     lg_progress_fn progress;
@@ -18,8 +21,28 @@ static const lg_tensor_ref *want(opening *o, const char *name) {
     return t;
 }
 
+static lg_status random_matrix(opening *o, lg_weight *w, int64_t n_out, int64_t n_in, bool lookup) {
+    lg_status st = LG_OK;
+    lg_model *m = o->m;
+    /* Rows that are no whole number of blocks take a type of 32. */
+    const lg_dtype type = lg_base_row_bytes(o->type, n_in) > 0 ? o->type : LG_DTYPE_Q8_0;
+    const int64_t bytes = n_out * lg_base_row_bytes(type, n_in);
+    *w = (lg_weight){ .dtype = type, .n_out = n_out, .n_in = n_in, .lookup = lookup };
+    if (m->ops->host_memory) LG_TRY(lg_model_shape_data(m, w, o->err));
+    m->info.n_params += n_out * n_in;
+    o->bytes_by_type[type] += bytes;
+    if (!lookup) m->info.weight_bytes_per_token += bytes;
+    LG_TRY(m->ops->weight_bind(m->ctx, w, o->err));
+    o->done += bytes;
+    if (o->progress && !o->progress(o->user, "random weights", o->done < o->total ? o->done : o->total, o->total))
+        st = lg_base_fail(o->err, LG_ERR_CANCELLED, -1, "loading cancelled");
+done:
+    return st;
+}
+
 static lg_status bind_matrix(opening *o, lg_weight *w, const char *name, int64_t n_out, int64_t n_in, bool lookup) {
     lg_model *m = o->m;
+    if (o->shape) return random_matrix(o, w, n_out, n_in, lookup);
     const lg_tensor_ref *t = want(o, name);
     if (!t) return LG_ERR_FORMAT;
     if (t->n_dim != 2 || t->shape[0] != n_out || t->shape[1] != n_in)
@@ -46,9 +69,9 @@ static lg_status bind_matrix(opening *o, lg_weight *w, const char *name, int64_t
 
 static lg_status bind_vector(opening *o, float **out, const char *name, int64_t n) {
     lg_model *m = o->m;
-    const lg_tensor_ref *t = want(o, name);
-    if (!t) return LG_ERR_FORMAT;
-    if (t->n_elem != n)
+    const lg_tensor_ref *t = o->shape ? NULL : want(o, name);
+    if (!t && !o->shape) return LG_ERR_FORMAT;
+    if (t && t->n_elem != n)
         return lg_base_fail(o->err, LG_ERR_FORMAT, t->offset, "%s: tensor %s has %lld elements, expected %lld", m->src.path, t->name,
                             (long long)t->n_elem, (long long)n);
     float *host = lg_base_calloc(n, sizeof(float));
@@ -57,11 +80,12 @@ static lg_status bind_vector(opening *o, float **out, const char *name, int64_t 
         lg_base_free(host);
         return lg_base_fail(o->err, LG_ERR_NOMEM, -1, "out of memory");
     }
-    lg_base_dequant(t->dtype, t->data, host, n);
+    if (t) lg_base_dequant(t->dtype, t->data, host, n);
+    for (int64_t i = 0; !t && i < n; i++) host[i] = strstr(name, "norm") ? 1.0f : 0.01f; /* a bias */
     m->ops->upload(m->ctx, *out, host, n * (int64_t)sizeof(float));
     lg_base_free(host);
     m->info.n_params += n;
-    m->info.weight_bytes_per_token += t->bytes;
+    m->info.weight_bytes_per_token += t ? t->bytes : n * (int64_t)sizeof(float);
     return LG_OK;
 }
 
@@ -76,7 +100,7 @@ static lg_status bind_layer(opening *o, int64_t l) {
     LG_TRY(bind_matrix(o, &y->wq, NAME("attn_q.weight"), nq, d, false));
     LG_TRY(bind_matrix(o, &y->wk, NAME("attn_k.weight"), nkv, d, false));
     LG_TRY(bind_matrix(o, &y->wv, NAME("attn_v.weight"), nkv, d, false));
-    if (c->qkv_bias || lg_source_find(&o->m->src, NAME("attn_q.bias"))) {
+    if (c->qkv_bias || (!o->shape && lg_source_find(&o->m->src, NAME("attn_q.bias")))) {
         LG_TRY(bind_vector(o, &y->bq, NAME("attn_q.bias"), nq));
         LG_TRY(bind_vector(o, &y->bk, NAME("attn_k.bias"), nkv));
         LG_TRY(bind_vector(o, &y->bv, NAME("attn_v.bias"), nkv));
@@ -104,7 +128,12 @@ static lg_status bind_all(opening *o) {
     m->layer = lg_base_calloc(c->n_layer, sizeof *m->layer);
     m->inv_freq = lg_base_calloc(c->head_dim / 2, sizeof(float));
     if (!m->layer || !m->inv_freq) return lg_base_fail(o->err, LG_ERR_NOMEM, -1, "out of memory");
-    LG_TRY(lg_config_rope(c, &m->src, m->inv_freq, &m->rope_factor, o->err));
+    if (o->shape) {
+        for (int64_t i = 0; i < c->head_dim / 2; i++) m->inv_freq[i] = (float)pow(c->rope_theta, -2.0 * (double)i / (double)c->head_dim);
+        m->rope_factor = 1.0f;
+    } else {
+        LG_TRY(lg_config_rope(c, &m->src, m->inv_freq, &m->rope_factor, o->err));
+    }
     if (c->tied) {
         LG_TRY(bind_matrix(o, &m->output, "token_embd.weight", c->n_vocab, c->n_embd, false));
     } else {
@@ -134,12 +163,19 @@ lg_status lg_model_open(lg_model **out, const lg_model_params *p, lg_error *err)
     if (!m) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
     opening o = { .m = m, .err = err, .progress = p->progress, .user = p->progress_user };
     m->compute = p->compute;
-    LG_TRY(lg_source_open(&m->src, p->path, err));
-    LG_TRY(lg_config_read(&m->cfg, &m->src, err));
-    LG_TRY(tokenizer_of(m, err));
-    if (p->chat_format) LG_TRY(lg_text_set_chat_format(m->tok, p->chat_format, err));
     const lg_config *c = &m->cfg;
-    if (lg_text_n_vocab(m->tok) > c->n_vocab)
+    if (p->shape) {
+        o.shape = p->shape;
+        o.type = p->shape_weights;
+        if (p->vocab_only || (unsigned)o.type > LG_DTYPE_Q6_K) LG_TRY(lg_base_fail(err, LG_ERR_USAGE, -1, "a shape needs a weight type, and has no vocabulary"));
+        LG_TRY(lg_model_shape_config(&m->cfg, p->shape, err));
+    } else {
+        LG_TRY(lg_source_open(&m->src, p->path, err));
+        LG_TRY(lg_config_read(&m->cfg, &m->src, err));
+        LG_TRY(tokenizer_of(m, err));
+        if (p->chat_format) LG_TRY(lg_text_set_chat_format(m->tok, p->chat_format, err));
+    }
+    if (!o.shape && lg_text_n_vocab(m->tok) > c->n_vocab)
         LG_TRY(lg_base_fail(err, LG_ERR_FORMAT, -1, "%s: the tokenizer has %lld ids, the output matrix %lld rows", p->path,
                             (long long)lg_text_n_vocab(m->tok), (long long)c->n_vocab));
     lg_model_info *i = &m->info;
@@ -154,9 +190,16 @@ lg_status lg_model_open(lg_model **out, const lg_model_params *p, lg_error *err)
     i->n_ctx_train = c->n_ctx_train;
     i->n_vocab = c->n_vocab;
     i->rope_scaled = c->rope_kind != LG_ROPE_NONE;
-    i->file_bytes = o.total = lg_source_file_bytes(&m->src);
-    snprintf(i->chat_format, sizeof i->chat_format, "%s", lg_text_chat_format(m->tok));
-    LG_TRY(lg_source_family(&m->src, c, i->family, i->fingerprint, err));
+    if (o.shape) {
+        memset(i->family, '0', 32);
+        memset(i->fingerprint, '0', 32);
+        const int64_t per = c->n_embd * (c->n_head + c->n_head_kv) * c->head_dim * 2 + 3 * c->n_embd * c->n_ff;
+        o.total = (per * c->n_layer + (c->tied ? 1 : 2) * c->n_vocab * c->n_embd) / lg_base_dtype(o.type)->block * lg_base_dtype(o.type)->bytes;
+    } else {
+        i->file_bytes = o.total = lg_source_file_bytes(&m->src);
+        snprintf(i->chat_format, sizeof i->chat_format, "%s", lg_text_chat_format(m->tok));
+        LG_TRY(lg_source_family(&m->src, c, i->family, i->fingerprint, err));
+    }
     if (p->vocab_only) {
         for (int64_t t = 0; t < lg_source_n_tensor(&m->src); t++) {
             const lg_tensor_ref *r = lg_source_tensor(&m->src, t);
@@ -199,6 +242,8 @@ void lg_model_free(lg_model *m) {
         if (m->output_norm) m->ops->free(m->ctx, m->output_norm);
         m->ops->close(m->ctx);
     }
+    for (int64_t i = 0; i < m->n_owned; i++) lg_base_free(m->owned[i]);
+    lg_base_free(m->owned);
     lg_base_free(m->layer);
     lg_base_free(m->inv_freq);
     lg_text_close(m->tok);
@@ -209,14 +254,42 @@ void lg_model_free(lg_model *m) {
 void lg_model_get_info(const lg_model *m, lg_model_info *out) { *out = m->info; }
 
 lg_status lg_devices_describe(lg_text *out, lg_error *err) {
-    lg_ops_ctx *c;
-    char line[128];
-    const lg_ops_config oc = { .device = "cpu" };
-    const lg_status st = lg_ops_cpu.open(&c, &oc, err);
-    if (st != LG_OK) return st;
-    lg_ops_cpu.describe(c, line, sizeof line);
-    lg_ops_cpu.close(c);
-    return lg_base_text_printf(out, "%s\n", line) ? LG_OK : lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+    char line[192];
+    lg_error own = { .code = LG_OK };
+    for (int i = 0; lg_ops_device_line(i, line, sizeof line, &own); i++)
+        if (!lg_base_text_printf(out, "%s\n", line)) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+    if (own.code != LG_OK && err) *err = own;
+    return own.code;
+}
+
+lg_status lg_model_copy_rate(lg_model *m, double *bytes_per_s, lg_error *err) {
+    lg_status st = LG_OK;
+    const lg_ops *o = m->ops;
+    uint8_t *a = NULL, *b = NULL;
+    int64_t bytes = o && o->host_memory ? (int64_t)256 << 20 : (int64_t)2 << 30;
+    if (!o) return lg_base_fail(err, LG_ERR_USAGE, -1, "the model was opened for its vocabulary only");
+    while (bytes > 1 << 20) { /* little may be free beside the model */
+        lg_error none;
+        if (a) o->free(m->ctx, a);
+        a = o->alloc(m->ctx, bytes, true, &none);
+        b = a ? o->alloc(m->ctx, bytes, true, &none) : NULL;
+        if (b) break;
+        bytes /= 2;
+    }
+    if (!a || !b) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for a copy of 2 MB"));
+    double best = 0;
+    for (int i = 0; i < 12; i++) {
+        const double t = lg_base_now();
+        o->copy(m->ctx, b, a, bytes);
+        const double rate = 2.0 * (double)bytes / (lg_base_now() - t);
+        if (rate > best) best = rate;
+    }
+    *bytes_per_s = best;
+    st = o->sync(m->ctx, err);
+done:
+    if (a) o->free(m->ctx, a);
+    if (b) o->free(m->ctx, b);
+    return st;
 }
 
 /* ---- text, for a model's own tokenizer ---- */

@@ -60,6 +60,9 @@ lg_status lg_config_read(lg_config *c, const lg_source *s, lg_error *err);
 lg_status lg_config_rope(const lg_config *c, const lg_source *s, float *inv_freq, float *factor, lg_error *err);
 lg_status lg_source_family(const lg_source *s, const lg_config *c, char family[33], char fingerprint[33], lg_error *err);
 
+/* shape.c: named shapes without a file (bench --shape): random weights, no tokenizer. */
+lg_status lg_model_shape_config(lg_config *c, const char *name, lg_error *err);
+lg_status lg_model_shape_data(lg_model *m, lg_weight *w, lg_error *err); /* random blocks in host memory, owned by the model */
 /* adapter.c: memory weights of the checkpoint and everything in the adapter files; after the base is bound. */
 lg_status lg_model_adapters_open(lg_model *m, const lg_model_params *p, lg_error *err);
 void lg_model_adapters_free(lg_model *m);
@@ -80,6 +83,7 @@ struct lg_model {
     lg_memory_weights memory;            /* adapter.c: from the checkpoint itself or --adapter files */
     lg_lora_set reader, gate;            /* gate: used when a chunk is scored */
     lg_weight gate_score; float gate_bias; /* [1, d] f32; n_out 0: none */
+    void **owned; int64_t n_owned;       /* shape.c: random weights of a host back end */
 };
 
 /* One forward pass of n_tok tokens through all layers. Every array is the caller's and lives until the call returns. */
@@ -101,6 +105,7 @@ typedef struct lg_forward {
      * layer go to k_raw, v_raw: device memory [n_layer, n_mem, n_head_kv*head_dim] f32. The last layer stops there. */
     int64_t n_mem; float *k_raw, *v_raw;
     int32_t *argmax;                     /* host [n_row]: greedy choice of each row, or NULL */
+    int32_t *fetch_n, *fetch_idx;        /* host copies of sets.n and sets.idx after the step, or NULL */
 } lg_forward;
 typedef struct lg_work { float *x, *q, *att, *h, *cs, *sn; int64_t max_tok; } lg_work; /* activations of up to max_tok tokens */
 lg_status lg_model_work_init(lg_work *w, const lg_model *m, int64_t max_tok, lg_error *err);

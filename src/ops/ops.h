@@ -154,6 +154,8 @@ extern const lg_ops lg_ops_ref; /* ref/: serial plain C */
 extern const lg_ops lg_ops_cuda; /* cuda/: only in builds with nvcc (LG_CUDA) */
 extern const lg_ops lg_ops_cpu; /* cpu/: AVX2, AVX-512, VNNI, AMX by run-time choice */
 const lg_ops *lg_ops_find(const char *device, lg_error *err); /* NULL: unknown or not built in; says so */
+bool lg_cuda_device_line(int i, char *buf, size_t n); /* cuda/: GPU i in words; i = 0 without one: why; false: no more */
+bool lg_ops_device_line(int i, char *buf, size_t n, lg_error *err); /* what was found: 0 is the CPU, then GPUs; false: no more, or failed */
 
 /* Cache rows <-> f32 (any lg_kv_geom dtype). */
 void lg_ops_kv_store(const lg_kv_geom *g, uint8_t *row, const float *src);

@@ -78,8 +78,7 @@ void lg_session_pages(lg_session *s, lg_timeline *q, int64_t from, int64_t to) {
             for (int64_t l = 0; l < s->m->cfg.n_layer; l++)
                 for (int kv = 0; kv < 2; kv++) {
                     uint8_t *base = kv ? s->kv[l].v : s->kv[l].k;
-                    o->download(s->m->ctx, s->page_copy, base + old * s->page_bytes, s->page_bytes);
-                    o->upload(s->m->ctx, base + fresh * s->page_bytes, s->page_copy, s->page_bytes);
+                    o->copy(s->m->ctx, base + fresh * s->page_bytes, base + old * s->page_bytes, s->page_bytes);
                 }
             release(s, old);
             q->page[i] = fresh;

@@ -73,6 +73,8 @@ static void finish(run *r, lg_stop_reason why) {
     r->out->stop_reason = why;
 }
 
+/* The greatest logit decides: the device can pick it, and the row of logits need not be read. */
+static bool greedy(const lg_generate_params *p) { return p->sampler.temp <= 0 && p->sampler.repeat_penalty == 1.0f; }
 /* ln p of an id under the plain softmax of the logits. */
 static double ln_p(const float *logits, int64_t n, int32_t id) {
     float top = logits[0];
@@ -91,8 +93,9 @@ static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_err
         return LG_OK;
     }
     const int64_t len = lg_session_len(s, seq), n_recent = len < RECENT ? len : RECENT;
-    const int32_t id = lg_sample(lg_session_logits(s, seq), s->m->cfg.n_vocab, &r->p->sampler, lg_session_ids(s, seq) + len - n_recent, n_recent,
-                                 g->ids.n, scratch);
+    const int32_t id = s->argmax_known && greedy(r->p) ? s->argmax[s->seq[seq].logit_row]
+                       : lg_sample(lg_session_logits(s, seq), s->m->cfg.n_vocab, &r->p->sampler, lg_session_ids(s, seq) + len - n_recent, n_recent,
+                                   g->ids.n, scratch);
     if (r->p->logprob) {
         r->sum += ln_p(lg_session_logits(s, seq), s->m->cfg.n_vocab, id);
         g->logprob = r->sum / (double)++r->n_sum;
@@ -167,7 +170,10 @@ static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_id
     int32_t *seqs = lg_base_calloc(width, sizeof *seqs), *ids = lg_base_calloc(width, sizeof *ids);
     float *scratch = lg_base_calloc(2 * s->m->cfg.n_vocab, sizeof *scratch);
     if (!runs || !who || !at || !seqs || !ids || !scratch) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
-    for (int64_t i = 0; i < n; i++) out[i] = (lg_generation){ 0 };
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = (lg_generation){ 0 };
+        s->want_argmax = s->want_argmax || (!s->m->ops->host_memory && greedy(&params[i]));
+    }
     while (ended < n) {
         for (int64_t w = 0; w < width; w++)
             while (!runs[w].active && started < n) {
@@ -204,6 +210,7 @@ static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_id
         }
     }
 done:
+    s->want_argmax = false;
     lg_base_free(runs);
     lg_base_free(who);
     lg_base_free(at);

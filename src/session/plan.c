@@ -73,9 +73,20 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
     const int64_t all = (s->p.n_ctx + h->block - 1) / h->block + 1;
     s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, s->budget / h->block + least / h->block + 4) : all;
     if (s->sets.n_slot) {
-        s->sets.idx = lg_base_calloc(s->p.n_seq_max * s->sets.n_slot, s->sets.cap * (int64_t)sizeof(int32_t));
-        s->sets.n = lg_base_calloc(s->p.n_seq_max * s->sets.n_slot, sizeof(int32_t));
-        if (!s->sets.idx || !s->sets.n) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for the token sets");
+        const int64_t n_set = s->max_row * s->sets.n_slot, size = sizeof(int32_t);
+        const lg_ops *o = s->m->ops;
+        int64_t bytes;
+        if (!lg_base_mul(n_set * size, s->sets.cap, &bytes)) return lg_base_fail(err, LG_ERR_LIMIT, -1, "the token sets are beyond what can be addressed");
+        s->sets.idx = o->alloc(s->m->ctx, bytes, true, err);
+        s->sets.n = s->sets.idx ? o->alloc(s->m->ctx, n_set * size, true, err) : NULL;
+        if (!s->sets.idx || !s->sets.n) return LG_ERR_NOMEM;
+        s->sets_n = s->sets.n;
+        s->sets_idx = s->sets.idx;
+        if (!o->host_memory) {
+            s->sets_n = lg_base_calloc(n_set, size);
+            s->sets_idx = lg_base_alloc(bytes);
+            if (!s->sets_n || !s->sets_idx) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for the token sets");
+        }
     }
     return LG_OK;
 }
@@ -86,8 +97,13 @@ void lg_session_plan_free(lg_session *s) {
     lg_base_free(s->slot_layer);
     lg_base_free(s->slot_head);
     lg_base_free(s->roles.role);
-    lg_base_free(s->sets.idx);
-    lg_base_free(s->sets.n);
+    if (!s->m->ops->host_memory) {
+        lg_base_free(s->sets_n);
+        lg_base_free(s->sets_idx);
+    }
+    s->sets_n = s->sets_idx = NULL;
+    if (s->sets.idx) s->m->ops->free(s->m->ctx, s->sets.idx);
+    if (s->sets.n) s->m->ops->free(s->m->ctx, s->sets.n);
 }
 
 static void plan_clear(lg_session *s) {
@@ -119,9 +135,9 @@ bool lg_session_plan_row(const lg_session *s, int64_t len, int64_t *budget) {
 
 /* Tokens of slot j of row `row` whose sequence has len tokens. */
 static int64_t set_tokens(const lg_session *s, int64_t row, int32_t j, int64_t len) {
-    const int64_t at = row * s->sets.n_slot + j, n = s->sets.n[at], b = s->sets.block;
-    if (!n) return 0;
-    const int64_t last = s->sets.idx[at * s->sets.cap + n - 1];
+    const int64_t at = row * s->sets.n_slot + j, n = s->sets_n[at], b = s->sets.block;
+    if (!n || b == 1) return n;
+    const int64_t last = s->sets_idx[at * s->sets.cap + n - 1];
     return (n - 1) * b + min64(b, len - last * b);
 }
 
@@ -151,9 +167,9 @@ void lg_session_plan_report(lg_session *s, int64_t row, int64_t position, int64_
     }
     for (int32_t j = 0; j < s->sets.n_slot; j++) {
         const int64_t at = row * s->sets.n_slot + j, b = s->sets.block;
-        const int32_t *block = s->sets.idx + at * s->sets.cap;
+        const int32_t *block = s->sets_idx + at * s->sets.cap;
         int64_t n = 0;
-        for (int32_t i = 0; i < s->sets.n[at]; i++)
+        for (int32_t i = 0; i < s->sets_n[at]; i++)
             for (int64_t t = block[i] * b; t < min64((block[i] + 1) * b, len); t++) s->set_tokens[n++] = (int32_t)t;
         s->on_set(s->on_set_user, position, s->slot_layer[j], s->slot_head[j], s->set_tokens, n);
     }

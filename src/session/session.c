@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_CHUNK = 512, EVAL_ROWS = 64 };
+enum { EVAL_ROWS = 64 };
 
 void lg_hybrid_defaults(lg_hybrid_params *p) {
     *p = (lg_hybrid_params){ .budget = -1, .sinks = -1, .recents = -1, .rule = LG_RULE_TOPK, .block = 1, .correct = LG_CORRECT_STEP };
@@ -26,25 +26,31 @@ static lg_status session_init(lg_session *s, lg_error *err) {
         return lg_base_fail(err, LG_ERR_LIMIT, -1, "a context of %lld tokens: the model was trained for %lld and has no rope scaling",
                             (long long)p->n_ctx, (long long)c->n_ctx_train);
     if (p->n_ctx >= INT32_MAX) return lg_base_fail(err, LG_ERR_LIMIT, -1, "a context of %lld tokens is too long", (long long)p->n_ctx);
-    if (p->kv == LG_DTYPE_COUNT) p->kv = m->compute == LG_COMPUTE_F32 ? LG_DTYPE_F32 : LG_DTYPE_F16;
+    if (p->kv == LG_DTYPE_COUNT) p->kv = m->compute == LG_COMPUTE_F32 ? LG_DTYPE_F32 : m->ops->host_memory ? LG_DTYPE_F16 : LG_DTYPE_BF16;
     if (p->kv != LG_DTYPE_F32 && p->kv != LG_DTYPE_F16 && p->kv != LG_DTYPE_BF16 && p->kv != LG_DTYPE_KV8)
         return lg_base_fail(err, LG_ERR_USAGE, -1, "a cache cannot have that dtype (f32, f16, bf16, q8)");
     if (p->n_seq_max == 0) p->n_seq_max = 1;
     if (p->n_seq_max < 1 || p->n_seq_max > 4096)
         return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld sequences (1 to 4096)", (long long)p->n_seq_max);
-    if (p->chunk == 0) p->chunk = DEFAULT_CHUNK;
+    if (p->chunk == 0) p->chunk = m->ops->chunk;
     if (p->chunk < 1 || p->chunk > 1 << 16) return lg_base_fail(err, LG_ERR_USAGE, -1, "chunk of %lld tokens (1 to 65536)", (long long)p->chunk);
     if (p->chunk > p->n_ctx) p->chunk = p->n_ctx;
 
+    if (s->max_row < p->n_seq_max) s->max_row = p->n_seq_max;
+    if (s->max_row > 4096) return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld rows (1 to 4096)", (long long)s->max_row);
     LG_TRY(lg_session_cache_init(s, err));
     LG_TRY(lg_session_plan_init(s, err));
     p->roles = NULL; /* the caller's; copied */
-    s->max_tok = p->chunk > p->n_seq_max ? p->chunk : p->n_seq_max;
-    const int64_t rows = p->n_seq_max > EVAL_ROWS ? p->n_seq_max : EVAL_ROWS;
+    s->max_tok = p->chunk > s->max_row ? p->chunk : s->max_row;
+    const int64_t rows = s->max_row > EVAL_ROWS ? s->max_row : EVAL_ROWS;
     LG_TRY(lg_model_work_init(&s->work, m, s->max_tok, err));
-    LG_TRY(m->ops->reserve(m->ctx, s->max_tok, p->n_seq_max, (p->n_ctx + LG_PAGE - 1) / LG_PAGE * LG_PAGE, (int32_t)c->n_head, &s->geom,
+    LG_TRY(m->ops->reserve(m->ctx, s->max_tok, s->max_row, (p->n_ctx + LG_PAGE - 1) / LG_PAGE * LG_PAGE, (int32_t)c->n_head, &s->geom,
                            m->max_in, m->max_out, err));
-    s->logits = lg_base_calloc(rows, c->n_vocab * (int64_t)sizeof(float));
+    s->logits = m->ops->alloc(m->ctx, rows * c->n_vocab * (int64_t)sizeof(float), false, err);
+    if (!s->logits) return LG_ERR_NOMEM;
+    s->logits_host = m->ops->host_memory ? s->logits : lg_base_calloc(rows, c->n_vocab * (int64_t)sizeof(float));
+    s->logits_here = lg_base_calloc(rows, 1);
+    s->argmax = lg_base_calloc(s->max_row, sizeof(int32_t));
     s->ids = lg_base_calloc(s->max_tok, sizeof(int32_t));
     s->row_seq = lg_base_calloc(s->max_tok, sizeof(int32_t));
     s->dst_page = lg_base_calloc(s->max_tok, sizeof(int32_t));
@@ -52,14 +58,14 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     s->row = lg_base_calloc(s->max_tok, sizeof(int32_t));
     s->pos = lg_base_calloc(s->max_tok, sizeof(int64_t));
     s->idx = lg_base_calloc(s->max_tok, sizeof(int64_t));
-    s->seqs = lg_base_calloc(p->n_seq_max, sizeof *s->seqs);
+    s->seqs = lg_base_calloc(s->max_row, sizeof *s->seqs);
     s->batch = lg_base_calloc(p->n_seq_max, sizeof(int32_t));
-    s->step_budget = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
-    s->step_dense = lg_base_calloc(p->n_seq_max, 1);
+    s->step_budget = lg_base_calloc(s->max_row, sizeof(int64_t));
+    s->step_dense = lg_base_calloc(s->max_row, 1);
     s->row_bytes_read = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->row_bytes_dense = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->head_tokens = lg_base_calloc(c->n_layer * c->n_head_kv, sizeof(int64_t));
-    if (!s->logits || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->idx || !s->seqs || !s->batch ||
+    if (!s->logits_host || !s->logits_here || !s->argmax || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->idx || !s->seqs || !s->batch ||
         !s->row_bytes_read || !s->row_bytes_dense || !s->step_budget || !s->step_dense || !s->head_tokens)
         return nomem(err);
 done:
@@ -67,11 +73,16 @@ done:
 }
 
 lg_status lg_session_new(lg_session **out, lg_model *m, const lg_session_params *p, lg_error *err) {
+    return lg_session_new_rows(out, m, p, 0, err);
+}
+
+lg_status lg_session_new_rows(lg_session **out, lg_model *m, const lg_session_params *p, int64_t max_row, lg_error *err) {
     *out = NULL;
     lg_session *s = lg_base_alloc(sizeof *s);
     if (!s) return nomem(err);
     s->m = m;
     s->p = *p;
+    s->max_row = max_row;
     const lg_status st = session_init(s, err);
     if (st != LG_OK) lg_session_free(s);
     else *out = s;
@@ -85,8 +96,10 @@ void lg_session_free(lg_session *s) {
         if (s->stage) s->m->ops->free(s->m->ctx, s->stage);
         lg_session_plan_free(s);
         lg_model_work_free(&s->work, s->m);
+        if (s->logits) s->m->ops->free(s->m->ctx, s->logits);
+        if (!s->m->ops->host_memory) lg_base_free(s->logits_host);
     }
-    void *p[] = { s->logits, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->idx, s->seqs, s->batch,
+    void *p[] = { s->logits_here, s->argmax, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->idx, s->seqs, s->batch,
                   s->step_budget, s->step_dense, s->head_tokens, s->set_tokens, s->row_bytes_read, s->row_bytes_dense };
     for (size_t i = 0; i < sizeof p / sizeof *p; i++) lg_base_free(p[i]);
     lg_base_free(s);
@@ -104,7 +117,11 @@ static lg_status check_ids(const lg_session *s, const int32_t *ids, int64_t n, l
     return LG_OK;
 }
 static void forget_logits(lg_session *s) {
-    for (int64_t i = 0; i < s->p.n_seq_max; i++) s->seq[i].logit_row = -1;
+    for (int64_t i = 0; i < s->p.n_seq_max; i++) {
+        s->seq[i].logit_row = -1;
+        s->logits_here[i] = s->m->ops->host_memory;
+    }
+    s->argmax_known = false;
 }
 
 /* Places row t of the coming pass at the end of sequence `seq` (its pages must be there). */
@@ -134,8 +151,10 @@ lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64
     f.logits = logits;
     f.on_query = s->on_query;
     f.on_query_user = s->on_query_user;
+    if (s->want_argmax && n_row == 1 && logits == s->logits) f.argmax = s->argmax;
     const lg_status st = lg_model_forward(s->m, &s->work, &f, err);
     if (st != LG_OK) return st;
+    s->argmax_known = f.argmax && logits;
     memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
     q->len = at + n;
     return LG_OK;
@@ -246,11 +265,17 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
             f.dense = s->step_dense;
             f.sets = s->sets;
             f.select = s->select;
+            if (!s->m->ops->host_memory) {
+                f.fetch_n = s->sets_n;
+                f.fetch_idx = s->on_set || s->sets.block > 1 ? s->sets_idx : NULL; /* the last block may be a partial one */
+            }
         }
+        if (s->want_argmax) f.argmax = s->argmax;
         st = lg_model_forward(s->m, &s->work, &f, err);
     }
     if (guarded) lg_base_alloc_guard(false);
     LG_TRY(st);
+    s->argmax_known = s->want_argmax && k == n; /* (rows that run again alone have none) */
     for (int64_t r = 0; r < k; r++) {
         lg_timeline *q = &s->seq[seqs[s->batch[r]]];
         q->ids[q->len++] = ids[s->batch[r]];
@@ -263,6 +288,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         lg_timeline *q = &s->seq[seqs[i]];
         if (q->logit_row >= 0) continue;
         LG_TRY(rerun(s, seqs[i], ids[i], s->logits + r * n_vocab, err));
+        s->argmax_known = false;
         q->steps++;
         q->logit_row = r++;
         lg_session_plan_count(s, 0, i, q->len, true, 0);
@@ -273,9 +299,60 @@ done:
     return st;
 }
 
+lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, const uint8_t *want, const float **logits,
+                           lg_error *err) {
+    lg_status st;
+    const double start = lg_base_now();
+    LG_TRY(check_seq(s, seq, err));
+    if (n < 1 || n > s->max_row) return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld rows in one pass (1 to %lld)", (long long)n, (long long)s->max_row);
+    LG_TRY(check_ids(s, ids, n, err));
+    lg_timeline *q = &s->seq[seq];
+    const int64_t at = q->len;
+    int64_t n_row = 0;
+    LG_TRY(check_fit(s, at + q->shift + n, err));
+    forget_logits(s);
+    lg_session_pages(s, q, at, at + n);
+    const bool hybrid = s->roles.n_layer > 0;
+    for (int64_t t = 0; t < n; t++) {
+        place(s, t, seq, hybrid ? (int32_t)t : 0, ids[t], at + t);
+        if (!want || want[t]) s->row[n_row++] = (int32_t)t;
+        s->seqs[t] = (lg_kv_seq){ .page = q->page, .len = at + (hybrid ? t + 1 : n) };
+        s->step_budget[t] = 0;
+        s->step_dense[t] = !hybrid || lg_session_plan_row(s, at + t + 1, &s->step_budget[t]);
+    }
+    lg_forward f = forward_of(s, n, hybrid ? (int32_t)n : 1);
+    f.n_row = n_row;
+    f.logits = s->logits;
+    if (hybrid) {
+        f.read = s->read;
+        f.make = s->make;
+        f.budget = s->step_budget;
+        f.dense = s->step_dense;
+        f.sets = s->sets;
+        f.select = s->select;
+        if (!s->m->ops->host_memory) {
+            f.fetch_n = s->sets_n;
+            f.fetch_idx = s->sets.block > 1 ? s->sets_idx : NULL;
+        }
+    }
+    LG_TRY(lg_model_forward(s->m, &s->work, &f, err));
+    memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
+    q->len = at + n;
+    q->steps += n;
+    for (int64_t t = 0; t < n; t++) lg_session_plan_count(s, t, 0, at + t + 1, s->step_dense[t], s->step_budget[t]);
+    if (!s->m->ops->host_memory) s->m->ops->download(s->m->ctx, s->logits_host, s->logits, n_row * s->m->cfg.n_vocab * (int64_t)sizeof(float));
+    *logits = s->logits_host;
+    s->stats.decode_s += lg_base_now() - start;
+done:
+    return st;
+}
+
 const float *lg_session_logits(lg_session *s, int64_t seq) {
     if (seq < 0 || seq >= s->p.n_seq_max || s->seq[seq].logit_row < 0) return NULL;
-    return s->logits + s->seq[seq].logit_row * s->m->cfg.n_vocab;
+    const int64_t r = s->seq[seq].logit_row, n = s->m->cfg.n_vocab;
+    if (!s->logits_here[r]) s->m->ops->download(s->m->ctx, s->logits_host + r * n, s->logits + r * n, n * (int64_t)sizeof(float));
+    s->logits_here[r] = true;
+    return s->logits_host + r * n;
 }
 int64_t lg_session_len(const lg_session *s, int64_t seq) { return seq >= 0 && seq < s->p.n_seq_max ? s->seq[seq].len - s->seq[seq].n_slot : 0; }
 const int32_t *lg_session_ids(const lg_session *s, int64_t seq) { return seq >= 0 && seq < s->p.n_seq_max ? s->seq[seq].ids + s->seq[seq].n_slot : NULL; }
@@ -339,7 +416,8 @@ lg_status lg_session_eval(lg_session *s, const int32_t *ids, int64_t n, int64_t 
         for (int64_t r = 0; r < k; r += EVAL_ROWS) {
             const int64_t rows = k - r < EVAL_ROWS ? k - r : EVAL_ROWS;
             LG_TRY(lg_model_logits(s->m, &s->work, s->row + r, rows, s->logits, err));
-            for (int64_t i = 0; i < rows; i++) LG_TRY(on_row(user, at + r + i, s->logits + i * n_vocab, err));
+            if (!s->m->ops->host_memory) s->m->ops->download(s->m->ctx, s->logits_host, s->logits, rows * n_vocab * (int64_t)sizeof(float));
+            for (int64_t i = 0; i < rows; i++) LG_TRY(on_row(user, at + r + i, s->logits_host + i * n_vocab, err));
         }
         at += k;
         if (s->p.progress && !s->p.progress(s->p.progress_user, "prefill", at, n_pre) && at < n_pre)
@@ -378,32 +456,43 @@ lg_status lg_session_read_k(lg_session *s, int64_t seq, int64_t layer, int64_t h
     LG_TRY(check_seq(s, seq, err));
     if (layer < 0 || layer >= c->n_layer || head < 0 || head >= c->n_head_kv || n < 0 || n > s->seq[seq].len)
         return lg_base_fail(err, LG_ERR_USAGE, -1, "no such rows in the cache");
-    for (int64_t t = 0; t < n; t++) {
-        const int64_t row = ((int64_t)s->seq[seq].page[t / LG_PAGE] * c->n_head_kv + head) * LG_PAGE + t % LG_PAGE;
-        s->m->ops->download(s->m->ctx, s->page_copy, s->kv[layer].k + row * s->geom.row_bytes, s->geom.row_bytes);
-        lg_ops_kv_load(&s->geom, out + t * c->head_dim, s->page_copy);
+    for (int64_t t = 0; t < n; t += LG_PAGE) { /* a head's rows of one page lie together */
+        const int64_t row = ((int64_t)s->seq[seq].page[t / LG_PAGE] * c->n_head_kv + head) * LG_PAGE, rows = n - t < LG_PAGE ? n - t : LG_PAGE;
+        s->m->ops->download(s->m->ctx, s->page_copy, s->kv[layer].k + row * s->geom.row_bytes, rows * s->geom.row_bytes);
+        for (int64_t i = 0; i < rows; i++) lg_ops_kv_load(&s->geom, out + (t + i) * c->head_dim, s->page_copy + i * s->geom.row_bytes);
     }
 done:
     return st;
 }
 
-lg_status lg_session_fill_random(lg_session *s, int64_t n, uint64_t seed, lg_error *err) {
+lg_status lg_session_fill_random(lg_session *s, int64_t n, uint64_t seed, lg_error *err) { return lg_session_fill_random_at(s, 0, n, seed, err); }
+
+lg_status lg_session_fill_random_at(lg_session *s, int64_t seq, int64_t n, uint64_t seed, lg_error *err) {
     lg_status st;
     const lg_config *c = &s->m->cfg;
+    float *x = NULL;
+    LG_TRY(check_seq(s, seq, err));
     LG_TRY(check_fit(s, n, err));
-    lg_timeline *q = &s->seq[0];
+    lg_timeline *q = &s->seq[seq];
     lg_session_drop(s, q, 0);
     forget_logits(s);
     q->len = q->steps = q->n_slot = q->shift = 0;
     lg_session_pages(s, q, 0, n);
+    if (s->m->ops->kv_random) {
+        for (int64_t l = 0; l < c->n_layer; l++) s->m->ops->kv_random(s->m->ctx, s->kv[l], &s->geom, q->page, q->n_page, seed + (uint64_t)(seq * c->n_layer + l));
+        LG_TRY(s->m->ops->sync(s->m->ctx, err));
+        memset(q->ids, 0, (size_t)n * sizeof(int32_t));
+        q->len = n;
+        return LG_OK;
+    }
     const int64_t rows = c->n_head_kv * LG_PAGE;
-    float *x = lg_base_calloc(c->head_dim, sizeof *x);
+    x = lg_base_calloc(c->head_dim, sizeof *x);
     if (!x) return nomem(err);
     for (int64_t p = 0; p < q->n_page; p++)
         for (int kv = 0; kv < 2; kv++) {
             for (int64_t r = 0; r < rows; r++) {
                 for (int64_t i = 0; i < c->head_dim; i += 4) {
-                    const uint64_t u = lg_base_rng(seed, (uint64_t)(2 * p + kv), (uint64_t)(r * c->head_dim + i));
+                    const uint64_t u = lg_base_rng(seed + (uint64_t)seq, (uint64_t)(2 * p + kv), (uint64_t)(r * c->head_dim + i));
                     for (int64_t j = 0; j < 4 && i + j < c->head_dim; j++)
                         x[i + j] = ((float)(u >> (16 * j) & 0xffff) - 32767.5f) * (1.0f / 18918.0f); /* unit variance */
                 }

@@ -34,21 +34,27 @@ struct lg_session {
     int64_t n_free;
     uint8_t *page_copy;        /* host scratch of one page */
     lg_timeline *seq;          /* [n_seq_max] */
-    int64_t max_tok;
+    int64_t max_tok, max_row;  /* max_row: rows of one decode pass, >= n_seq_max (lg_session_new: equal) */
     lg_work work;
-    float *logits;             /* [n_seq_max, n_vocab] */
+    float *logits;             /* device [max_row, n_vocab] */
+    float *logits_host;        /* the same on the host; where the device's memory is the host's, logits itself */
+    uint8_t *logits_here;      /* [max_row] row of logits_host is current */
+    bool want_argmax;          /* the next passes also pick the greatest logit on the device (greedy generation) */
+    bool argmax_known;         /* argmax belongs to the last pass */
+    int32_t *argmax;           /* [max_row] by logit row */
     /* one step's arrays [max_tok] */
     int32_t *ids, *row_seq, *dst_page, *dst_slot, *row;
     int64_t *pos, *idx;        /* RoPE position; cache row */
-    lg_kv_seq *seqs;           /* [n_seq_max] */
+    lg_kv_seq *seqs;           /* [max_row] */
     int32_t *batch;            /* [n_seq_max] sequence of each row of a step */
     /* hybrid plan */
     int64_t budget, sinks, recents; /* effective; budget -1: none (ratio, topp, threshold without windows) */
     int32_t *read, *make;      /* [n_layer * n_head_kv] */
     int32_t *slot_layer, *slot_head;
-    lg_sets sets;
+    lg_sets sets;              /* device */
+    int32_t *sets_n, *sets_idx; /* host copies of the step's sets; idx only where it is looked at */
     lg_select select;
-    int64_t *step_budget;      /* [n_seq_max] */
+    int64_t *step_budget;      /* [max_row] */
     uint8_t *step_dense;
     lg_stats stats;
     int64_t *row_bytes_read, *row_bytes_dense; /* [n_seq_max] of the last step, by position in its arguments */
@@ -85,4 +91,13 @@ lg_status lg_session_generate_many(lg_session *s, const lg_ids *prompts, const l
 
 /* session.c: rows ids[first .. first+n) of a sequence as one dense chunk; logits of its last n_row rows. */
 lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, lg_error *err);
+
+/* Teacher-forced decoding in one pass, for measuring: what n calls of lg_session_step with ids[0..n) would compute, hybrid or
+ * dense as the session is set. Each layer writes K and V of all rows before its attention reads them, and row i sees
+ * len + i + 1 tokens, so rows depend on each other just as steps do. The session comes from lg_session_new_rows with
+ * max_row >= n. No cache correction. want: [n], rows whose logits are computed (NULL: all); *logits: theirs in order, valid until
+ * the next pass. */
+lg_status lg_session_new_rows(lg_session **out, lg_model *m, const lg_session_params *p, int64_t max_row, lg_error *err);
+lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, const uint8_t *want, const float **logits,
+                           lg_error *err);
 #endif

@@ -444,12 +444,9 @@ lg_status lg_text_from_folder(lg_tokenizer **out, const char *folder, lg_error *
     r->t = lg_text_new(r->path);
     if (!r->t) LG_TRY(no_memory(r));
     LG_TRY(read_rows(r, &rows));
+    if (rows >= 0) r->t->max_vocab = rows;
     LG_TRY(read_tokenizer_json(r));
     LG_TRY(read_config(r, rows));
-    set_path(r, "config.json");
-    if (rows >= 0 && rows < r->t->n_vocab)
-        LG_TRY(lg_base_fail(err, LG_ERR_MISMATCH, -1, "%s: vocab_size is %lld, but the tokenizer has %lld tokens", r->path, (long long)rows,
-                            (long long)r->t->n_vocab));
     if (rows > r->t->n_vocab) LG_TRY(lg_text_put_token(r->t, rows - 1, "", 0, LG_KIND_UNUSED, err));
     LG_TRY(lg_text_build(r->t, err));
     LG_TRY(read_generation(r));

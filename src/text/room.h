@@ -44,6 +44,7 @@ struct lg_tokenizer {
     lg_text arena;
     lg_token *token;          /* [n_vocab] */
     int64_t n_vocab, cap_vocab;
+    int64_t max_vocab;        /* ids from here on are refused: the model's rows where they are known */
     int32_t *index;           /* hash of token strings -> id, -1: empty */
     int64_t index_mask;
     lg_merge *listed;         /* [n_merge] in rank order, as read */

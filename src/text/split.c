@@ -170,7 +170,10 @@ static lg_status compile(lg_regex **out, const lg_tokenizer *t, const char *s, i
         if (code == PCRE2_ERROR_HEAP_FAILED) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "%s: no memory", t->source));
         LG_TRY(lg_base_fail(err, LG_ERR_FORMAT, -1, "%s: %s: regular expression: %s", t->source, where, why));
     }
-    pcre2_jit_compile(x->code, PCRE2_JIT_COMPLETE); /* where that is refused matching is interpreted: slower, equal */
+    /* Where the system allows no executable memory matching is interpreted: slower, equal, and said. */
+    code = pcre2_jit_compile(x->code, PCRE2_JIT_COMPLETE);
+    if (code == PCRE2_ERROR_NOMEMORY) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "%s: no memory", t->source));
+    if (code) lg_base_log(LG_LOG_INFO, "%s: the pre-tokenizer is interpreted: PCRE2 cannot compile it here (%d)", t->source, code);
     *out = x;
     x = NULL;
 done:

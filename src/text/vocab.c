@@ -29,6 +29,7 @@ lg_tokenizer *lg_text_new(const char *source) {
     lg_tokenizer *t = lg_base_alloc(sizeof *t);
     if (!t) return NULL;
     t->source = lg_base_strdup(source);
+    t->max_vocab = LG_TEXT_MAX_VOCAB;
     t->unk = t->bos = t->eos = t->eot = t->pad = -1;
     for (int i = 0; i < 256; i++) t->byte_id[i] = -1;
     if (!t->source) {
@@ -76,9 +77,8 @@ static bool grow(void **p, int64_t *cap, int64_t need, int64_t size) {
 }
 
 lg_status lg_text_put_token(lg_tokenizer *t, int64_t id, const char *s, int64_t n, lg_kind kind, lg_error *err) {
-    if (id < 0 || id >= LG_TEXT_MAX_VOCAB)
-        return lg_base_fail(err, LG_ERR_LIMIT, -1, "%s: token id %lld is outside 0 .. %d", t->source, (long long)id,
-                            LG_TEXT_MAX_VOCAB - 1);
+    if (id < 0 || id >= t->max_vocab)
+        return lg_base_fail(err, LG_ERR_LIMIT, -1, "%s: token id %lld is outside 0 .. %lld", t->source, (long long)id, (long long)t->max_vocab - 1);
     if (n > INT32_MAX / 2) return lg_base_fail(err, LG_ERR_LIMIT, -1, "%s: token %lld is too long", t->source, (long long)id);
     void *p = t->token;
     bool ok = grow(&p, &t->cap_vocab, id + 1, sizeof *t->token);

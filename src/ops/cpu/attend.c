@@ -26,7 +26,7 @@ typedef struct kernels {
 
 static kernels kernels_for(const lg_gemm *g, int32_t d) {
     const bool avx512 = g->isa >= LG_ISA_AVX512;
-    kernels r = { .topk = avx512 ? lg_attend_topk_avx512 : lg_attend_topk_scalar };
+    kernels r = { .topk = avx512 ? lg_attend_topk_avx512 : g->isa == LG_ISA_AVX2 ? lg_attend_topk_avx2 : lg_attend_topk_scalar };
     if (avx512 && d % 16 == 0) r.k = &lg_attend_avx512;
     else if (g->isa >= LG_ISA_AVX2) r.k = &lg_attend_avx2;
     else r.k = &lg_attend_scalar;
@@ -145,11 +145,16 @@ static void offsets(int64_t *off, const job *j, const unit *u, int64_t first, in
     if (u->kind == DENSE) { /* tiles are pages */
         const int64_t at = ((int64_t)u->seq->page[first / LG_PAGE] * n_kv + u->head) * LG_PAGE * rb;
         for (int64_t i = 0; i < n; i++) off[i] = at + i * rb;
+    } else if (u->kind == SET && u->block == 1) {
+        const int32_t *page = u->seq->page, *ids = u->ids + first;
+        for (int64_t i = 0; i < n; i++) {
+            const uint32_t t = (uint32_t)ids[i];
+            off[i] = (((int64_t)page[t / LG_PAGE] * n_kv + u->head) * LG_PAGE + t % LG_PAGE) * rb;
+        }
     } else {
         for (int64_t i = 0; i < n; i++) {
             int64_t t = first + i;
             if (u->kind == WINDOW) t += t < u->sinks ? 0 : u->jump;
-            else if (u->block == 1) t = u->ids[t];
             else t = (int64_t)u->ids[t / u->block] * u->block + t % u->block;
             off[i] = (((int64_t)u->seq->page[t / LG_PAGE] * n_kv + u->head) * LG_PAGE + t % LG_PAGE) * rb;
         }

@@ -2,7 +2,7 @@
 #include "ops/cpu/attend_kernels.h"
 #include <immintrin.h>
 
-enum { VW = 16, NV = 4, MR = 8 };
+enum { VW = 16, NV = 4, MR = 8, MC = 2 };
 #define GH 4
 #define LG_PREFETCH 3
 typedef float vf __attribute__((vector_size(64)));
@@ -26,6 +26,8 @@ static inline void v_hsum4(float *dst, vf a, vf b, vf c, vf d) {
     const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
     _mm_storeu_ps(dst, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
 }
+
+static inline void v_fma(vf *a, vf x, vf y) { *a += x * y; }
 
 #include "ops/cpu/attend_simd.h"
 

@@ -52,5 +52,6 @@ extern const lg_attend_kernels lg_attend_scalar, lg_attend_avx2, lg_attend_avx51
 /* The k largest of n scores, equal ones by position: writes their positions + base ascending. 0 <= k <= n; -0 equals +0.
  * work: [n] words. */
 void lg_attend_topk_scalar(int32_t *out, const float *score, int64_t n, int64_t k, int32_t base, uint32_t *work);
+void lg_attend_topk_avx2(int32_t *out, const float *score, int64_t n, int64_t k, int32_t base, uint32_t *work);
 void lg_attend_topk_avx512(int32_t *out, const float *score, int64_t n, int64_t k, int32_t base, uint32_t *work);
 #endif

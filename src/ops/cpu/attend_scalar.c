@@ -1,7 +1,7 @@
 /* Attention kernels for any machine: vectors of four floats that the compiler maps to what there is. */
 #include "ops/cpu/attend_kernels.h"
 
-enum { VW = 4, NV = 2, MR = 4 };
+enum { VW = 4, NV = 2, MR = 4, MC = 2 };
 #define GH 2
 #define LG_PREFETCH 3
 typedef float vf __attribute__((vector_size(16)));
@@ -14,7 +14,7 @@ static inline vf v_f16(const uint8_t *p) {
     return (vf){ s_f16(half_at(p, 0)), s_f16(half_at(p, 1)), s_f16(half_at(p, 2)), s_f16(half_at(p, 3)) };
 }
 static inline vf v_bf16(const uint8_t *p) {
-    return (vf)(vi){ half_at(p, 0) << 16, half_at(p, 1) << 16, half_at(p, 2) << 16, half_at(p, 3) << 16 };
+    return (vf){ lg_base_bf16_to_f32(half_at(p, 0)), lg_base_bf16_to_f32(half_at(p, 1)), lg_base_bf16_to_f32(half_at(p, 2)), lg_base_bf16_to_f32(half_at(p, 3)) };
 }
 static inline vf v_i8(const uint8_t *p) {
     return (vf){ (float)(int8_t)p[0], (float)(int8_t)p[1], (float)(int8_t)p[2], (float)(int8_t)p[3] };
@@ -35,6 +35,8 @@ static inline void v_hsum4(float *dst, vf a, vf b, vf c, vf d) {
     dst[2] = v_hsum(c);
     dst[3] = v_hsum(d);
 }
+
+static inline void v_fma(vf *a, vf x, vf y) { *a += x * y; }
 
 #include "ops/cpu/attend_simd.h"
 

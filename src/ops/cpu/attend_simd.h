@@ -1,7 +1,7 @@
 /* The kernels of attend_kernels.h written once for vectors of VW floats. A file of one instruction set defines
- *   VW, GH (query heads per pass over the rows), NV (vectors of head_dim per pass), MR (rows of the flash product)
+ *   VW, GH (query heads per pass over the rows), NV (vectors of head_dim per pass), MR, MC (rows, vectors of the flash product)
  *   vf, vfu (same, unaligned), vi; v_f16, v_bf16, v_i8 (VW elements to f32), s_f16, v_max (keeps a NaN of its second
- *   argument), v_hmax, v_hsum, v_hsum4 (sums of four vectors)
+ *   argument), v_hmax, v_hsum, v_hsum4 (sums of four vectors), v_fma (*a += x y)
  * and includes this. head_dim must be a multiple of VW. */
 #include <math.h>
 #include <string.h>
@@ -37,31 +37,31 @@ INLINE vf v_exp2(vf x) {
 }
 INLINE float s_exp2(float x) { return v_exp2(v_set(x))[0]; }
 
+/* Bytes of a cache row; a constant where type and size are. */
+INLINE int64_t row_bytes_of(lg_dtype t, int64_t d) {
+    return t == LG_DTYPE_F32 ? 4 * d : t == LG_DTYPE_KV8 ? d + 2 * ((d + 31) / 32) : 2 * d;
+}
 INLINE void prefetch_row(const uint8_t *p, int64_t bytes) {
     for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, LG_PREFETCH);
-    if (((uintptr_t)p & 63) != 0) __builtin_prefetch(p + bytes - 1, 0, LG_PREFETCH);
+    if (bytes % 64) __builtin_prefetch(p + bytes - 1, 0, LG_PREFETCH);
 }
 
 /* ---- decode ------------------------------------------------------------------------------------------ */
 
-/* s[j][i] = q_j . k_i for gh heads, rows in fours. Rows of `ahead` (same count or fewer) are prefetched meanwhile. */
+/* s[j][i] = q_j . k_i for gh heads, rows in fours. Rows of `ahead` (padded as off is) are prefetched meanwhile. */
 INLINE void tile_scores(float (*restrict s)[LG_TILE], const float *restrict q, const lg_tile *t, lg_dtype dt, int gh,
                         int64_t d, const uint8_t *ahead, const int64_t *ahead_off, int64_t ahead_n) {
     for (int64_t i = 0; i < t->n; i += 4) {
-        const uint8_t *r0 = t->k + t->off[i], *r1 = t->k + t->off[i + 1];
-        const uint8_t *r2 = t->k + t->off[i + 2], *r3 = t->k + t->off[i + 3];
+        const uint8_t *r[4];
         vf a[GH][4] = { 0 };
-        for (int64_t p = i; p < i + 4 && p < ahead_n; p++) prefetch_row(ahead + ahead_off[p], t->row_bytes);
-        for (int64_t c = 0; c < d; c += VW) {
-            const vf k0 = v_row(dt, r0, c, d), k1 = v_row(dt, r1, c, d), k2 = v_row(dt, r2, c, d), k3 = v_row(dt, r3, c, d);
-            for (int j = 0; j < gh; j++) {
-                const vf x = v_load(q + j * d + c);
-                a[j][0] += x * k0;
-                a[j][1] += x * k1;
-                a[j][2] += x * k2;
-                a[j][3] += x * k3;
+        for (int e = 0; e < 4; e++) r[e] = t->k + t->off[i + e];
+        if (i < ahead_n)
+            for (int e = 0; e < 4; e++) prefetch_row(ahead + ahead_off[i + e], row_bytes_of(dt, d));
+        for (int64_t c = 0; c < d; c += VW)
+            for (int e = 0; e < 4; e++) {
+                const vf k = v_row(dt, r[e], c, d);
+                for (int j = 0; j < gh; j++) v_fma(&a[j][e], v_load(q + j * d + c), k);
             }
-        }
         for (int j = 0; j < gh; j++) v_hsum4(s[j] + i, a[j][0], a[j][1], a[j][2], a[j][3]);
     }
 }
@@ -74,10 +74,12 @@ INLINE void tile_values_part(float *restrict acc, const float (*restrict p)[LG_T
         for (int e = 0; e < nv; e++) a[j][e] = v_load(acc + j * d + c + e * VW);
     for (int64_t i = 0; i < t->n; i++) {
         const uint8_t *row = t->v + t->off[i];
-        if (first && i < ahead_n) prefetch_row(t->k + ahead_off[i], t->row_bytes);
+        vf w[GH];
+        if (first && i < ahead_n) prefetch_row(t->k + ahead_off[i], row_bytes_of(dt, d));
+        for (int j = 0; j < gh; j++) w[j] = v_set(p[j][i]);
         for (int e = 0; e < nv; e++) {
             const vf x = v_row(dt, row, c + e * VW, d);
-            for (int j = 0; j < gh; j++) a[j][e] += p[j][i] * x;
+            for (int j = 0; j < gh; j++) v_fma(&a[j][e], w[j], x);
         }
     }
     for (int j = 0; j < gh; j++)
@@ -126,12 +128,15 @@ INLINE void tile_heads(const lg_tile *t, lg_dtype dt, int gh, int64_t d, int32_t
 }
 
 INLINE void tile_dim(const lg_tile *t, lg_dtype dt, int64_t d) {
-    for (int32_t j0 = 0; j0 < t->group; j0 += GH) {
+    for (int32_t j0 = 0, take; j0 < t->group; j0 += take) {
         const int32_t left = t->group - j0;
-        if (left >= GH) tile_heads(t, dt, GH, d, j0, j0 == 0);
-        else if (left == 1) tile_heads(t, dt, 1, d, j0, j0 == 0);
+        take = left < GH ? left : GH == 3 && left == 4 ? 2 : GH; /* 2 + 2 rather than 3 + 1 */
+        if (take == GH) tile_heads(t, dt, GH, d, j0, j0 == 0);
+        else if (take == 1) tile_heads(t, dt, 1, d, j0, j0 == 0);
 #if GH > 2
-        else if (left == 2) tile_heads(t, dt, 2, d, j0, j0 == 0);
+        else if (take == 2) tile_heads(t, dt, 2, d, j0, j0 == 0);
+#endif
+#if GH > 3
         else tile_heads(t, dt, 3, d, j0, j0 == 0);
 #endif
     }
@@ -213,28 +218,21 @@ static void load_page(float *dst, const uint8_t *src, int64_t n, int64_t row_byt
     }
 }
 
-/* dst[r][LANES] (+)= sum_j a[r*ra + j*rj] * b[j][LANES] for r < rows, a multiple of MR. */
+/* dst[r][LANES] (+)= sum_j a[r*ra + j*rj] * b[j][LANES] for r < rows, a multiple of MR; MR x MC vectors at a time. */
 INLINE void outer(float *restrict dst, const float *restrict a, int64_t ra, int64_t rj, const float *restrict b, int64_t rows,
                   int64_t n, bool add) {
     for (int64_t r = 0; r < rows; r += MR)
-        for (int64_t l = 0; l < LANES; l += 2 * VW) {
-            vf x[MR][2] = { 0 };
-            for (int i = 0; i < MR && add; i++) {
-                x[i][0] = v_load(dst + (r + i) * LANES + l);
-                x[i][1] = v_load(dst + (r + i) * LANES + l + VW);
-            }
-            for (int64_t j = 0; j < n; j++) {
-                const vf b0 = v_load(b + j * LANES + l), b1 = v_load(b + j * LANES + l + VW);
+        for (int64_t l = 0; l < LANES; l += MC * VW) {
+            vf x[MR][MC] = { 0 };
+            for (int i = 0; i < MR && add; i++)
+                for (int e = 0; e < MC; e++) x[i][e] = v_load(dst + (r + i) * LANES + l + e * VW);
+            for (int64_t j = 0; j < n; j++)
                 for (int i = 0; i < MR; i++) {
-                    const float y = a[(r + i) * ra + j * rj];
-                    x[i][0] += y * b0;
-                    x[i][1] += y * b1;
+                    const vf y = v_set(a[(r + i) * ra + j * rj]);
+                    for (int e = 0; e < MC; e++) v_fma(&x[i][e], y, v_load(b + j * LANES + l + e * VW));
                 }
-            }
-            for (int i = 0; i < MR; i++) {
-                v_store(dst + (r + i) * LANES + l, x[i][0]);
-                v_store(dst + (r + i) * LANES + l + VW, x[i][1]);
-            }
+            for (int i = 0; i < MR; i++)
+                for (int e = 0; e < MC; e++) v_store(dst + (r + i) * LANES + l + e * VW, x[i][e]);
         }
 }
 

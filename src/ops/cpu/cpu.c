@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { MAX_OPS = 512, SPINS = 400 };
+enum { MAX_OPS = 512, SPINS = 400, SLAB_BYTES = 16 << 20 };
 
 typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS, K_KV_WRITE, K_ARGMAX, K_FETCH } kind;
 typedef struct task {
@@ -29,8 +29,11 @@ typedef struct task {
     } u;
 } task;
 
+typedef struct slab { struct slab *below; _Alignas(64) int64_t used; } slab; /* SLAB_BYTES, this head first */
+
 struct lg_ops_ctx {
     lg_gemm g;
+    slab *slab;
     int nth;
     int64_t max_tok;
     int n_task;
@@ -41,6 +44,7 @@ struct lg_ops_ctx {
     int64_t thread_bytes;
     void *attend;
     int64_t in_bytes, kv_bytes, rows_bytes, attend_bytes;
+    atomic_llong turn[MAX_OPS]; /* of each task: outputs handed out beyond the fixed shares */
     /* Low-rank additions: A x of up to three projections, and their input forms. */
     int64_t max_rank;  /* over bound ones */
     float *low;
@@ -69,6 +73,11 @@ static void cpu_close(lg_ops_ctx *c) {
     lg_base_free(c->rows);
     lg_base_free(c->thread_scratch);
     lg_base_free(c->attend);
+    while (c->slab) {
+        slab *s = c->slab;
+        c->slab = s->below;
+        lg_base_free(s);
+    }
     lg_base_free(c->low);
     lg_base_free(c->low_in);
     lg_base_free(c);
@@ -91,10 +100,39 @@ static void cpu_copy(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
     memcpy(dst, src, (size_t)bytes);
 }
 
-static lg_status cpu_weight_bind(lg_ops_ctx *c, lg_weight *w, lg_error *err) {
-    return w->lookup ? LG_OK : lg_gemm_pack(&c->g, w, err);
+/* Small packed weights move into common slabs, which are huge pages: a page of their own would be mostly empty. A slab
+ * lives as long as the context. Out of memory for a slab: the weight stays where it is. */
+static void to_slab(lg_ops_ctx *c, lg_weight *w) {
+    const int64_t bytes = (w->packed_bytes + 63) / 64 * 64;
+    if (bytes > SLAB_BYTES / 8) return;
+    if (!c->slab || c->slab->used + bytes > SLAB_BYTES) {
+        slab *s = lg_base_alloc(SLAB_BYTES);
+        if (!s) return;
+        s->below = c->slab;
+        s->used = (int64_t)sizeof *s;
+        c->slab = s;
+    }
+    uint8_t *p = (uint8_t *)c->slab + c->slab->used;
+    memcpy(p, w->packed, (size_t)w->packed_bytes);
+    lg_base_free(w->packed);
+    w->packed = p;
+    c->slab->used += bytes;
 }
-static void cpu_weight_unbind(lg_ops_ctx *c, lg_weight *w) { (void)c; lg_gemm_unpack(w); }
+static lg_status cpu_weight_bind(lg_ops_ctx *c, lg_weight *w, lg_error *err) {
+    if (w->lookup) return LG_OK;
+    const lg_status st = lg_gemm_pack(&c->g, w, err);
+    if (st == LG_OK) to_slab(c, w);
+    return st;
+}
+static void cpu_weight_unbind(lg_ops_ctx *c, lg_weight *w) {
+    for (const slab *s = c->slab; s; s = s->below)
+        if ((uintptr_t)w->packed - (uintptr_t)s < (uintptr_t)SLAB_BYTES) {
+            w->packed = NULL;
+            w->packed_bytes = 0;
+            return;
+        }
+    lg_gemm_unpack(w);
+}
 
 /* A and scale*B as bound weights, so that both products run in the kernels of the base's. B in bf16 where compute allows. */
 typedef struct low_rank { lg_weight a, b; } low_rank;
@@ -281,7 +319,7 @@ static void low_forms(lg_ops_ctx *c, const lg_lora *const *r, int n, int64_t n_t
     }
 }
 
-/* y += scale * B low[i]; the thread adds to outputs that lg_gemm_run of the base product gave it. */
+/* y += scale * B low[i]; the base product is complete: barriers lie between. */
 static void low_up(lg_ops_ctx *c, const lg_lora *r, int i, float *y, int64_t n_tok, void *mine, int ith, int nth) {
     if (!has_low(r)) return;
     const low_rank *p = r->packed;
@@ -322,6 +360,73 @@ static void run_argmax(const lg_op_argmax *a, int ith, int nth) {
     }
 }
 
+/* ---- products ----
+ * One to three products with the same input are one list of panels of 16 outputs. Most of it is shared out beforehand, so that
+ * every thread reads weights that lie together; the rest goes to whoever is first, since neighbours on the machine slow cores
+ * unequally. Who computes a panel changes nothing in it. */
+enum { OWN_SHARE = 75 /* percent */, PANEL = 16, FEW = 16 };
+typedef struct part { float *y; const lg_weight *w; bool add; } part;
+typedef struct hand { atomic_llong *turn; int64_t total, fixed, lo, hi; bool begun; } hand;
+
+static hand hand_of(lg_ops_ctx *c, int task_at, int64_t total, int64_t n_tok, int ith, int nth) {
+    /* The wider kernels take several panels together; few rows wait for memory, not for each other. */
+    const bool all = nth == 1 || c->g.isa > LG_ISA_AVX2 || n_tok <= FEW;
+    hand h = { .turn = &c->turn[task_at], .total = total, .fixed = all ? total : total * OWN_SHARE / 100 };
+    h.lo = h.fixed * ith / nth;
+    h.hi = h.fixed * (ith + 1) / nth;
+    return h;
+}
+static bool next_hand(hand *h) {
+    if (h->begun) {
+        h->lo = h->fixed == h->total ? h->total : h->fixed + (int64_t)atomic_fetch_add_explicit(h->turn, 1, memory_order_relaxed);
+        h->hi = h->lo + 1;
+    }
+    h->begun = true;
+    return h->lo < h->total;
+}
+static int64_t panels_of(const lg_weight *w) { return (w->n_out + PANEL - 1) / PANEL; }
+
+static void products(lg_ops_ctx *c, int task_at, const part *p, int n_part, int64_t n_tok, void *scratch, int ith, int nth) {
+    int64_t total = 0;
+    for (int i = 0; i < n_part; i++) total += panels_of(p[i].w);
+    hand h = hand_of(c, task_at, total, n_tok, ith, nth);
+    while (next_hand(&h)) {
+        int64_t at = 0;
+        for (int i = 0; i < n_part; i++) {
+            const int64_t n = panels_of(p[i].w), lo = h.lo > at ? h.lo - at : 0, hi = h.hi - at < n ? h.hi - at : n;
+            if (lo < hi) lg_gemm_run_panels(&c->g, p[i].y, p[i].w->n_out, p[i].add, c->in, p[i].w, n_tok, scratch, lo, hi);
+            at += n;
+        }
+    }
+}
+
+
+static void gate_up(lg_ops_ctx *c, int task_at, const lg_op_gate_up *a, void *scratch, int ith, int nth, int *sense) {
+    const int64_t n_in = a->gate->n_in, n_out = a->gate->n_out;
+    if (has_low(a->lora_gate) || has_low(a->lora_up)) { /* the additions come between the products and the SiLU */
+        const part p[2] = { { a->h, a->gate, false }, { c->k, a->up, false } };
+        const lg_lora *const lora[2] = { a->lora_gate, a->lora_up };
+        int64_t first, last;
+        products(c, task_at, p, 2, a->n_tok, scratch, ith, nth);
+        low_ready(c, lora, 2, n_in, a->n_tok, scratch, ith, nth, sense);
+        low_up(c, lora[0], 0, a->h, a->n_tok, scratch, ith, nth);
+        low_up(c, lora[1], 1, c->k, a->n_tok, scratch, ith, nth);
+        lg_gemm_rows(n_out, ith, nth, &first, &last);
+        for (int64_t t = 0; t < a->n_tok && last > first; t++)
+            lg_gemm_silu_mul(&c->g, a->h + t * n_out + first, a->h + t * n_out + first, c->k + t * n_out + first, last - first);
+        return;
+    }
+    hand h = hand_of(c, task_at, panels_of(a->gate), a->n_tok, ith, nth);
+    while (next_hand(&h)) {
+        const int64_t first = h.lo * PANEL, last = h.hi * PANEL < n_out ? h.hi * PANEL : n_out;
+        if (first >= last) continue;
+        lg_gemm_run_panels(&c->g, a->h, n_out, false, c->in, a->gate, a->n_tok, scratch, h.lo, h.hi);
+        lg_gemm_run_panels(&c->g, c->k, n_out, false, c->in, a->up, a->n_tok, scratch, h.lo, h.hi);
+        for (int64_t t = 0; t < a->n_tok; t++)
+            lg_gemm_silu_mul(&c->g, a->h + t * n_out + first, a->h + t * n_out + first, c->k + t * n_out + first, last - first);
+    }
+}
+
 static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
     const lg_gemm *g = &c->g;
     void *mine = c->thread_scratch + (int64_t)ith * c->thread_bytes;
@@ -332,18 +437,14 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
         case K_EMBED: run_embed(&s->u.embed, ith, nth); break;
         case K_QKV: {
             const lg_op_qkv *a = &s->u.qkv;
-            const int64_t d = a->geom.head_dim, n_in = a->wq->n_in, nkv = a->geom.n_head_kv * d;
+            const int64_t n_in = a->wq->n_in;
+            const part p[3] = { { a->q, a->wq, false }, { c->k, a->wk, false }, { c->v, a->wv, false } };
             lg_gemm_input(g, c->in, a->x, n_in, a->norm, a->eps, a->n_tok, n_in, ith, nth);
             barrier(c, nth, sense);
-            lg_gemm_run(g, a->q, a->n_head * d, false, c->in, a->wq, a->n_tok, mine, ith, nth);
-            lg_gemm_run(g, c->k, nkv, false, c->in, a->wk, a->n_tok, mine, ith, nth);
-            lg_gemm_run(g, c->v, nkv, false, c->in, a->wv, a->n_tok, mine, ith, nth);
+            products(c, i, p, 3, a->n_tok, mine, ith, nth);
             const lg_lora *const lora[3] = { a->lora_q, a->lora_k, a->lora_v };
-            if (low_ready(c, lora, 3, n_in, a->n_tok, mine, ith, nth, sense)) {
-                low_up(c, lora[0], 0, a->q, a->n_tok, mine, ith, nth);
-                low_up(c, lora[1], 1, c->k, a->n_tok, mine, ith, nth);
-                low_up(c, lora[2], 2, c->v, a->n_tok, mine, ith, nth);
-            }
+            if (low_ready(c, lora, 3, n_in, a->n_tok, mine, ith, nth, sense))
+                for (int j = 0; j < 3; j++) low_up(c, lora[j], j, p[j].y, a->n_tok, mine, ith, nth);
             barrier(c, nth, sense);
             qkv_finish(c, a, ith, nth);
             break;
@@ -368,26 +469,16 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
             const lg_op_product_add *a = &s->u.product;
             lg_gemm_input(g, c->in, a->x, a->w->n_in, NULL, 0, a->n_tok, a->w->n_in, ith, nth);
             barrier(c, nth, sense);
-            lg_gemm_run(g, a->y, a->w->n_out, true, c->in, a->w, a->n_tok, mine, ith, nth);
+            products(c, i, &(part){ a->y, a->w, true }, 1, a->n_tok, mine, ith, nth);
             if (low_ready(c, &a->lora, 1, a->w->n_in, a->n_tok, mine, ith, nth, sense)) low_up(c, a->lora, 0, a->y, a->n_tok, mine, ith, nth);
             break;
         }
         case K_GATE_UP: {
             const lg_op_gate_up *a = &s->u.gate_up;
-            const int64_t n_in = a->gate->n_in, n_out = a->gate->n_out;
-            int64_t first, last;
+            const int64_t n_in = a->gate->n_in;
             lg_gemm_input(g, c->in, a->x, n_in, a->norm, a->eps, a->n_tok, n_in, ith, nth);
             barrier(c, nth, sense);
-            lg_gemm_run(g, a->h, n_out, false, c->in, a->gate, a->n_tok, mine, ith, nth);
-            lg_gemm_run(g, c->k, n_out, false, c->in, a->up, a->n_tok, mine, ith, nth);
-            const lg_lora *const lora[2] = { a->lora_gate, a->lora_up };
-            if (low_ready(c, lora, 2, n_in, a->n_tok, mine, ith, nth, sense)) {
-                low_up(c, lora[0], 0, a->h, a->n_tok, mine, ith, nth);
-                low_up(c, lora[1], 1, c->k, a->n_tok, mine, ith, nth);
-            }
-            lg_gemm_rows(n_out, ith, nth, &first, &last);
-            for (int64_t t = 0; t < a->n_tok && last > first; t++)
-                lg_gemm_silu_mul(g, a->h + t * n_out + first, a->h + t * n_out + first, c->k + t * n_out + first, last - first);
+            gate_up(c, i, a, mine, ith, nth, sense);
             break;
         }
         case K_KV_WRITE: run_kv_write(&s->u.kv_write, ith, nth); break;
@@ -409,7 +500,7 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
             }
             lg_gemm_input(g, c->in, x, n_in, a->norm, a->eps, a->n_row, n_in, ith, nth);
             barrier(c, nth, sense);
-            lg_gemm_run(g, a->logits, a->w->n_out, false, c->in, a->w, a->n_row, mine, ith, nth);
+            products(c, i, &(part){ a->logits, a->w, false }, 1, a->n_row, mine, ith, nth);
             break;
         }
         }
@@ -421,6 +512,7 @@ static lg_status cpu_sync(lg_ops_ctx *c, lg_error *err) {
     if (!c->n_task) return LG_OK;
     atomic_store(&c->arrived, 0);
     atomic_store(&c->sense, 0);
+    for (int i = 0; i < c->n_task; i++) atomic_store_explicit(&c->turn[i], 0, memory_order_relaxed);
 #pragma omp parallel num_threads(c->nth)
     {
         int sense = 0;

@@ -34,7 +34,7 @@ static lg_isa best_isa(void) {
     if ((lo & 0x6) != 0x6) return LG_ISA_SCALAR;
     const unsigned f512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
     if ((lo & 0xe6) != 0xe6 || (b7 & f512) != f512 || !(c7 & bit_AVX512VNNI)) return LG_ISA_AVX2;
-    const unsigned amx = bit_AMX_TILE | bit_AMX_BF16;
+    const unsigned amx = 1u << 24 | 1u << 22; /* AMX-TILE, AMX-BF16: gcc and clang name the bits differently */
     const bool bf16 = __get_cpuid_count(7, 1, &a71, &b, &c, &d) && (a71 & bit_AVX512BF16);
     if ((lo & 0x60000) != 0x60000 || (d7 & amx) != amx || !bf16 || !amx_allowed()) return LG_ISA_AVX512;
     return LG_ISA_AMX;
@@ -328,14 +328,13 @@ int64_t lg_gemm_scratch_bytes(const lg_gemm *g, int64_t n_tok, int64_t n_in) {
     return g->isa >= LG_ISA_AVX512 ? 3 * LG_GEMM_NR * 256 * 4 : column * 4;
 }
 
-void lg_gemm_run(const lg_gemm *g, float *y, int64_t ldy, bool add, const void *in, const lg_weight *w,
-                 int64_t n_tok, void *scratch, int ith, int nth) {
+void lg_gemm_run_panels(const lg_gemm *g, float *y, int64_t ldy, bool add, const void *in, const lg_weight *w,
+                        int64_t n_tok, void *scratch, int64_t p0, int64_t p1) {
     const lg_gemm_form form = lg_gemm_form_of(g, n_tok);
     lg_gemm_job j = { .f = lg_gemm_format_of(w->dtype), .packed = w->packed, .nb = lg_gemm_blocks(w->n_in), .n_out = w->n_out,
-                      .y = y, .ldy = ldy, .add = add, .in = in, .n_tok = n_tok, .scratch = scratch };
+                      .p0 = p0, .p1 = p1, .y = y, .ldy = ldy, .add = add, .in = in, .n_tok = n_tok, .scratch = scratch };
     j.panel_bytes = lg_gemm_panel_bytes(j.f, j.nb);
     j.row_bytes = row_bytes_of(form, j.nb);
-    share_panels(w->n_out, ith, nth, &j.p0, &j.p1);
     const bool q8 = form == LG_FORM_Q8 && j.f->scale != LG_SCALE_NONE;
 #if defined(__x86_64__)
     if (form == LG_FORM_BF16) lg_gemm_bf16_amx(&j);
@@ -347,6 +346,13 @@ void lg_gemm_run(const lg_gemm *g, float *y, int64_t ldy, bool add, const void *
 #endif
         lg_gemm_float_scalar(&j);
     (void)q8;
+}
+
+void lg_gemm_run(const lg_gemm *g, float *y, int64_t ldy, bool add, const void *in, const lg_weight *w,
+                 int64_t n_tok, void *scratch, int ith, int nth) {
+    int64_t p0, p1;
+    share_panels(w->n_out, ith, nth, &p0, &p1);
+    lg_gemm_run_panels(g, y, ldy, add, in, w, n_tok, scratch, p0, p1);
 }
 
 void lg_gemm_silu_mul(const lg_gemm *g, float *h, const float *gate, const float *up, int64_t n) {

@@ -36,6 +36,9 @@ void lg_gemm_rows(int64_t n_out, int ith, int nth, int64_t *first, int64_t *last
 int64_t lg_gemm_scratch_bytes(const lg_gemm *g, int64_t n_tok, int64_t n_in);
 void lg_gemm_run(const lg_gemm *g, float *y, int64_t ldy, bool add, const void *in, const lg_weight *w,
                  int64_t n_tok, void *scratch, int ith, int nth);
+/* The same for outputs [16 p0, 16 p1) (cut at n_out), whoever owns them. */
+void lg_gemm_run_panels(const lg_gemm *g, float *y, int64_t ldy, bool add, const void *in, const lg_weight *w,
+                        int64_t n_tok, void *scratch, int64_t p0, int64_t p1);
 
 void lg_gemm_silu_mul(const lg_gemm *g, float *h, const float *gate, const float *up, int64_t n); /* h = silu(gate) * up; h may be gate */
 void lg_gemm_embed_row(float *dst, const lg_weight *w, int64_t id); /* dequantised row of a bound weight (from w->packed or w->data) */

@@ -28,6 +28,8 @@ static void row_f32(float *dst, const float *x, float scale, const float *norm, 
     for (int64_t b = first; b < last; b++) row_block(dst + b * LG_GEMM_KB, x, scale, norm, b, n_in);
 }
 
+#ifndef ROW_Q8 /* an instruction set's own, of the same signature */
+#define ROW_Q8 row_q8
 static void row_q8(uint8_t *row, const float *x, float scale, const float *norm, int64_t first, int64_t last, int64_t n_in) {
     const int64_t nb = lg_gemm_blocks(n_in);
     float *f = (float *)(void *)row;
@@ -53,6 +55,7 @@ static void row_q8(uint8_t *row, const float *x, float scale, const float *norm,
         halves[2 * b + 1] = h1;
     }
 }
+#endif
 
 static void row_bf16(uint8_t *tile_row, const float *x, float scale, const float *norm, int64_t n_in) {
     const int64_t nb = lg_gemm_blocks(n_in);
@@ -85,7 +88,35 @@ static void row_silu_mul(float *h, const float *gate, const float *up, int64_t n
     for (int64_t i = 0; i < n; i++) h[i] = gate[i] / (1.0f + row_exp2(gate[i] * -1.4426950f)) * up[i];
 }
 
-const lg_gemm_rows_fn ROWS_TABLE = { row_mean_square, row_f32, row_q8, row_bf16, row_silu_mul };
+const lg_gemm_rows_fn ROWS_TABLE = { row_mean_square, row_f32, ROW_Q8, row_bf16, row_silu_mul };
+
+/* Rows t .. t + ROWS of the input over one panel: the sums stay in registers, a weight is loaded once for all rows. */
+typedef float row_v8 __attribute__((vector_size(32), aligned(4), may_alias));
+enum { ROW_BLOCK = 6 };
+#define ROW_FLOAT_BLOCK(ROWS)                                                                                                \
+    static __attribute__((unused)) void row_float_block_##ROWS(const lg_gemm_job *j, const float *w, int64_t n_k, int64_t t, \
+                                                               int64_t o, int64_t n) {                                       \
+        const float *x[ROWS];                                                                                                \
+        row_v8 acc[ROWS][2];                                                                                                 \
+        for (int i = 0; i < ROWS; i++) {                                                                                     \
+            x[i] = (const float *)(const void *)(j->in + (t + i) * j->row_bytes);                                            \
+            acc[i][0] = acc[i][1] = (row_v8){ 0 };                                                                           \
+        }                                                                                                                    \
+        for (int64_t k = 0; k < n_k; k++) {                                                                                  \
+            const row_v8 *v = (const row_v8 *)(const void *)(w + k * LG_GEMM_NR);                                            \
+            const row_v8 a = v[0], b = v[1];                                                                                 \
+            _Pragma("GCC unroll 6") for (int i = 0; i < ROWS; i++) {                                                         \
+                acc[i][0] += a * x[i][k];                                                                                    \
+                acc[i][1] += b * x[i][k];                                                                                    \
+            }                                                                                                                \
+        }                                                                                                                    \
+        for (int i = 0; i < ROWS; i++) {                                                                                     \
+            float *y = j->y + (t + i) * j->ldy + o;                                                                          \
+            for (int64_t r = 0; r < n; r++) y[r] = j->add ? y[r] + acc[i][r / 8][r % 8] : acc[i][r / 8][r % 8];              \
+        }                                                                                                                    \
+    }
+ROW_FLOAT_BLOCK(1)
+ROW_FLOAT_BLOCK(6)
 
 /* Panels are dequantised once into scratch [k][16], then every row of the input runs over them. */
 static __attribute__((unused)) void row_float_product(const lg_gemm_job *j) {
@@ -95,12 +126,8 @@ static __attribute__((unused)) void row_float_product(const lg_gemm_job *j) {
         const uint8_t *panel = j->packed + p * j->panel_bytes;
         for (int64_t b = 0; b < j->nb; b++) lg_gemm_block_f32(j->f, panel, j->nb, b, w + b * LG_GEMM_KB);
         const int64_t o = p * LG_GEMM_NR, n = j->n_out - o < LG_GEMM_NR ? j->n_out - o : LG_GEMM_NR;
-        for (int64_t t = 0; t < j->n_tok; t++) {
-            const float *x = (const float *)(const void *)(j->in + t * j->row_bytes);
-            float acc[LG_GEMM_NR] = { 0 }, *y = j->y + t * j->ldy + o;
-            for (int64_t k = 0; k < n_k; k++)
-                for (int r = 0; r < LG_GEMM_NR; r++) acc[r] += x[k] * w[k][r];
-            for (int64_t r = 0; r < n; r++) y[r] = j->add ? y[r] + acc[r] : acc[r];
-        }
+        int64_t t = 0;
+        for (; t + ROW_BLOCK <= j->n_tok; t += ROW_BLOCK) row_float_block_6(j, w[0], n_k, t, o, n);
+        for (; t < j->n_tok; t++) row_float_block_1(j, w[0], n_k, t, o, n);
     }
 }

@@ -1,0 +1,161 @@
+#!/bin/sh
+# Everything that needs a GPU, in stages that each end inside a time limit.
+#
+#   sh scripts/gpu-run.sh pack                  where the libraries and nvcc are: builds with STATIC=1 and fills .gpu/a and .gpu/b
+#   sh scripts/gpu-run.sh STAGE ...             on the machine with the GPU, from the root of the repository
+#
+# pack    .gpu/a: programs (stripped, one tar.gz), texts and first half of SmolLM2; .gpu/b: the second half. Each with the tracked files
+#         stays below 64 MiB. Carry .gpu/a, .gpu/b or both: halves are kept in $GPU_STORE (/var/tmp/longan-gpu) between calls.
+# build   instead of pack, where the GPU machine has compilers: make cuda there, with headers and libraries of .gpu/dep (include/, lib/) if
+#         that was carried. LONGAN_SMOLLM2 names the model then, or .gpu/model.part.* are joined.
+# check   op cases on the device (f32 and auto), decode_check, prefill_check
+# parity  tools/gpu-parity.py: logits, sets and greedy text, CPU against CUDA
+# sanitize  compute-sanitizer memcheck, racecheck, initcheck: small op cases, the small cases of both checks, a short generation
+# perf    ops perf, decode_check time, prefill_check time
+# bench   bench/vs_torch.py (BENCH_ARGS: more options for it)
+# quality tools/quality-run.sh on the processor's cores
+#
+# Logs go to $OUT (./gpu-out without it), one a stage; a summary comes last. TOTAL_LIMIT (580) seconds bound the whole call: a stage gets
+# its own limit or what is left. Exit 1 when a stage failed or ran out of time.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+usage() { sed -n '2,/^set -u/{/^set/d;s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
+[ $# -gt 0 ] || usage
+model_name=SmolLM2-135M-Instruct.Q4_1.gguf
+
+pack() {
+    model=${LONGAN_SMOLLM2:-.cache/models/$model_name}
+    rm -f build-cuda/longan build-cuda/tests/ops build-cuda/tests/cuda/*_check build/tools/quality
+    make -j"$(nproc)" STATIC=1 cuda && make -j"$(nproc)" STATIC=1 build/tools/quality || exit 1
+    rm -rf .gpu/a .gpu/b; mkdir -p .gpu/a/bin .gpu/b
+    for f in build-cuda/longan build-cuda/tests/ops build-cuda/tests/cuda/*_check build/tools/quality; do
+        if [ -x "$f" ]; then strip -o ".gpu/a/bin/$(basename "$f")" "$f"; else echo "pack: $f is missing" >&2; fi
+    done
+    git rev-parse --short=12 HEAD >.gpu/a/bin/commit
+    tar -C .gpu/a -czf .gpu/a/bin.tar.gz bin && rm -r .gpu/a/bin
+    if [ -n "${GPU_TEXTS:-}" ]; then tar -C "$GPU_TEXTS" -czf .gpu/a/texts.tar.gz .; fi # tools/quality-texts.py: held-out texts
+    if [ -s "$model" ]; then
+        first=$((46 * 1024 * 1024 - $(cat .gpu/a/*.gz | wc -c)))
+        head -c "$first" "$model" >.gpu/a/model.0
+        tail -c +"$((first + 1))" "$model" >.gpu/b/model.1
+        sha256sum <"$model" | cut -d' ' -f1 >.gpu/a/model.sum
+    else echo "pack: no model at $model: stages that need SmolLM2 will skip it" >&2; fi
+    du -sm .gpu/a .gpu/b
+    git ls-files -z | xargs -0 du -cm | tail -n 1 | sed 's/total/MiB of tracked files/'
+}
+if [ "$1" = pack ]; then [ $# -eq 1 ] || usage; pack; exit; fi
+
+OUT=${OUT:-gpu-out}
+STORE=${GPU_STORE:-/var/tmp/longan-gpu}
+mkdir -p "$OUT" "$STORE"
+for f in .gpu/a/* .gpu/b/* .gpu/model.part.*; do # what this call carried
+    case $f in
+    *'*') ;;
+    *) cmp -s "$f" "$STORE/$(basename "$f")" || cp "$f" "$STORE/" ;;
+    esac
+done
+[ ! -s "$STORE/bin.tar.gz" ] || tar -C "$STORE" -xzf "$STORE/bin.tar.gz"
+if [ -d .gpu/dep ]; then
+    dep=$PWD/.gpu/dep
+    export C_INCLUDE_PATH="$dep/include" CPLUS_INCLUDE_PATH="$dep/include" LIBRARY_PATH="$dep/lib" LD_LIBRARY_PATH="$dep/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+fi
+prog() { # NAME: built here, else carried
+    for f in build-cuda/"$1" build-cuda/tests/"$1" build-cuda/tests/cuda/"$1" build/tools/"$1" "$STORE/bin/$1"; do [ -f "$f" ] && [ -x "$f" ] && break; done
+    echo "$f"
+}
+if [ -s "$STORE/texts.tar.gz" ]; then mkdir -p "$STORE/texts"; tar -C "$STORE/texts" -xzf "$STORE/texts.tar.gz"; fi
+if [ ! -s "$STORE/$model_name" ] && [ -s "$STORE/model.0" ] && [ -s "$STORE/model.1" ]; then
+    cat "$STORE/model.0" "$STORE/model.1" >"$STORE/$model_name.part"
+    if [ "$(sha256sum <"$STORE/$model_name.part" | cut -d' ' -f1)" = "$(cat "$STORE/model.sum")" ]; then mv "$STORE/$model_name.part" "$STORE/$model_name"
+    else echo "gpu-run: the halves of the model do not fit together" >&2; rm -f "$STORE/$model_name.part"; fi
+fi
+[ -s "$STORE/$model_name" ] || [ ! -s "$STORE/model.part.00" ] || [ ! -s "$STORE/model.part.01" ] || cat "$STORE"/model.part.* >"$STORE/$model_name"
+if [ -z "${LONGAN_SMOLLM2:-}" ]; then
+    for m in "$STORE/$model_name" ".cache/models/$model_name"; do [ -s "$m" ] && { LONGAN_SMOLLM2=$m; export LONGAN_SMOLLM2; break; }; done
+fi
+
+began=$(date +%s)
+total=${TOTAL_LIMIT:-580}
+failed='' summary=$OUT/summary.txt
+: >"$summary"
+note() { echo "$*" | tee -a "$summary"; }
+now() { echo $(($(date +%s) - began)); }
+left() { l=$((total - $(now))); [ "$l" -gt "$1" ] && l=$1; echo "$l"; }
+
+# part LOG LIMIT NAME COMMAND...: output into LOG; one line about it
+part() {
+    log=$OUT/$1.log; limit=$(left "$2"); name=$3; shift 3
+    if [ "$limit" -lt 5 ]; then note "not run   $name: no time left"; failed="$failed $name"; return 1; fi
+    if [ ! -x "$1" ] && ! command -v "$1" >/dev/null; then note "not run   $name: no $1"; failed="$failed $name"; return 1; fi
+    printf '\n=== %s: %s\n' "$name" "$*" >>"$log"
+    t0=$(date +%s)
+    timeout -k 5 "$limit" "$@" >"$STORE/part.out" 2>&1 </dev/null
+    rc=$?
+    head -c 3000000 "$STORE/part.out" >>"$log"
+    printf '=== exit %d, %d s\n' "$rc" $(($(date +%s) - t0)) >>"$log"
+    if [ "$rc" -eq 0 ]; then note "passed    $name ($(($(date +%s) - t0)) s)"; return 0; fi
+    failed="$failed $name"
+    if [ "$rc" -eq 124 ] || [ "$rc" -eq 137 ]; then note "TIME OUT  $name after $limit s"; else note "FAILED    $name: exit $rc ($(($(date +%s) - t0)) s)"; fi
+    grep -a -E 'FAILED|^not ok|=========|error|Error' "$STORE/part.out" | head -n 12 | cut -c1-200 | sed 's/^/            /' | tee -a "$summary"
+    return 1
+}
+show() { grep -a -E "$1" "$STORE/part.out" | cut -c1-170 | tail -n "$2" | sed 's/^/            /' | tee -a "$summary"; } # from the part before
+
+build() {
+    part build 400 "make cuda" make -j"$(nproc)" cuda
+}
+check() {
+    part check 60 decode_check "$(prog decode_check)" check
+    part check 120 prefill_check "$(prog prefill_check)" check; show 'runs, ' 1
+    part check 150 "ops f32" "$(prog ops)" test --device cuda --compute f32
+    part check 150 "ops auto" "$(prog ops)" test --device cuda --compute auto
+}
+parity() {
+    part parity 240 parity python3 tools/gpu-parity.py --longan "$(prog longan)" --jobs 8; show '^parity:' 1
+}
+# The whole op table takes hours under racecheck: small cases of every kind stand for it. SAN_TOOLS: fewer tools, when one call is too short.
+sanitize() {
+    command -v compute-sanitizer >/dev/null || PATH=$PATH:/usr/local/cuda/bin
+    for tool in ${SAN_TOOLS:-memcheck racecheck initcheck}; do
+        san() { name=$1; limit=$2; shift 2; part sanitize "$limit" "$tool $name" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 20 "$@"; }
+        san generate 60 "$(prog longan)" generate -m tests/fixtures/tiny-llama -p "In the beginning" -n 8 --device cuda --json
+        san hybrid 60 "$(prog longan)" generate -m tests/fixtures/tiny-hybrid -p "In the beginning was the word, and the word was read by few heads" -n 8 \
+            --device cuda --roles tests/fixtures/tiny-hybrid/roles/cross.json --roles-any-model --budget 12 --sinks 2 --recents 4 --json
+        san prefill_check 80 "$(prog prefill_check)" small
+        san decode_check 80 "$(prog decode_check)" check 1 12
+        for cases in "192x576 n1" "33x256 n9" "17x37" "200x256 n3 lora" "qkv bf16 576x576" "kv_write" "argmax 1001" "attend kv bf16 d64 kv3 g3 len 64,65" \
+            "attend kv q8 d128 kv8 g4 len 63" "hybrid kv bf16 d64 kv3 g3 len 1500,700,2111 topk block 1" "hybrid kv q8 d128 kv8 g4 len 1500 topk block 1"; do
+            san "ops $cases" 45 "$(prog ops)" test --device cuda "$cases"
+        done
+    done
+}
+perf() {
+    part perf 120 "prefill_check time" "$(prog prefill_check)" time; show '^time' 40
+    part perf 120 "decode_check time" "$(prog decode_check)" time; show '.' 40
+    part perf 200 "ops perf" "$(prog ops)" perf --device cuda; show '.' 60
+}
+bench() {
+    limit=$(left 560)
+    # shellcheck disable=SC2086 # options
+    part bench 560 bench python3 bench/vs_torch.py --longan "$(prog longan)" --limit $((limit - 100)) --csv "$OUT/vs_torch.csv" --json "$OUT/vs_torch.jsonl" ${BENCH_ARGS:-}
+    show '^(what|---|dense|hybrid|prefill|SmolLM2|NVIDIA|no time)' 40
+}
+quality() {
+    # shellcheck disable=SC2086 # options
+    part quality 560 quality sh tools/quality-run.sh "$(prog quality)" "${LONGAN_SMOLLM2:-none}" roles/smollm2-135m "$STORE/texts" "${QUALITY_JOBS:-$(nproc)}" "$STORE/quality" ${QUALITY_ARGS:-}
+    tar -C "$STORE" -czf "$OUT/quality.tgz" quality 2>/dev/null
+    show '.' 40
+}
+
+note "gpu-run $*: $(cat "$(prog commit)" 2>/dev/null || git rev-parse --short=12 HEAD 2>/dev/null), $(nvidia-smi --query-gpu=name,driver_version,memory.free --format=csv,noheader 2>&1 | head -n 1)"
+note "model: ${LONGAN_SMOLLM2:-none}; program: $(prog longan)"
+for stage in "$@"; do
+    case $stage in
+    build | check | parity | sanitize | perf | bench | quality) note "--- $stage ($(now) s)"; $stage ;;
+    *) usage ;;
+    esac
+done
+printf '\n======== summary (%d s)\n' "$(now)"
+cat "$summary"
+[ -z "$failed" ] || echo "failed or not run:$failed"
+[ -z "$failed" ]

@@ -1,0 +1,1183 @@
+/* The CUDA back end: context, recording of ops, staging of host arrays, graphs. What is recorded runs at sync (cuda.h says how).
+ *   staged block   [host arrays in order of first appearance]: one pinned block, one device block, one copy
+ *   twins          page tables live on the device; of each only the entries that changed go up
+ *   graphs         a decode list is captured once per (ops, shapes, addresses) and replayed
+ * Environment, for looking into it: LONGAN_CUDA_GRAPH=0, LONGAN_CUDA_PDL=0, LONGAN_CUDA_SIDE=0 (selection in line),
+ * LONGAN_CUDA_SYNC=1 (no graphs, a wait after every op: an error names its op). */
+#include "ops/cuda/kv.cuh"
+#include "ops/cuda/product.cuh"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_OPS = 2048, MAX_ARRAYS = 4096, HASH = 16384, MAX_TWINS = 8192, N_GRAPH = 8, KEY_BYTES = 1 << 20, DECODE_ROWS = 64, OUT_BYTES = 64 << 10 };
+
+typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS, K_KV_WRITE, K_ARGMAX, K_FETCH } kind;
+static const char *const kind_name[] = { "embed", "qkv", "attend", "attend_hybrid", "product_add", "gate_up", "logits", "kv_write", "argmax", "fetch" };
+typedef struct fetch_op { void *dst; const void *src; int64_t bytes; } fetch_op;
+typedef struct task {
+    kind k;
+    union {
+        lg_op_embed embed;
+        lg_op_qkv qkv;
+        lg_op_attend attend;
+        lg_op_attend_hybrid hybrid;
+        lg_op_product_add product;
+        lg_op_gate_up gate_up;
+        lg_op_logits logits;
+        lg_op_kv_write kv_write;
+        lg_op_argmax argmax;
+        fetch_op fetch;
+    } u;
+    lg_lora lora[3];
+    const int32_t *read_host, *make_host; /* hybrid */
+    const int32_t *seq_host; const int64_t *idx_host; /* attend */
+    bool decode;                /* attend: row s is the last of sequence s */
+    uint8_t *out;               /* argmax, fetch: place in the pinned block of results */
+} task;
+
+typedef struct array { const void *host; int64_t bytes, at; bool seqs; } array; /* seqs: lg_kv_seq, becomes lg_cuda_seq */
+typedef struct twin { const int32_t *host; int32_t *dev, *mirror; int64_t cap, n; } twin;
+typedef struct graph { uint8_t *key; int64_t key_bytes; uint64_t hash, used; cudaGraphExec_t exec; } graph;
+
+struct lg_ops_ctx {
+    int device;
+    cudaStream_t stream, side;
+    cudaEvent_t fork, join;
+    lg_cuda_env env;
+    lg_cuda_push push;
+    lg_cuda_work work;
+    cudaDeviceProp prop;
+    bool use_graph, use_side, each;
+    lg_status failed;
+    lg_error why;
+    /* the list */
+    int n_task;
+    task *tasks;
+    /* staging */
+    int n_array;
+    array *arrays;
+    int32_t *slot;             /* [HASH], index + 1 */
+    uint8_t *pin, *dev;        /* the staged block */
+    int64_t block_bytes, block_cap;
+    uint8_t *out;              /* pinned, mapped: results */
+    int64_t out_bytes, out_cap;
+    /* page tables */
+    int n_twin;
+    twin *twins;
+    int32_t *twin_dev, *twin_pin; /* the chunk that new twins are cut from */
+    int64_t twin_left;
+    void *chunk_dev[64], *chunk_pin[64];
+    int n_chunk_mem;
+    /* scratch */
+    uint8_t *select;
+    float *score;
+    float *kv_rows;            /* K, V of a qkv op */
+    int64_t select_bytes, score_bytes, kv_bytes;
+    uint64_t *argmax_part;
+    int64_t max_len, max_seq;
+    /* graphs */
+    graph graphs[N_GRAPH];
+    uint8_t *key;
+    int64_t key_bytes;
+    uint64_t clock;
+    bool side_busy;
+};
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static unsigned blocks_of(int64_t n, int per) { return (unsigned)((n + per - 1) / per); }
+static bool env_is(const char *name, char c) {
+    const char *v = getenv(name);
+    return v && v[0] == c;
+}
+
+static void stick(lg_ops_ctx *c, cudaError_t e, const char *op) {
+    if (e == cudaSuccess || c->failed != LG_OK) return;
+    char what[256];
+    const char *more = lg_cuda_blas_problem();
+    snprintf(what, sizeof what, "%s%s%s", op, *more ? ": " : "", more);
+    c->failed = lg_cuda_fail(&c->why, e, what);
+    lg_cuda_blas_forget();
+}
+
+static void use(lg_ops_ctx *c) { cudaSetDevice(c->device); }
+
+static void drop_graphs(lg_ops_ctx *c) {
+    for (int i = 0; i < N_GRAPH; i++) {
+        if (c->graphs[i].exec) cudaGraphExecDestroy(c->graphs[i].exec);
+        c->graphs[i].exec = NULL;
+        c->graphs[i].key_bytes = 0;
+        c->graphs[i].used = 0;
+    }
+}
+
+/* Scratch grows between lists, never inside; graphs hold its address. Zero-filled, so that what a kernel reads in passing is defined. */
+static lg_status grow(lg_ops_ctx *c, void *field, int64_t *have, int64_t need, const char *what, lg_error *err) {
+    void **p = (void **)field;
+    if (*have >= need) return LG_OK;
+    cudaStreamSynchronize(c->stream);
+    drop_graphs(c);
+    if (*p) cudaFree(*p);
+    *p = NULL;
+    *have = 0;
+    lg_status st = lg_cuda_new(p, need, what, err);
+    if (st != LG_OK) return st;
+    cudaMemsetAsync(*p, 0, (size_t)need, c->stream);
+    *have = need;
+    return LG_OK;
+}
+
+static lg_status grow_pinned(lg_ops_ctx *c, uint8_t **p, int64_t *have, int64_t need, lg_error *err) {
+    if (*have >= need) return LG_OK;
+    need = max64(need, *have * 2);
+    cudaStreamSynchronize(c->stream);
+    drop_graphs(c);
+    if (*p) cudaFreeHost(*p);
+    *p = NULL;
+    *have = 0;
+    const cudaError_t e = cudaHostAlloc((void **)p, (size_t)need, cudaHostAllocMapped);
+    if (e != cudaSuccess) return lg_cuda_fail(err, e, "pinned memory");
+    *have = need;
+    return LG_OK;
+}
+
+/* ---- opening ---------------------------------------------------------------------------------------- */
+static void cuda_close(lg_ops_ctx *c) {
+    if (!c) return;
+    use(c);
+    if (c->stream) cudaStreamSynchronize(c->stream);
+    drop_graphs(c);
+    for (int i = 0; i < N_GRAPH; i++) lg_base_free(c->graphs[i].key);
+    for (int i = 0; i < c->n_chunk_mem; i++) {
+        cudaFree(c->chunk_dev[i]);
+        cudaFreeHost(c->chunk_pin[i]);
+    }
+    void *dev[] = { c->dev, c->select, c->score, c->kv_rows, c->argmax_part, c->env.scratch, c->work.x, c->work.sums, c->work.y0, c->work.y1,
+                    c->work.ready, c->work.wide, c->work.lora };
+    for (size_t i = 0; i < sizeof dev / sizeof *dev; i++)
+        if (dev[i]) cudaFree(dev[i]);
+    if (c->pin) cudaFreeHost(c->pin);
+    if (c->out) cudaFreeHost(c->out);
+    lg_cuda_push_free(&c->push);
+    if (c->fork) cudaEventDestroy(c->fork);
+    if (c->join) cudaEventDestroy(c->join);
+    if (c->stream) cudaStreamDestroy(c->stream);
+    if (c->side) cudaStreamDestroy(c->side);
+    lg_base_free(c->tasks);
+    lg_base_free(c->arrays);
+    lg_base_free(c->slot);
+    lg_base_free(c->twins);
+    lg_base_free(c->key);
+    lg_base_free(c);
+}
+
+static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error *err) {
+    lg_status st = LG_OK;
+    int n = 0;
+    bool ok = true;
+    const int want = cfg->device && !strncmp(cfg->device, "cuda:", 5) ? atoi(cfg->device + 5) : 0;
+    setenv("CUDA_MODULE_LOADING", "EAGER", 0); /* no kernel is loaded for the first time while a step is captured */
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess || n == 0)
+        return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda: no device: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
+    if (want < 0 || want >= n) return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda:%d: there are %d device%s", want, n, n == 1 ? "" : "s");
+    lg_ops_ctx *c = (lg_ops_ctx *)lg_base_alloc(sizeof *c);
+    if (!c) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+    c->device = want;
+    if ((e = cudaSetDevice(want)) != cudaSuccess || (e = cudaGetDeviceProperties(&c->prop, want)) != cudaSuccess ||
+        (e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking)) != cudaSuccess ||
+        (e = cudaStreamCreateWithFlags(&c->side, cudaStreamNonBlocking)) != cudaSuccess ||
+        (e = cudaEventCreateWithFlags(&c->fork, cudaEventDisableTiming)) != cudaSuccess ||
+        (e = cudaEventCreateWithFlags(&c->join, cudaEventDisableTiming)) != cudaSuccess)
+        LG_TRY(lg_cuda_fail(err, e, "opening it"));
+    if (c->prop.major < 8) LG_TRY(lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda:%d: %s has compute capability %d.%d, 8.0 is needed", want, c->prop.name, c->prop.major, c->prop.minor));
+    c->env.stream = c->stream;
+    c->env.n_sm = c->prop.multiProcessorCount;
+    c->env.cc = c->prop.major * 10 + c->prop.minor;
+    c->env.smem_max = (int64_t)c->prop.sharedMemPerBlockOptin;
+    c->env.compute = cfg->compute;
+    c->each = env_is("LONGAN_CUDA_SYNC", '1');
+    c->use_graph = !env_is("LONGAN_CUDA_GRAPH", '0') && !c->each;
+    c->use_side = !env_is("LONGAN_CUDA_SIDE", '0') && !c->each;
+    lg_cuda_pdl = !env_is("LONGAN_CUDA_PDL", '0') && c->env.cc >= 90;
+    LG_TRY(lg_cuda_push_new(&c->push, c->stream, err));
+    LG_TRY(lg_cuda_blas_open(err));
+    c->tasks = (task *)lg_base_calloc(MAX_OPS, sizeof *c->tasks);
+    c->arrays = (array *)lg_base_calloc(MAX_ARRAYS, sizeof *c->arrays);
+    c->slot = (int32_t *)lg_base_calloc(HASH, sizeof *c->slot);
+    c->twins = (twin *)lg_base_calloc(MAX_TWINS, sizeof *c->twins);
+    c->key = (uint8_t *)lg_base_alloc(KEY_BYTES);
+    ok = c->tasks && c->arrays && c->slot && c->twins && c->key;
+    for (int i = 0; i < N_GRAPH && ok; i++) ok = (c->graphs[i].key = (uint8_t *)lg_base_alloc(KEY_BYTES)) != NULL;
+    if (!ok) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
+    LG_TRY(grow_pinned(c, &c->out, &c->out_cap, OUT_BYTES, err));
+    LG_TRY(lg_cuda_new((void **)&c->argmax_part, 4096 * 64 * 8, "argmax", err));
+    *out = c;
+done:
+    if (st != LG_OK) cuda_close(c);
+    return st;
+}
+
+static void cuda_describe(lg_ops_ctx *c, char *buf, size_t n) {
+    snprintf(buf, n, "cuda:%d: %s, %.0f GB%s", c->device, c->prop.name, (double)c->prop.totalGlobalMem / 1e9, c->env.compute == LG_COMPUTE_F32 ? ", f32" : "");
+}
+
+extern "C" bool lg_cuda_device_line(int i, char *buf, size_t n) {
+    int count = 0;
+    cudaDeviceProp p;
+    const cudaError_t e = cudaGetDeviceCount(&count);
+    if (e != cudaSuccess || count == 0) {
+        cudaGetLastError();
+        if (i == 0) snprintf(buf, n, "cuda: no device: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
+        return i == 0;
+    }
+    if (i >= count || cudaGetDeviceProperties(&p, i) != cudaSuccess) return false;
+    snprintf(buf, n, "cuda:%d: %s, %.0f GB, compute capability %d.%d, %d multiprocessors", i, p.name, (double)p.totalGlobalMem / 1e9, p.major, p.minor, p.multiProcessorCount);
+    return true;
+}
+
+/* ---- memory ----------------------------------------------------------------------------------------- */
+static void *cuda_alloc(lg_ops_ctx *c, int64_t bytes, bool zero, lg_error *err) {
+    void *p = NULL;
+    use(c);
+    if (lg_cuda_new(&p, bytes, "buffers", err) != LG_OK) return NULL;
+    (void)zero; /* always: what a tail holds is then defined */
+    cudaError_t e = cudaMemsetAsync(p, 0, (size_t)max64(bytes, 1), c->stream);
+    if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
+    if (e == cudaSuccess) return p;
+    lg_cuda_fail(err, e, "clearing a buffer");
+    cudaFree(p);
+    return NULL;
+}
+static void cuda_free(lg_ops_ctx *c, void *p) {
+    use(c);
+    cudaStreamSynchronize(c->stream);
+    cudaFree(p);
+}
+static void cuda_upload(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
+    if (bytes < 1) return;
+    use(c);
+    cudaError_t e = lg_cuda_push_run(&c->push, dst, src, bytes);
+    if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
+    stick(c, e, "upload");
+}
+static void cuda_download(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
+    if (bytes < 1) return;
+    use(c);
+    cudaError_t e = cudaSuccess;
+    for (int64_t at = 0; at < bytes && e == cudaSuccess; at += c->push.piece) { /* through pinned memory */
+        const int64_t n = min64(c->push.piece, bytes - at);
+        e = cudaStreamSynchronize(c->stream);
+        if (e == cudaSuccess) e = cudaMemcpyAsync(c->push.pin[0], (const uint8_t *)src + at, (size_t)n, cudaMemcpyDeviceToHost, c->stream);
+        if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
+        if (e == cudaSuccess) memcpy((uint8_t *)dst + at, c->push.pin[0], (size_t)n);
+    }
+    stick(c, e, "download");
+}
+static void cuda_copy(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
+    if (bytes < 1) return;
+    use(c);
+    cudaError_t e = cudaMemcpyAsync(dst, src, (size_t)bytes, cudaMemcpyDeviceToDevice, c->stream);
+    if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
+    stick(c, e, "copy");
+}
+static lg_status cuda_weight_bind(lg_ops_ctx *c, lg_weight *w, lg_error *err) {
+    use(c);
+    return lg_cuda_weight_bind(&c->push, w, err);
+}
+static void cuda_weight_unbind(lg_ops_ctx *c, lg_weight *w) {
+    use(c);
+    cudaStreamSynchronize(c->stream);
+    drop_graphs(c);
+    lg_cuda_weight_unbind(w);
+}
+
+static lg_status reserve_scratch(lg_ops_ctx *c, int64_t bytes, lg_error *err) {
+    return grow(c, &c->env.scratch, &c->env.scratch_bytes, bytes, "the scratch of attention", err);
+}
+static lg_status cuda_reserve(lg_ops_ctx *c, int64_t n_tok, int64_t n_seq, int64_t max_len, int32_t n_head, const lg_kv_geom *g, int64_t max_in,
+                              int64_t max_out, lg_error *err) {
+    lg_status st = LG_OK;
+    (void)max_in; (void)max_out; /* products find their scratch at sync, from the weights they use */
+    use(c);
+    if (max_len > c->max_len || n_seq > c->max_seq) drop_graphs(c);
+    c->max_len = max64(c->max_len, max_len);
+    c->max_seq = max64(c->max_seq, n_seq);
+    LG_TRY(reserve_scratch(c, max64(lg_cuda_decode_scratch(&c->env, n_seq, n_head, g), lg_cuda_prefill_scratch(&c->env, n_tok, n_head, g)), err));
+    LG_TRY(grow(c, &c->kv_rows, &c->kv_bytes, 2 * n_tok * g->n_head_kv * g->head_dim * 4, "K and V of a chunk", err));
+done:
+    return st;
+}
+
+/* ---- recording -------------------------------------------------------------------------------------- */
+static task *push_task(lg_ops_ctx *c, kind k) {
+    if (c->failed != LG_OK) return NULL;
+    if (c->n_task == MAX_OPS) {
+        c->failed = lg_base_fail(&c->why, LG_ERR_LIMIT, -1, "device cuda:%d: more than %d ops before a sync", c->device, MAX_OPS);
+        return NULL;
+    }
+    task *t = &c->tasks[c->n_task++];
+    memset(t, 0, sizeof *t); /* the key of a graph is made of these bytes */
+    t->k = k;
+    return t;
+}
+static const lg_lora *keep_lora(task *t, int i, const lg_lora *l) {
+    if (!l || l->rank <= 0) return NULL;
+    memset(&t->lora[i], 0, sizeof t->lora[i]);
+    t->lora[i].rank = l->rank;
+    t->lora[i].scale = l->scale;
+    t->lora[i].a = l->a;
+    t->lora[i].b = l->b;
+    return &t->lora[i];
+}
+#define RECORD(name, kind, field) \
+    static void cuda_##name(lg_ops_ctx *c, const lg_op_##name *a) { \
+        task *t = push_task(c, kind); \
+        if (t) memcpy(&t->u.field, a, sizeof *a); \
+    }
+RECORD(embed, K_EMBED, embed)
+RECORD(attend, K_ATTEND, attend)
+RECORD(attend_hybrid, K_HYBRID, hybrid)
+RECORD(logits, K_LOGITS, logits)
+RECORD(kv_write, K_KV_WRITE, kv_write)
+RECORD(argmax, K_ARGMAX, argmax)
+static void cuda_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
+    task *t = push_task(c, K_QKV);
+    if (!t) return;
+    memcpy(&t->u.qkv, a, sizeof *a);
+    t->u.qkv.lora_q = keep_lora(t, 0, a->lora_q);
+    t->u.qkv.lora_k = keep_lora(t, 1, a->lora_k);
+    t->u.qkv.lora_v = keep_lora(t, 2, a->lora_v);
+}
+static void cuda_product_add(lg_ops_ctx *c, const lg_op_product_add *a) {
+    task *t = push_task(c, K_PRODUCT);
+    if (!t) return;
+    memcpy(&t->u.product, a, sizeof *a);
+    t->u.product.lora = keep_lora(t, 0, a->lora);
+}
+static void cuda_gate_up(lg_ops_ctx *c, const lg_op_gate_up *a) {
+    task *t = push_task(c, K_GATE_UP);
+    if (!t) return;
+    memcpy(&t->u.gate_up, a, sizeof *a);
+    t->u.gate_up.lora_gate = keep_lora(t, 0, a->lora_gate);
+    t->u.gate_up.lora_up = keep_lora(t, 1, a->lora_up);
+}
+static void cuda_fetch(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
+    task *t = bytes > 0 ? push_task(c, K_FETCH) : NULL;
+    if (t) t->u.fetch = fetch_op{ dst, src, bytes };
+}
+
+/* ---- staging ---------------------------------------------------------------------------------------- */
+/* Where `host` will lie in the staged block: an offset, made a pointer once the block has its address. */
+static int64_t stage(lg_ops_ctx *c, const void *host, int64_t bytes, bool seqs) {
+    if (!host || bytes < 1) return -1;
+    uint64_t h = (uint64_t)(uintptr_t)host * 0x9E3779B97F4A7C15ull + (seqs ? 0x5555 : 0);
+    int i = (int)(h >> 50) & (HASH - 1);
+    for (; c->slot[i]; i = (i + 1) & (HASH - 1)) {
+        array *a = &c->arrays[c->slot[i] - 1];
+        if (a->host == host && a->seqs == seqs && a->bytes >= bytes) return a->at;
+    }
+    if (c->n_array == MAX_ARRAYS) {
+        if (c->failed == LG_OK) c->failed = lg_base_fail(&c->why, LG_ERR_LIMIT, -1, "device cuda:%d: more than %d host arrays before a sync", c->device, MAX_ARRAYS);
+        return -1;
+    }
+    array *a = &c->arrays[c->n_array++];
+    const int64_t room = seqs ? bytes / (int64_t)sizeof(lg_kv_seq) * (int64_t)sizeof(lg_cuda_seq) : bytes;
+    *a = array{ host, bytes, c->block_bytes, seqs };
+    c->block_bytes += (room + 15) / 16 * 16;
+    c->slot[i] = c->n_array;
+    return a->at;
+}
+template <typename P> static void point(lg_ops_ctx *c, P *p, int64_t count) {
+    const int64_t at = stage(c, *p, count * (int64_t)sizeof **p, false);
+    *p = at < 0 ? NULL : (P)(c->dev + at);
+}
+static const lg_cuda_seq *point_seqs(lg_ops_ctx *c, const lg_kv_seq *s, int64_t n) {
+    const int64_t at = stage(c, s, n * (int64_t)sizeof *s, true);
+    return at < 0 ? NULL : (const lg_cuda_seq *)(c->dev + at);
+}
+
+/* The device twin of a page table; entries that differ from the mirror go up. */
+static int32_t *twin_of(lg_ops_ctx *c, const lg_kv_seq *s) {
+    const int64_t n = (s->len + LG_PAGE - 1) / LG_PAGE;
+    twin *w = NULL;
+    for (int i = 0; i < c->n_twin && !w; i++)
+        if (c->twins[i].host == s->page && c->twins[i].cap >= n) w = &c->twins[i];
+    if (!w) {
+        const int64_t cap = max64((c->max_len + LG_PAGE - 1) / LG_PAGE, max64(n, 16));
+        if (c->n_twin == MAX_TWINS) {
+            c->n_twin = 0; /* (tables of sessions long gone: their memory stays with its chunk) */
+            drop_graphs(c);
+        }
+        if (c->twin_left < cap) {
+            const int64_t size = max64(cap * 16, 1 << 16);
+            const int at = c->n_chunk_mem;
+            cudaError_t e = at < 64 ? cudaMalloc(&c->chunk_dev[at], (size_t)size * 4) : cudaErrorMemoryAllocation;
+            if (e == cudaSuccess) e = cudaHostAlloc(&c->chunk_pin[at], (size_t)size * 4, cudaHostAllocDefault);
+            if (e != cudaSuccess) {
+                stick(c, e, "page tables");
+                return NULL;
+            }
+            cudaMemsetAsync(c->chunk_dev[at], 0, (size_t)size * 4, c->stream);
+            c->n_chunk_mem++;
+            c->twin_dev = (int32_t *)c->chunk_dev[at];
+            c->twin_pin = (int32_t *)c->chunk_pin[at];
+            c->twin_left = size;
+        }
+        w = &c->twins[c->n_twin++];
+        *w = twin{ s->page, c->twin_dev, c->twin_pin, cap, 0 };
+        c->twin_dev += cap;
+        c->twin_pin += cap;
+        c->twin_left -= cap;
+    }
+    int64_t first = 0, last = n;
+    const int64_t both = min64(n, w->n);
+    if (both && !memcmp(w->mirror, s->page, (size_t)both * 4)) {
+        first = both;
+    } else {
+        while (first < both && w->mirror[first] == s->page[first]) first++;
+        if (n <= w->n)
+            while (last > first && w->mirror[last - 1] == s->page[last - 1]) last--;
+    }
+    if (first < last) {
+        memcpy(w->mirror + first, s->page + first, (size_t)(last - first) * 4);
+        stick(c, cudaMemcpyAsync(w->dev + first, w->mirror + first, (size_t)(last - first) * 4, cudaMemcpyHostToDevice, c->stream), "page tables");
+    }
+    w->n = max64(w->n, n);
+    return w->dev;
+}
+
+static void fill_block(lg_ops_ctx *c) {
+    for (int i = 0; i < c->n_array; i++) {
+        const array *a = &c->arrays[i];
+        if (!a->seqs) {
+            memcpy(c->pin + a->at, a->host, (size_t)a->bytes);
+            continue;
+        }
+        const lg_kv_seq *s = (const lg_kv_seq *)a->host;
+        lg_cuda_seq *to = (lg_cuda_seq *)(c->pin + a->at);
+        for (int64_t k = 0; k < a->bytes / (int64_t)sizeof *s; k++) to[k] = lg_cuda_seq{ twin_of(c, &s[k]), s[k].len };
+    }
+}
+
+static bool decode_rows(const lg_op_attend *a) {
+    if (a->n_tok != a->n_seq || a->n_tok > DECODE_ROWS) return false;
+    for (int64_t t = 0; t < a->n_tok; t++)
+        if (a->seq[t] != t || a->idx[t] != a->seqs[t].len - 1) return false;
+    return true;
+}
+
+/* One pass over the list: host pointers become offsets in the staged block (c->dev is its base), results get their place. Run twice:
+ * once to size the block (dry), once with its final address. Returns whether the list can be a graph. */
+static bool resolve(lg_ops_ctx *c, bool dry) {
+    bool attends = false, graph_able = c->use_graph;
+    memset(c->slot, 0, HASH * sizeof *c->slot);
+    c->n_array = 0;
+    c->block_bytes = c->out_bytes = 0;
+    for (int i = 0; i < c->n_task; i++) {
+        task copy, *t = &c->tasks[i];
+        if (dry) {
+            memcpy(&copy, t, sizeof copy);
+            t = &copy;
+        }
+        int64_t n_tok = 0, out = 0;
+        switch (t->k) {
+        case K_EMBED: n_tok = t->u.embed.n_tok; point(c, &t->u.embed.ids, n_tok); break;
+        case K_QKV: {
+            lg_op_qkv *a = &t->u.qkv;
+            n_tok = a->n_tok;
+            point(c, &a->rope_cos, n_tok * (a->geom.head_dim / 2));
+            point(c, &a->rope_sin, n_tok * (a->geom.head_dim / 2));
+            point(c, &a->dst_page, n_tok);
+            point(c, &a->dst_slot, n_tok);
+            break;
+        }
+        case K_KV_WRITE: {
+            lg_op_kv_write *a = &t->u.kv_write;
+            n_tok = a->n_tok;
+            point(c, &a->rope_cos, a->rope_cos ? n_tok * (a->geom.head_dim / 2) : 0);
+            point(c, &a->rope_sin, a->rope_sin ? n_tok * (a->geom.head_dim / 2) : 0);
+            point(c, &a->dst_page, n_tok);
+            point(c, &a->dst_slot, n_tok);
+            break;
+        }
+        case K_ATTEND: {
+            lg_op_attend *a = &t->u.attend;
+            n_tok = a->n_tok;
+            attends = true;
+            t->decode = decode_rows(a);
+            if (!t->decode) graph_able = false;
+            t->seq_host = a->seq;
+            t->idx_host = a->idx;
+            point(c, &a->seq, n_tok);
+            point(c, &a->idx, n_tok);
+            a->seqs = (const lg_kv_seq *)point_seqs(c, a->seqs, a->n_seq);
+            break;
+        }
+        case K_HYBRID: {
+            lg_op_attend_hybrid *a = &t->u.hybrid;
+            n_tok = a->n_seq;
+            attends = true;
+            t->read_host = a->read;
+            t->make_host = a->make;
+            point(c, &a->read, a->geom.n_head_kv);
+            point(c, &a->make, a->geom.n_head_kv);
+            point(c, &a->budget, n_tok);
+            point(c, &a->dense, n_tok);
+            a->seqs = (const lg_kv_seq *)point_seqs(c, a->seqs, n_tok);
+            break;
+        }
+        case K_PRODUCT: n_tok = t->u.product.n_tok; break;
+        case K_GATE_UP: n_tok = t->u.gate_up.n_tok; break;
+        case K_LOGITS: n_tok = t->u.logits.n_row; point(c, &t->u.logits.row, n_tok); break;
+        case K_ARGMAX: n_tok = t->u.argmax.n_row; out = n_tok * 4; break;
+        case K_FETCH: out = t->u.fetch.bytes; break;
+        }
+        if (n_tok > DECODE_ROWS) graph_able = false;
+        if (out) {
+            t->out = c->out + c->out_bytes;
+            c->out_bytes += (out + 15) / 16 * 16;
+        }
+    }
+    return attends && graph_able;
+}
+
+/* ---- kernels of this file --------------------------------------------------------------------------- */
+template <typename W> static __global__ void k_stage(W *dst, const W *src, int n) {
+    lg_pdl_wait();
+    lg_pdl_go();
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) dst[i] = src[i];
+}
+
+/* A row into the cache by a warp, rounded as lg_ops_kv_store does. v[i]: element lane + 32*i. */
+template <int E> static __device__ void store_row(uint8_t *to, const lg_kv_geom &g, const float *v, int lane) {
+    const int d = g.head_dim;
+#pragma unroll
+    for (int i = 0; i < E; i++) {
+        const int at = i * 32 + lane;
+        if (g.dtype == LG_DTYPE_KV8) { /* a group of 32 is one i; lanes past the row hold 0 */
+            float top = at < d ? fabsf(v[i]) : 0.0f;
+#pragma unroll
+            for (int m = 16; m; m >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, m));
+            const float s = __fdiv_rn(top, 127.0f), is = s != 0.0f ? __fdiv_rn(1.0f, s) : 0.0f;
+            if (at < d) ((int8_t *)to)[at] = (int8_t)max(-127, min(127, __float2int_rn(__fmul_rn(v[i], is))));
+            if (lane == 0 && at < d) ((__half *)(to + d))[i] = __float2half_rn(s);
+        } else if (at < d) {
+            if (g.dtype == LG_DTYPE_F32) ((float *)to)[at] = v[i];
+            else if (g.dtype == LG_DTYPE_F16) ((__half *)to)[at] = __float2half_rn(v[i]);
+            else ((__nv_bfloat16 *)to)[at] = __float2bfloat16_rn(v[i]);
+        }
+    }
+}
+
+typedef struct finish_args {
+    float *q; const float *k, *v;       /* k, v: [n_tok, n_head_kv*head_dim] */
+    const float *bq, *bk, *bv, *q_norm, *k_norm; float eps;
+    const float *cs, *sn; bool interleaved;
+    lg_kv_layer kv; lg_kv_geom g;
+    const int32_t *dst_page, *dst_slot;
+    int32_t n_head; int64_t n_item;
+    float *k_raw, *v_raw;
+} finish_args;
+
+/* Bias, head norm, rotation; K and V into the cache. A warp takes one head of one token; E = ceil(head_dim / 32). */
+template <int E> static __global__ void __launch_bounds__(128) k_finish(const __grid_constant__ finish_args a) {
+    extern __shared__ float rows[]; /* [4][E*32] */
+    const int lane = threadIdx.x & 31, d = a.g.head_dim, n_kv = a.g.n_head_kv, per = a.n_head + 2 * n_kv;
+    const int64_t item = (int64_t)blockIdx.x * 4 + (threadIdx.x >> 5);
+    lg_pdl_wait();
+    lg_pdl_go();
+    if (item >= a.n_item) return;
+    const int64_t t = item / per;
+    const int j = (int)(item % per);
+    const bool is_q = j < a.n_head, is_k = !is_q && j < a.n_head + n_kv;
+    const int h = is_q ? j : is_k ? j - a.n_head : j - a.n_head - n_kv;
+    const float *src = is_q ? a.q + (t * a.n_head + h) * d : (is_k ? a.k : a.v) + (t * n_kv + h) * d;
+    const float *bias = is_q ? a.bq : is_k ? a.bk : a.bv, *norm = is_q ? a.q_norm : is_k ? a.k_norm : NULL;
+    float v[E], ss = 0;
+#pragma unroll
+    for (int i = 0; i < E; i++) {
+        const int at = i * 32 + lane;
+        v[i] = at < d ? src[at] + (bias ? bias[h * d + at] : 0.0f) : 0.0f;
+        ss += v[i] * v[i];
+    }
+    if (norm) {
+#pragma unroll
+        for (int m = 16; m; m >>= 1) ss += __shfl_xor_sync(0xffffffffu, ss, m);
+        const float r = 1.0f / sqrtf(ss / (float)d + a.eps);
+#pragma unroll
+        for (int i = 0; i < E; i++)
+            if (i * 32 + lane < d) v[i] = v[i] * r * norm[i * 32 + lane];
+    }
+    if (is_k && a.k_raw)
+#pragma unroll
+        for (int i = 0; i < E; i++)
+            if (i * 32 + lane < d) a.k_raw[(t * n_kv + h) * d + i * 32 + lane] = v[i];
+    if (!is_q && !is_k && a.v_raw)
+#pragma unroll
+        for (int i = 0; i < E; i++)
+            if (i * 32 + lane < d) a.v_raw[(t * n_kv + h) * d + i * 32 + lane] = v[i];
+    if (is_q || is_k) {
+        float *row = rows + (threadIdx.x >> 5) * E * 32;
+        const float *cs = a.cs + t * (d / 2), *sn = a.sn + t * (d / 2);
+#pragma unroll
+        for (int i = 0; i < E; i++) row[i * 32 + lane] = v[i];
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < E; i++) {
+            const int at = i * 32 + lane;
+            if (at < d) {
+                const int pair = a.interleaved ? at >> 1 : at % (d / 2);
+                const bool second = a.interleaved ? (at & 1) : at >= d / 2;
+                const float other = row[a.interleaved ? at ^ 1 : second ? at - d / 2 : at + d / 2];
+                v[i] = second ? v[i] * cs[pair] + other * sn[pair] : v[i] * cs[pair] - other * sn[pair];
+            }
+        }
+    }
+    if (is_q) {
+#pragma unroll
+        for (int i = 0; i < E; i++)
+            if (i * 32 + lane < d) a.q[(t * a.n_head + h) * d + i * 32 + lane] = v[i];
+        return;
+    }
+    const int64_t row = ((int64_t)a.dst_page[t] * n_kv + h) * LG_PAGE + a.dst_slot[t];
+    store_row<E>((is_k ? a.kv.k : a.kv.v) + row * a.g.row_bytes, a.g, v, lane);
+}
+
+typedef struct write_args {
+    lg_kv_layer kv; lg_kv_geom g, src;
+    const uint8_t *k, *v;
+    const float *cs, *sn; bool interleaved;
+    const int32_t *dst_page, *dst_slot;
+    int64_t n_item;
+} write_args;
+static __device__ float load_one(const uint8_t *row, const lg_kv_geom &g, int i) {
+    if (g.dtype == LG_DTYPE_F32) return lg_kv_get<LG_DTYPE_F32>(row, i, g.head_dim);
+    if (g.dtype == LG_DTYPE_F16) return lg_kv_get<LG_DTYPE_F16>(row, i, g.head_dim);
+    if (g.dtype == LG_DTYPE_BF16) return lg_kv_get<LG_DTYPE_BF16>(row, i, g.head_dim);
+    return lg_kv_get<LG_DTYPE_KV8>(row, i, g.head_dim);
+}
+/* A warp takes K and V of one head of one token. */
+template <int E> static __global__ void __launch_bounds__(128) k_write(const __grid_constant__ write_args a) {
+    extern __shared__ float rows[];
+    const int lane = threadIdx.x & 31, d = a.g.head_dim;
+    const int64_t item = (int64_t)blockIdx.x * 4 + (threadIdx.x >> 5);
+    lg_pdl_wait();
+    lg_pdl_go();
+    if (item >= a.n_item) return;
+    const int64_t t = item / a.g.n_head_kv, h = item % a.g.n_head_kv;
+    const int64_t to = (((int64_t)a.dst_page[t] * a.g.n_head_kv + h) * LG_PAGE + a.dst_slot[t]) * a.g.row_bytes;
+    float k[E], v[E], *row = rows + (threadIdx.x >> 5) * E * 32;
+#pragma unroll
+    for (int i = 0; i < E; i++) {
+        const int at = i * 32 + lane;
+        const int from = a.interleaved ? (at >> 1) + (at & 1) * (d / 2) : at; /* rows come in half order */
+        k[i] = at < d ? load_one(a.k + item * a.src.row_bytes, a.src, from) : 0.0f;
+        v[i] = at < d ? load_one(a.v + item * a.src.row_bytes, a.src, at) : 0.0f;
+        row[at] = k[i];
+    }
+    __syncwarp();
+    if (a.cs) {
+        const float *cs = a.cs + t * (d / 2), *sn = a.sn + t * (d / 2);
+#pragma unroll
+        for (int i = 0; i < E; i++) {
+            const int at = i * 32 + lane;
+            if (at < d) {
+                const int pair = a.interleaved ? at >> 1 : at % (d / 2);
+                const bool second = a.interleaved ? (at & 1) : at >= d / 2;
+                const float other = row[a.interleaved ? at ^ 1 : second ? at - d / 2 : at + d / 2];
+                k[i] = second ? k[i] * cs[pair] + other * sn[pair] : k[i] * cs[pair] - other * sn[pair];
+            }
+        }
+    }
+    store_row<E>(a.kv.k + to, a.g, k, lane);
+    store_row<E>(a.kv.v + to, a.g, v, lane);
+}
+
+/* Larger values first, then lower indexes: one 64-bit maximum. */
+static __device__ __forceinline__ uint64_t rank_of(float v, int64_t i) {
+    uint32_t u = __float_as_uint(v == 0.0f ? 0.0f : v); /* -0 equals 0 */
+    u = u & 0x80000000u ? ~u : u | 0x80000000u;
+    if (v != v) u = 0;
+    return (uint64_t)u << 32 | (uint32_t)(0xffffffffu - (uint32_t)i);
+}
+static __device__ __forceinline__ uint64_t block_max(uint64_t best) {
+    __shared__ uint64_t tmp[32];
+#pragma unroll
+    for (int m = 16; m; m >>= 1) {
+        const uint64_t o = __shfl_xor_sync(0xffffffffu, best, m);
+        best = o > best ? o : best;
+    }
+    if ((threadIdx.x & 31) == 0) tmp[threadIdx.x >> 5] = best;
+    __syncthreads();
+    best = tmp[0];
+    for (int i = 1; i < (int)(blockDim.x >> 5); i++) best = tmp[i] > best ? tmp[i] : best;
+    return best;
+}
+enum { ARG_BLOCKS = 64 };
+static __global__ void k_argmax_part(uint64_t *part, const float *logits, int64_t n) {
+    lg_pdl_wait();
+    lg_pdl_go();
+    const float *x = logits + (int64_t)blockIdx.y * n;
+    uint64_t best = 0;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
+        const uint64_t r = rank_of(x[i], i);
+        best = r > best ? r : best;
+    }
+    best = block_max(best);
+    if (threadIdx.x == 0) part[(int64_t)blockIdx.y * ARG_BLOCKS + blockIdx.x] = best;
+}
+static __global__ void k_argmax(int32_t *id, const uint64_t *part) {
+    lg_pdl_wait();
+    lg_pdl_go();
+    const uint64_t best = block_max(part[(int64_t)blockIdx.x * ARG_BLOCKS + threadIdx.x]);
+    if (threadIdx.x == 0) id[blockIdx.x] = (int32_t)(0xffffffffu - (uint32_t)best);
+}
+
+static __device__ __forceinline__ uint64_t mix(uint64_t x) {
+    x += 0x9E3779B97F4A7C15ull;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+    return x ^ (x >> 31);
+}
+/* A warp fills rows of the page list: uniform, unit variance. */
+template <int E> static __global__ void k_random(lg_kv_layer kv, lg_kv_geom g, const int32_t *page, int64_t n_row, uint64_t seed) {
+    const int lane = threadIdx.x & 31;
+    for (int64_t r = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) >> 5; r < n_row; r += (int64_t)gridDim.x * (blockDim.x >> 5)) {
+        const int64_t per = (int64_t)g.n_head_kv * LG_PAGE, to = ((int64_t)page[r / per] * per + r % per) * g.row_bytes;
+        for (int which = 0; which < 2; which++) {
+            float v[E];
+#pragma unroll
+            for (int i = 0; i < E; i++) {
+                const uint64_t u = mix(seed ^ mix((uint64_t)(r * 2 + which) * 1024 + (uint64_t)(i * 32 + lane)));
+                v[i] = i * 32 + lane < g.head_dim ? ((float)(u & 0xffff) - 32767.5f) * (1.0f / 18918.0f) : 0.0f;
+            }
+            store_row<E>((which ? kv.v : kv.k) + to, g, v, lane);
+        }
+    }
+}
+
+#define BY_HEAD(d, X) \
+    switch (((d) + 31) / 32) { case 1: X(1); break; case 2: X(2); break; case 3: X(3); break; case 4: X(4); break; case 5: case 6: X(6); break; default: X(8); break; }
+
+static void cuda_kv_random(lg_ops_ctx *c, lg_kv_layer kv, const lg_kv_geom *g, const int32_t *page, int64_t n_page, uint64_t seed) {
+    int32_t *dev = NULL;
+    lg_error err;
+    use(c);
+    if (n_page < 1) return;
+    if (lg_cuda_new((void **)&dev, n_page * 4, "a page list", &err) != LG_OK) {
+        if (c->failed == LG_OK) {
+            c->failed = err.code;
+            c->why = err;
+        }
+        return;
+    }
+    cudaError_t e = lg_cuda_push_run(&c->push, dev, page, n_page * 4);
+#define X(E) k_random<E><<<(unsigned)(8 * c->env.n_sm), 256, 0, c->stream>>>(kv, *g, dev, n_page * g->n_head_kv * LG_PAGE, seed)
+    if (e == cudaSuccess) BY_HEAD(g->head_dim, X)
+#undef X
+    if (e == cudaSuccess) e = cudaGetLastError();
+    if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
+    cudaFree(dev);
+    stick(c, e, "kv_random");
+}
+
+/* ---- running ---------------------------------------------------------------------------------------- */
+static void run_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
+    const int64_t d = a->geom.head_dim, nkv = a->geom.n_head_kv * d;
+    float *k = c->kv_rows, *v = k + a->n_tok * nkv;
+    const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, a->n_tok };
+    const lg_cuda_out out[3] = { { a->wq, a->q, a->lora_q }, { a->wk, k, a->lora_k }, { a->wv, v, a->lora_v } };
+    lg_cuda_product(&c->env, &c->work, &in, out, 3, false);
+    const finish_args f = { a->q, k, v, a->bq, a->bk, a->bv, a->q_norm, a->k_norm, a->eps, a->rope_cos, a->rope_sin, a->rope_interleaved, a->kv, a->geom,
+                            a->dst_page, a->dst_slot, a->n_head, a->n_tok * (a->n_head + 2 * a->geom.n_head_kv), a->k_raw, a->v_raw };
+    if (f.n_item < 1) return;
+#define X(E) lg_cuda_launch(k_finish<E>, dim3(blocks_of(f.n_item, 4)), dim3(128), 4 * E * 32 * 4, c->stream, true, f)
+    BY_HEAD(d, X)
+#undef X
+}
+
+static void run_kv_write(lg_ops_ctx *c, const lg_op_kv_write *a) {
+    const write_args w = { a->kv, a->geom, a->src, a->k, a->v, a->rope_cos, a->rope_sin, a->rope_interleaved, a->dst_page, a->dst_slot, a->n_tok * a->geom.n_head_kv };
+    if (w.n_item < 1) return;
+#define X(E) lg_cuda_launch(k_write<E>, dim3(blocks_of(w.n_item, 4)), dim3(128), 4 * E * 32 * 4, c->stream, true, w)
+    BY_HEAD(a->geom.head_dim, X)
+#undef X
+}
+
+static void join_side(lg_ops_ctx *c) {
+    if (!c->side_busy) return;
+    stick(c, cudaStreamWaitEvent(c->stream, c->join, 0), "attend_hybrid");
+    c->side_busy = false;
+}
+
+static void run_hybrid(lg_ops_ctx *c, const task *t) {
+    const lg_op_attend_hybrid *a = &t->u.hybrid;
+    bool makes = false;
+    lg_cuda_decode d;
+    memset(&d, 0, sizeof d);
+    d.out = a->out;
+    d.q = a->q;
+    d.kv = a->kv;
+    d.geom = a->geom;
+    d.seqs = (const lg_cuda_seq *)a->seqs;
+    d.n_seq = a->n_seq;
+    d.n_head = a->n_head;
+    d.scale = a->scale;
+    d.read = a->read;
+    d.make = a->make;
+    d.budget = a->budget;
+    d.dense = a->dense;
+    d.sets = a->sets;
+    d.select = a->select;
+    d.read_host = t->read_host;
+    d.make_host = t->make_host;
+    d.max_len = c->max_len;
+    d.score = c->score;
+    for (int h = 0; h < a->geom.n_head_kv; h++) makes = makes || t->make_host[h] >= 0;
+    join_side(c); /* sets and scores of the layer before */
+    lg_cuda_decode_attend(&c->env, &d);
+    if (!makes) return;
+    if (!c->use_side) {
+        lg_cuda_decode_select(&c->env, &d, c->stream, c->select);
+        return;
+    }
+    stick(c, cudaEventRecord(c->fork, c->stream), "attend_hybrid");
+    stick(c, cudaStreamWaitEvent(c->side, c->fork, 0), "attend_hybrid");
+    lg_cuda_decode_select(&c->env, &d, c->side, c->select);
+    stick(c, cudaEventRecord(c->join, c->side), "attend_hybrid");
+    c->side_busy = true;
+}
+
+static void run_attend(lg_ops_ctx *c, const task *t) {
+    const lg_op_attend *a = &t->u.attend;
+    if (a->n_tok < 1) return;
+    if (t->decode) {
+        lg_cuda_decode d;
+        memset(&d, 0, sizeof d);
+        d.out = a->out;
+        d.q = a->q;
+        d.kv = a->kv;
+        d.geom = a->geom;
+        d.seqs = (const lg_cuda_seq *)a->seqs;
+        d.n_seq = a->n_seq;
+        d.n_head = a->n_head;
+        d.scale = a->scale;
+        d.max_len = c->max_len;
+        lg_cuda_decode_attend(&c->env, &d);
+        return;
+    }
+    lg_cuda_prefill p;
+    memset(&p, 0, sizeof p);
+    p.out = a->out;
+    p.q = a->q;
+    p.kv = a->kv;
+    p.geom = a->geom;
+    p.seqs = (const lg_cuda_seq *)a->seqs;
+    p.n_seq = a->n_seq;
+    p.seq = a->seq;
+    p.idx = a->idx;
+    p.seq_host = t->seq_host;
+    p.idx_host = t->idx_host;
+    p.n_tok = a->n_tok;
+    p.n_head = a->n_head;
+    p.scale = a->scale;
+    lg_cuda_prefill_attend(&c->env, &p);
+}
+
+static void run_fetch(lg_ops_ctx *c, const task *t) {
+    join_side(c); /* what is fetched may be a set */
+    const fetch_op *f = &t->u.fetch;
+    if (f->bytes <= OUT_BYTES && f->bytes % 4 == 0)
+        lg_cuda_launch(k_stage<uint32_t>, dim3((unsigned)min64(blocks_of(f->bytes / 4, 128), 64)), dim3(128), 0, c->stream, false, (uint32_t *)t->out, (const uint32_t *)f->src, (int)(f->bytes / 4));
+    else
+        stick(c, cudaMemcpyAsync(t->out, f->src, (size_t)f->bytes, cudaMemcpyDeviceToHost, c->stream), "fetch");
+}
+
+static void run_list(lg_ops_ctx *c, bool capturing) {
+    if (c->block_bytes) {
+        if (capturing) /* pinned memory is mapped: a kernel of the graph reads it */
+            lg_cuda_launch(k_stage<uint4>, dim3((unsigned)min64(blocks_of(c->block_bytes / 16, 128), 64)), dim3(128), 0, c->stream, false, (uint4 *)c->dev, (const uint4 *)c->pin,
+                           (int)(c->block_bytes / 16));
+        else
+            stick(c, cudaMemcpyAsync(c->dev, c->pin, (size_t)c->block_bytes, cudaMemcpyHostToDevice, c->stream), "staging");
+    }
+    c->work.ready_of = NULL;
+    for (int i = 0; i < c->n_task && c->failed == LG_OK; i++) {
+        const task *t = &c->tasks[i];
+        switch (t->k) {
+        case K_EMBED: lg_cuda_embed(&c->env, t->u.embed.x, t->u.embed.w, t->u.embed.ids, t->u.embed.n_tok); break;
+        case K_QKV: run_qkv(c, &t->u.qkv); break;
+        case K_ATTEND: run_attend(c, t); break;
+        case K_HYBRID: run_hybrid(c, t); break;
+        case K_PRODUCT: {
+            const lg_op_product_add *a = &t->u.product;
+            const lg_cuda_in in = { a->x, NULL, 0, NULL, a->n_tok };
+            const lg_cuda_out out = { a->w, a->y, a->lora };
+            lg_cuda_product(&c->env, &c->work, &in, &out, 1, true);
+            break;
+        }
+        case K_GATE_UP: {
+            const lg_op_gate_up *a = &t->u.gate_up;
+            const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, a->n_tok };
+            const lg_cuda_out gate = { a->gate, NULL, a->lora_gate }, up = { a->up, NULL, a->lora_up };
+            lg_cuda_gate_up(&c->env, &c->work, &in, &gate, &up, a->h);
+            break;
+        }
+        case K_LOGITS: {
+            const lg_op_logits *a = &t->u.logits;
+            const lg_cuda_in in = { a->x, a->norm, a->eps, a->row, a->n_row };
+            const lg_cuda_out out = { a->w, a->logits, NULL };
+            lg_cuda_product(&c->env, &c->work, &in, &out, 1, false);
+            break;
+        }
+        case K_KV_WRITE: run_kv_write(c, &t->u.kv_write); break;
+        case K_ARGMAX: {
+            const lg_op_argmax *a = &t->u.argmax;
+            if (a->n_row < 1) break;
+            lg_cuda_launch(k_argmax_part, dim3(ARG_BLOCKS, (unsigned)a->n_row), dim3(256), 0, c->stream, true, c->argmax_part, a->logits, a->n_vocab);
+            lg_cuda_launch(k_argmax, dim3((unsigned)a->n_row), dim3(ARG_BLOCKS), 0, c->stream, true, (int32_t *)t->out, (const uint64_t *)c->argmax_part);
+            break;
+        }
+        case K_FETCH: run_fetch(c, t); break;
+        }
+        if (t->k != K_GATE_UP) c->work.ready_of = t->k == K_PRODUCT ? NULL : c->work.ready_of;
+        cudaError_t e = cudaGetLastError();
+        if (e == cudaSuccess && *lg_cuda_blas_problem()) e = cudaErrorUnknown;
+        if (e == cudaSuccess && c->each) e = cudaStreamSynchronize(c->stream);
+        stick(c, e, kind_name[t->k]);
+    }
+    join_side(c);
+}
+
+/* ---- scratch of a list ------------------------------------------------------------------------------ */
+static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
+    lg_status st = LG_OK;
+    lg_cuda_work n;
+    int64_t scratch = 0, kv = 0, select = 0, score = 0;
+    const char *missing = NULL;
+    memset(&n, 0, sizeof n);
+    for (int i = 0; i < c->n_task; i++) {
+        const task *t = &c->tasks[i];
+        const lg_weight *w[3] = { NULL, NULL, NULL };
+        int64_t n_tok = 0;
+        switch (t->k) {
+        case K_EMBED: w[0] = t->u.embed.w; break; /* needs no scratch, but must be bound */
+        case K_QKV:
+            w[0] = t->u.qkv.wq; w[1] = t->u.qkv.wk; w[2] = t->u.qkv.wv;
+            n_tok = t->u.qkv.n_tok;
+            kv = max64(kv, 2 * n_tok * t->u.qkv.geom.n_head_kv * t->u.qkv.geom.head_dim * 4);
+            if (t->u.qkv.geom.head_dim > 256) missing = "qkv: head size beyond 256";
+            break;
+        case K_PRODUCT: w[0] = t->u.product.w; n_tok = t->u.product.n_tok; break;
+        case K_GATE_UP: w[0] = t->u.gate_up.gate; w[1] = t->u.gate_up.up; n_tok = t->u.gate_up.n_tok; break;
+        case K_LOGITS: w[0] = t->u.logits.w; n_tok = t->u.logits.n_row; break;
+        case K_ATTEND: {
+            const lg_op_attend *a = &t->u.attend;
+            scratch = max64(scratch, max64(lg_cuda_decode_scratch(&c->env, a->n_seq, a->n_head, &a->geom), lg_cuda_prefill_scratch(&c->env, a->n_tok, a->n_head, &a->geom)));
+            break;
+        }
+        case K_HYBRID: {
+            const lg_op_attend_hybrid *a = &t->u.hybrid;
+            for (int32_t s = 0; s < a->n_seq; s++) /* (an op outside a session) */
+                if (a->seqs[s].len > c->max_len) c->max_len = (a->seqs[s].len + LG_PAGE - 1) / LG_PAGE * LG_PAGE;
+            const int64_t seqs = max64(a->n_seq, min64(c->max_seq, DECODE_ROWS));
+            scratch = max64(scratch, lg_cuda_decode_scratch(&c->env, seqs, a->n_head, &a->geom));
+            bool makes = false;
+            for (int h = 0; h < a->geom.n_head_kv; h++) makes = makes || a->make[h] >= 0;
+            if (makes) {
+                select = max64(select, lg_cuda_select_scratch(&c->env, a->n_seq, a->geom.n_head_kv, c->max_len));
+                score = max64(score, (int64_t)a->n_seq * a->geom.n_head_kv * c->max_len * 4);
+            }
+            break;
+        }
+        case K_KV_WRITE: if (t->u.kv_write.geom.head_dim > 256) missing = "kv_write: head size beyond 256"; break;
+        case K_ARGMAX: if (t->u.argmax.n_row > 4096) missing = "argmax: more than 4096 rows"; break;
+        case K_FETCH: break;
+        }
+        for (int k = 0; k < 3; k++)
+            if (w[k]) {
+                if (!w[k]->packed) missing = "a weight that was not bound";
+                lg_cuda_work_need(&c->env, &n, w[k], n_tok);
+            }
+        for (int k = 0; k < 3; k++)
+            if (t->lora[k].rank > LG_LORA_RANK) missing = "a low-rank addition of rank beyond 256";
+    }
+    if (missing) LG_TRY(lg_base_fail(err, LG_ERR_UNSUPPORTED, -1, "device cuda:%d: %s", c->device, missing));
+    LG_TRY(reserve_scratch(c, scratch, err));
+    LG_TRY(grow(c, &c->kv_rows, &c->kv_bytes, kv, "K and V of a chunk", err));
+    LG_TRY(grow(c, &c->select, &c->select_bytes, select, "the scratch of selection", err));
+    LG_TRY(grow(c, &c->score, &c->score_bytes, score, "scores", err));
+    LG_TRY(grow(c, &c->work.x, &c->work.x_bytes, n.x_bytes, "product inputs", err));
+    LG_TRY(grow(c, &c->work.sums, &c->work.sums_bytes, n.sums_bytes, "group sums", err));
+    if (c->work.y_bytes < n.y_bytes) {
+        int64_t again = c->work.y_bytes;
+        LG_TRY(grow(c, &c->work.y0, &again, n.y_bytes, "gate", err));
+        LG_TRY(grow(c, &c->work.y1, &c->work.y_bytes, n.y_bytes, "up", err));
+    }
+    LG_TRY(grow(c, &c->work.ready, &c->work.ready_bytes, n.ready_bytes, "activations", err));
+    LG_TRY(grow(c, &c->work.wide, &c->work.wide_bytes, n.wide_bytes, "an expanded weight", err));
+    LG_TRY(grow(c, &c->work.lora, &c->work.lora_bytes, n.lora_bytes, "low-rank additions", err));
+done:
+    return st;
+}
+
+/* ---- sync ------------------------------------------------------------------------------------------- */
+/* Field by field: the padding of the caller's structs holds anything. */
+static void key_add(lg_ops_ctx *c, const void *p, int64_t n) {
+    if (c->key_bytes + n <= KEY_BYTES) memcpy(c->key + c->key_bytes, p, (size_t)n);
+    c->key_bytes += n;
+}
+template <typename... A> static void keys(lg_ops_ctx *c, const A &...a) { (key_add(c, &a, sizeof a), ...); }
+static void key_kv(lg_ops_ctx *c, const lg_kv_layer &kv, const lg_kv_geom &g) { keys(c, kv.k, kv.v, g.dtype, g.n_head_kv, g.head_dim, g.row_bytes); }
+static bool make_key(lg_ops_ctx *c) {
+    c->key_bytes = 0;
+    for (int i = 0; i < c->n_task; i++) {
+        const task *t = &c->tasks[i];
+        keys(c, t->k, t->decode, t->out);
+        for (int k = 0; k < 3; k++) keys(c, t->lora[k].rank, t->lora[k].scale, t->lora[k].a, t->lora[k].b);
+        switch (t->k) {
+        case K_EMBED: {
+            const lg_op_embed &a = t->u.embed;
+            keys(c, a.x, a.w, a.w->packed, a.ids, a.n_tok);
+            break;
+        }
+        case K_QKV: {
+            const lg_op_qkv &a = t->u.qkv;
+            keys(c, a.q, a.x, a.norm, a.eps, a.wq, a.wk, a.wv, a.wq->packed, a.wk->packed, a.wv->packed, a.bq, a.bk, a.bv, a.q_norm, a.k_norm, a.rope_cos,
+                 a.rope_sin, a.rope_interleaved, a.dst_page, a.dst_slot, a.n_tok, a.n_head, a.lora_q, a.lora_k, a.lora_v, a.k_raw, a.v_raw);
+            key_kv(c, a.kv, a.geom);
+            break;
+        }
+        case K_ATTEND: {
+            const lg_op_attend &a = t->u.attend;
+            keys(c, a.out, a.q, a.seqs, a.n_seq, a.n_tok, a.n_head, a.scale);
+            key_kv(c, a.kv, a.geom);
+            break;
+        }
+        case K_HYBRID: {
+            const lg_op_attend_hybrid &a = t->u.hybrid;
+            keys(c, a.out, a.q, a.seqs, a.n_seq, a.budget, a.dense, a.read, a.make, a.sets.idx, a.sets.n, a.sets.cap, a.sets.n_slot, a.sets.block, a.select.rule,
+                 a.select.value, a.select.scale, a.select.sinks, a.select.recents, a.n_head, a.scale);
+            key_kv(c, a.kv, a.geom);
+            key_add(c, t->read_host, a.geom.n_head_kv * 4);
+            key_add(c, t->make_host, a.geom.n_head_kv * 4);
+            break;
+        }
+        case K_PRODUCT: {
+            const lg_op_product_add &a = t->u.product;
+            keys(c, a.y, a.x, a.w, a.w->packed, a.n_tok, a.lora);
+            break;
+        }
+        case K_GATE_UP: {
+            const lg_op_gate_up &a = t->u.gate_up;
+            keys(c, a.h, a.x, a.norm, a.eps, a.gate, a.up, a.gate->packed, a.up->packed, a.n_tok, a.lora_gate, a.lora_up);
+            break;
+        }
+        case K_LOGITS: {
+            const lg_op_logits &a = t->u.logits;
+            keys(c, a.logits, a.x, a.norm, a.eps, a.w, a.w->packed, a.row, a.n_row);
+            break;
+        }
+        case K_KV_WRITE: {
+            const lg_op_kv_write &a = t->u.kv_write;
+            keys(c, a.k, a.v, a.rope_cos, a.rope_sin, a.rope_interleaved, a.dst_page, a.dst_slot, a.n_tok, a.src.dtype, a.src.row_bytes);
+            key_kv(c, a.kv, a.geom);
+            break;
+        }
+        case K_ARGMAX: keys(c, t->u.argmax.logits, t->u.argmax.n_row, t->u.argmax.n_vocab); break;
+        case K_FETCH: keys(c, t->u.fetch.src, t->u.fetch.bytes); break;
+        }
+    }
+    keys(c, c->block_bytes, c->pin, c->dev, c->score, c->select, c->max_len);
+    return c->key_bytes <= KEY_BYTES;
+}
+
+static graph *graph_of(lg_ops_ctx *c) {
+    const uint64_t h = lg_base_hash_64(c->key, c->key_bytes);
+    graph *oldest = &c->graphs[0];
+    for (int i = 0; i < N_GRAPH; i++) {
+        graph *g = &c->graphs[i];
+        if (g->exec && g->hash == h && g->key_bytes == c->key_bytes && !memcmp(g->key, c->key, (size_t)c->key_bytes)) {
+            g->used = ++c->clock;
+            return g;
+        }
+        if (g->used < oldest->used) oldest = g;
+    }
+    if (oldest->exec) cudaGraphExecDestroy(oldest->exec);
+    oldest->exec = NULL;
+    cudaGraph_t made = NULL;
+    cudaError_t e = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeRelaxed);
+    if (e == cudaSuccess) {
+        run_list(c, true);
+        e = cudaStreamEndCapture(c->stream, &made);
+    }
+    if (e == cudaSuccess && c->failed == LG_OK) e = cudaGraphInstantiate(&oldest->exec, made, 0);
+    if (made) cudaGraphDestroy(made);
+    stick(c, e, "capturing a decode step");
+    if (c->failed != LG_OK) {
+        if (oldest->exec) cudaGraphExecDestroy(oldest->exec);
+        oldest->exec = NULL;
+        return NULL;
+    }
+    memcpy(oldest->key, c->key, (size_t)c->key_bytes);
+    oldest->key_bytes = c->key_bytes;
+    oldest->hash = h;
+    oldest->used = ++c->clock;
+    return oldest;
+}
+
+static lg_status run_all(lg_ops_ctx *c, lg_error *err) {
+    lg_status st = LG_OK;
+    const char *what = "the step";
+    bool as_graph = false;
+    LG_TRY(ensure(c, err));
+    resolve(c, true);
+    if (c->failed != LG_OK) return LG_OK; /* reported by sync */
+    if (c->block_bytes > c->block_cap) {
+        const int64_t want = max64(c->block_bytes * 2, 1 << 20);
+        int64_t have = c->block_cap;
+        LG_TRY(grow_pinned(c, &c->pin, &have, want, err));
+        LG_TRY(grow(c, &c->dev, &c->block_cap, want, "staged arrays", err));
+    }
+    LG_TRY(grow_pinned(c, &c->out, &c->out_cap, c->out_bytes, err));
+    as_graph = resolve(c, false) && make_key(c);
+    fill_block(c);
+    if (c->failed == LG_OK && as_graph) {
+        graph *g = graph_of(c);
+        if (g) stick(c, cudaGraphLaunch(g->exec, c->stream), "launching a decode step");
+        what = "a decode step";
+    } else if (c->failed == LG_OK) {
+        run_list(c, false);
+    }
+    if (c->failed == LG_OK) stick(c, cudaStreamSynchronize(c->stream), c->n_task == 1 ? kind_name[c->tasks[0].k] : what);
+    for (int i = 0; i < c->n_task && c->failed == LG_OK; i++) {
+        const task *t = &c->tasks[i];
+        if (t->k == K_ARGMAX) memcpy(t->u.argmax.id, t->out, (size_t)t->u.argmax.n_row * 4);
+        if (t->k == K_FETCH) memcpy(t->u.fetch.dst, t->out, (size_t)t->u.fetch.bytes);
+    }
+done:
+    return st;
+}
+
+static lg_status cuda_sync(lg_ops_ctx *c, lg_error *err) {
+    lg_status st = LG_OK;
+    use(c);
+    if (c->failed == LG_OK && c->n_task) st = run_all(c, err);
+    c->n_task = 0;
+    c->side_busy = false;
+    if (c->failed != LG_OK) {
+        st = c->failed;
+        if (err) *err = c->why;
+        c->failed = LG_OK;
+    }
+    return st;
+}
+
+extern "C" const lg_ops lg_ops_cuda = {
+    .name = "cuda", .host_memory = false, .chunk = 2048, .open = cuda_open, .close = cuda_close, .describe = cuda_describe, .alloc = cuda_alloc, .free = cuda_free,
+    .upload = cuda_upload, .download = cuda_download, .copy = cuda_copy, .weight_bind = cuda_weight_bind, .weight_unbind = cuda_weight_unbind, .reserve = cuda_reserve,
+    .embed = cuda_embed, .qkv = cuda_qkv, .attend = cuda_attend, .attend_hybrid = cuda_attend_hybrid, .product_add = cuda_product_add, .gate_up = cuda_gate_up,
+    .logits = cuda_logits, .kv_write = cuda_kv_write, .argmax = cuda_argmax, .fetch = cuda_fetch, .kv_random = cuda_kv_random, .sync = cuda_sync,
+};

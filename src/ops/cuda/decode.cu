@@ -1,0 +1,699 @@
+/* Attention of one row per sequence over the paged cache, dense and hybrid, in one launch (decode_work.cuh says how work is cut).
+ *
+ * Tensor kernel (f16, bf16, KV8 caches): 16 tokens are the 16 rows of an m16n8k16 product, up to 8 query heads its 8 columns, so
+ * nothing is padded but heads; P is transposed in registers for V^T P. Queries (and, but for KV8, P) go in as a rounded part and
+ * the rest, two products each, so results are as good as f32 sums: tensor cores have that to spare where memory is the limit.
+ * KV8 numbers are exact in bf16; K's scales multiply the sums of their group of 32, V's multiply P.
+ * FMA kernel (f32 caches, f32 compute, head sizes without a tensor kernel): the same feed, lanes own head dimensions.
+ *
+ * Raw scores of heads that make a set leave in the same pass: the mean over the group of the products before scaling; where a
+ * group needs several chunks, the mean query rides along as column 7. */
+#include "ops/cuda/decode_work.cuh"
+#ifdef DEC_TUNE
+#include <stdio.h>
+#include <stdlib.h>
+#endif
+
+enum { DEC_THREADS = 256 };
+#ifndef DEC_WARPS
+#define DEC_WARPS 12
+#endif
+/* Threads of a tensor block: as many warps as registers allow without spilling. */
+template <int HD> struct dec_threads { enum { N = HD <= 128 ? DEC_WARPS * 32 : 256 }; };
+
+/* Heads of this segment's chunk. */
+static __device__ __forceinline__ int32_t dec_heads(const dec_args &a, const dec_seg &g) {
+    return (int32_t)dec_min(a.per_chunk, a.group - g.c * a.per_chunk);
+}
+
+/* Columns are query heads, then zeros; the last is the mean query where `dec_has_mean`. Their loads carry no branch, so that all of a
+ * thread's are in flight together: one after the other they took longer than a short context. */
+static __device__ __forceinline__ const float *dec_query_row(const dec_args &a, const dec_seg &g, int32_t col) {
+    const int32_t last = dec_heads(a, g) - 1;
+    return a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group + g.c * a.per_chunk + (col < last ? col : last)) * a.hd;
+}
+static __device__ __forceinline__ bool dec_has_mean(const dec_args &a, const dec_seg &g) { return a.n_chunk > 1 && g.score; }
+static __device__ __forceinline__ float dec_mean_query(const dec_args &a, const dec_seg &g, int32_t d) {
+    const float *q = a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group) * a.hd + d;
+    float sum = 0;
+    for (int32_t i = 0; i < a.group; i++) sum += q[(int64_t)i * a.hd];
+    return sum / (float)a.group;
+}
+
+static __device__ __forceinline__ float *dec_score_at(const dec_args &a, const dec_seg &g) {
+    return a.score + ((int64_t)g.s * a.n_kv + g.h) * a.max_len;
+}
+
+/* ---- tensor kernel ---- */
+template <int DT> static __device__ __forceinline__ uint32_t tc_pack(float x, float y) {
+    if (DT == LG_DTYPE_F16) {
+        const __half2 h = __floats2half2_rn(x, y);
+        return *(const uint32_t *)(const void *)&h;
+    }
+    const __nv_bfloat162 h = __floats2bfloat162_rn(x, y);
+    return *(const uint32_t *)(const void *)&h;
+}
+template <int DT> static __device__ __forceinline__ float tc_round(float x) {
+    if (DT == LG_DTYPE_F16) return __half2float(__float2half_rn(x));
+    return __bfloat162float(__float2bfloat16_rn(x));
+}
+template <int DT> static __device__ __forceinline__ void tc_mma(float c[4], const uint32_t a[4], const uint32_t b[2]) {
+    if (DT == LG_DTYPE_F16) lg_mma_f16(c, a, b);
+    else lg_mma_bf16(c, a, b);
+}
+
+/* Bytes 0 and 2 as bf16: 128 + low seven bits, less 128 or (negative) 256. Exact. */
+static __device__ __forceinline__ uint32_t tc_bytes(uint32_t w) {
+    const uint32_t x = (w & 0x007f007fu) | 0x43004300u, y = (w & 0x00800080u) | 0x43004300u;
+    const __nv_bfloat162 r = __hsub2(*(const __nv_bfloat162 *)(const void *)&x, *(const __nv_bfloat162 *)(const void *)&y);
+    return *(const uint32_t *)(const void *)&r;
+}
+static __device__ __forceinline__ float tc_half(uint32_t bits) { return __half2float(__ushort_as_half((unsigned short)bits)); }
+
+/* Head dimension of element e (0, 1) of register r (0, 1) of a query fragment of step ks, lane group position t. */
+template <int DT, int HD> static __device__ __forceinline__ int32_t tc_q_dim(int32_t ks, int32_t r, int32_t e, int32_t t) {
+    if (DT != LG_DTYPE_KV8) return ks * 16 + r * 8 + 2 * t + e;
+    if (ks < HD / 32 * 2) return (ks >> 1) * 32 + 8 * t + (ks & 1) * 4 + r + 2 * e;
+    return ks * 16 + 4 * t + r + 2 * e;
+}
+/* Head dimension of row g + 8*r of output tile mt. */
+template <int DT, int HD> static __device__ __forceinline__ int32_t tc_out_dim(int32_t mt, int32_t r, int32_t g) {
+    if (DT != LG_DTYPE_KV8) return mt * 16 + r * 8 + g;
+    if (mt < HD / 32 * 2) return (mt >> 1) * 32 + 4 * g + (mt & 1) * 2 + r;
+    return mt * 16 + 2 * g + r;
+}
+
+template <int HD> struct tc_state { float m[2], l[2], acc[HD / 16][4]; }; /* columns 2t and 2t+1 */
+
+/* Queries of column g, rounded and rest; unit[i]: what column 2t+i was divided by (f16: brings it near 1). */
+template <int DT, int HD>
+static __device__ __forceinline__ void tc_queries(uint32_t hi[HD / 16][2], uint32_t lo[HD / 16][2], float unit[2], const dec_args &a, const dec_seg &seg) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const float *row = dec_query_row(a, seg, g);
+    const bool real = g < dec_heads(a, seg);
+    float f = 1.0f, q[HD / 16][2][2]; /* [step][register][element] */
+#pragma unroll
+    for (int32_t ks = 0; ks < HD / 16; ks++) {
+        if constexpr (DT != LG_DTYPE_KV8) {
+#pragma unroll
+            for (int32_t r = 0; r < 2; r++) {
+                const float2 x = *(const float2 *)(const void *)(row + tc_q_dim<DT, HD>(ks, r, 0, t));
+                q[ks][r][0] = x.x;
+                q[ks][r][1] = x.y;
+            }
+        } else {
+            const float4 x = *(const float4 *)(const void *)(row + tc_q_dim<DT, HD>(ks, 0, 0, t));
+            q[ks][0][0] = x.x;
+            q[ks][1][0] = x.y;
+            q[ks][0][1] = x.z;
+            q[ks][1][1] = x.w;
+        }
+    }
+#pragma unroll
+    for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] = real ? q[i >> 2][(i >> 1) & 1][i & 1] : 0.0f;
+    if (dec_has_mean(a, seg) && g == DEC_HEADS - 1) {
+#pragma unroll
+        for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] = dec_mean_query(a, seg, tc_q_dim<DT, HD>(i >> 2, (i >> 1) & 1, i & 1, t));
+    }
+    __syncwarp();
+    unit[0] = unit[1] = 1.0f;
+    if (DT == LG_DTYPE_F16) {
+        float max = 0;
+#pragma unroll
+        for (int32_t i = 0; i < HD / 16 * 4; i++) max = fmaxf(max, fabsf(q[i >> 2][(i >> 1) & 1][i & 1]));
+        max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
+        max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
+        int32_t e = (int32_t)(__float_as_uint(max) >> 23); /* 2^(e-127) <= max */
+        e = e < 2 ? 127 : e > 252 ? 252 : e;
+        f = __uint_as_float((uint32_t)(254 - e) << 23);
+        const float u = __uint_as_float((uint32_t)e << 23);
+        unit[0] = __shfl_sync(0xffffffffu, u, 8 * t);
+        unit[1] = __shfl_sync(0xffffffffu, u, 8 * t + 4);
+    }
+#pragma unroll
+    for (int32_t i = 0; i < HD / 16 * 2; i++) {
+        const float x = f * q[i >> 1][i & 1][0], y = f * q[i >> 1][i & 1][1];
+        hi[i >> 1][i & 1] = tc_pack<DT>(x, y);
+        lo[i >> 1][i & 1] = tc_pack<DT>(x - tc_round<DT>(x), y - tc_round<DT>(y));
+    }
+}
+
+/* c[16 tokens x 8 heads] = K q */
+template <int DT, int HD, int ROOM>
+static __device__ __forceinline__ void tc_scores(float c[4], lg_smem k, const uint32_t hi[HD / 16][2], const uint32_t lo[HD / 16][2], const int32_t skew[2]) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    if constexpr (DT != LG_DTYPE_KV8) {
+        const lg_smem at = k + (lg_smem)((lane & 15) * ROOM + (lane >> 4) * 16);
+        float x[4] = { 0, 0, 0, 0 }, y[4] = { 0, 0, 0, 0 };
+#pragma unroll
+        for (int32_t ks = 0; ks < HD / 16; ks++) {
+            uint32_t r[4];
+            lg_ldm4(r, at + (lg_smem)(ks * 32));
+            tc_mma<DT>(x, r, hi[ks]);
+            tc_mma<DT>(y, r, lo[ks]);
+        }
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) c[i] = x[i] + y[i];
+    } else {
+        const lg_smem row0 = k + (lg_smem)(g * ROOM + skew[0]), row1 = k + (lg_smem)((g + 8) * ROOM + skew[1]);
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) c[i] = 0;
+#pragma unroll
+        for (int32_t j = 0; j < (HD + 31) / 32; j++) {
+            float x[4] = { 0, 0, 0, 0 }, y[4] = { 0, 0, 0, 0 };
+            const bool full = j < HD / 32;
+            uint32_t w0[2], w1[2];
+            if (full && HD != 64) {
+                const uint2 u0 = lg_lds64(row0 + (lg_smem)(32 * j + 8 * t)), u1 = lg_lds64(row1 + (lg_smem)(32 * j + 8 * t));
+                w0[0] = u0.x; w0[1] = u0.y; w1[0] = u1.x; w1[1] = u1.y;
+            } else {
+                w0[0] = lg_lds32(row0 + (lg_smem)(32 * j + (full ? 8 : 4) * t));
+                w1[0] = lg_lds32(row1 + (lg_smem)(32 * j + (full ? 8 : 4) * t));
+                w0[1] = full ? lg_lds32(row0 + (lg_smem)(32 * j + 8 * t + 4)) : 0;
+                w1[1] = full ? lg_lds32(row1 + (lg_smem)(32 * j + 8 * t + 4)) : 0;
+            }
+#pragma unroll
+            for (int32_t s = 0; s < (full ? 2 : 1); s++) {
+                const uint32_t r[4] = { tc_bytes(w0[s]), tc_bytes(w1[s]), tc_bytes(w0[s] >> 8), tc_bytes(w1[s] >> 8) };
+                tc_mma<DT>(x, r, hi[2 * j + s]);
+                tc_mma<DT>(y, r, lo[2 * j + s]);
+            }
+            const float s0 = tc_half(lg_lds16(row0 + HD + 2 * j)), s1 = tc_half(lg_lds16(row1 + HD + 2 * j));
+            c[0] += s0 * (x[0] + y[0]);
+            c[1] += s0 * (x[1] + y[1]);
+            c[2] += s1 * (x[2] + y[2]);
+            c[3] += s1 * (x[3] + y[3]);
+        }
+    }
+}
+
+/* acc[dims x heads] += V^T P. meta: skews of all rows. */
+template <int DT, int HD, int ROOM>
+static __device__ __forceinline__ void tc_values(float acc[HD / 16][4], lg_smem v, const float p[4], const int32_t skew[2], lg_smem meta) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    if constexpr (DT != LG_DTYPE_KV8) {
+        const uint32_t hi[2] = { lg_movm(tc_pack<DT>(p[0], p[1])), lg_movm(tc_pack<DT>(p[2], p[3])) };
+        const uint32_t lo[2] = { lg_movm(tc_pack<DT>(p[0] - tc_round<DT>(p[0]), p[1] - tc_round<DT>(p[1]))),
+                                 lg_movm(tc_pack<DT>(p[2] - tc_round<DT>(p[2]), p[3] - tc_round<DT>(p[3]))) };
+        const lg_smem at = v + (lg_smem)(((lane & 7) + (lane >> 4) * 8) * ROOM + ((lane >> 3) & 1) * 16);
+#pragma unroll
+        for (int32_t mt = 0; mt < HD / 16; mt++) {
+            uint32_t r[4];
+            lg_ldm4_t(r, at + (lg_smem)(mt * 32));
+            tc_mma<DT>(acc[mt], r, hi);
+            tc_mma<DT>(acc[mt], r, lo);
+        }
+    } else {
+        lg_smem row[4];
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) {
+            const int32_t tok = 2 * t + (i & 1) + (i >> 1) * 8;
+            row[i] = v + (lg_smem)(tok * ROOM + ((int32_t)lg_lds32(meta + (lg_smem)(tok * 4)) & 15));
+        }
+        const lg_smem s0 = v + (lg_smem)(g * ROOM + skew[0] + HD), s1 = v + (lg_smem)((g + 8) * ROOM + skew[1] + HD);
+#pragma unroll
+        for (int32_t j = 0; j < (HD + 31) / 32; j++) {
+            const bool full = j < HD / 32;
+            const float f0 = tc_half(lg_lds16(s0 + 2 * j)), f1 = tc_half(lg_lds16(s1 + 2 * j));
+            const uint32_t b[2] = { lg_movm(tc_pack<DT>(p[0] * f0, p[1] * f0)), lg_movm(tc_pack<DT>(p[2] * f1, p[3] * f1)) };
+            uint32_t w[4];
+#pragma unroll
+            for (int32_t i = 0; i < 4; i++) w[i] = full ? lg_lds32(row[i] + (lg_smem)(32 * j + 4 * g)) : lg_lds16(row[i] + (lg_smem)(32 * j + 2 * g));
+#pragma unroll
+            for (int32_t s = 0; s < (full ? 2 : 1); s++) { /* byte i of two tokens side by side */
+                const uint32_t r[4] = { tc_bytes(__byte_perm(w[0], w[1], s ? 0x6622 : 0x4400)), tc_bytes(__byte_perm(w[0], w[1], s ? 0x7733 : 0x5511)),
+                                        tc_bytes(__byte_perm(w[2], w[3], s ? 0x6622 : 0x4400)), tc_bytes(__byte_perm(w[2], w[3], s ? 0x7733 : 0x5511)) };
+                tc_mma<DT>(acc[2 * j + s], r, b);
+            }
+        }
+    }
+}
+
+/* One unit: 16 rows of K and of V at `stage`. score: NULL or where the unit's first token's score goes. */
+template <int DT, int HD, int ROOM>
+static __device__ __forceinline__ void tc_unit(tc_state<HD> *st, lg_smem stage, lg_smem meta, const uint32_t hi[HD / 16][2], const uint32_t lo[HD / 16][2],
+                                               const float unit[2], const dec_args &a, float *score) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int32_t m0 = (int32_t)lg_lds32(meta + (lg_smem)(g * 4)), m1 = (int32_t)lg_lds32(meta + (lg_smem)((g + 8) * 4));
+    const int32_t skew[2] = { m0 & 15, m1 & 15 };
+    float c[4];
+    tc_scores<DT, HD, ROOM>(c, stage, hi, lo, skew);
+    if (DT == LG_DTYPE_F16) {
+        c[0] *= unit[0]; c[1] *= unit[1]; c[2] *= unit[0]; c[3] *= unit[1];
+    }
+    if (score) {
+        const bool mean = a.n_chunk == 1;
+        float x = mean ? c[0] + c[1] : t == 3 ? c[1] : 0.0f, y = mean ? c[2] + c[3] : t == 3 ? c[3] : 0.0f;
+        x += __shfl_xor_sync(0xffffffffu, x, 1);
+        y += __shfl_xor_sync(0xffffffffu, y, 1);
+        x += __shfl_xor_sync(0xffffffffu, x, 2);
+        y += __shfl_xor_sync(0xffffffffu, y, 2);
+        const float n = mean ? (float)a.group : 1.0f;
+        if (t == 0 && m0 >= 0) score[g] = x / n;
+        if (t == 0 && m1 >= 0) score[g + 8] = y / n;
+    }
+    float x[4] = { m0 >= 0 ? c[0] * a.scale2 : -INFINITY, m0 >= 0 ? c[1] * a.scale2 : -INFINITY,
+                   m1 >= 0 ? c[2] * a.scale2 : -INFINITY, m1 >= 0 ? c[3] * a.scale2 : -INFINITY };
+    float p[4], f[2];
+    bool moved = false;
+#pragma unroll
+    for (int32_t i = 0; i < 2; i++) {
+        float max = fmaxf(x[i], x[i + 2]);
+        max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 4));
+        max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 8));
+        max = fmaxf(st->m[i], fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 16)));
+        const float base = max == -INFINITY ? 0.0f : max;
+        f[i] = exp2f(st->m[i] - base);
+        moved = moved || max != st->m[i];
+        p[i] = exp2f(x[i] - base);
+        p[i + 2] = exp2f(x[i + 2] - base);
+        st->l[i] = st->l[i] * f[i] + (p[i] + p[i + 2]);
+        st->m[i] = max;
+    }
+    if (__any_sync(0xffffffffu, moved)) {
+#pragma unroll
+        for (int32_t i = 0; i < HD / 16 * 4; i++) st->acc[i >> 2][i & 3] *= f[i & 1];
+    }
+    tc_values<DT, HD, ROOM>(st->acc, stage + DEC_UNIT * ROOM, p, skew, meta);
+}
+
+/* State -> slot; with `add` the slot's state is merged in first. l is this thread's share until then. */
+template <int DT, int HD>
+static __device__ __forceinline__ void tc_put(float *slot, tc_state<HD> *st, int32_t ng, bool add) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int32_t i = 0; i < 2; i++) {
+        const int32_t h = 2 * t + i;
+        float *mx = slot + DEC_HEADS * HD + h, *tot = mx + DEC_HEADS;
+        float l = st->l[i], m = st->m[i], f = 1.0f, e = 0.0f;
+        for (int32_t d = 4; d < 32; d <<= 1) l += __shfl_xor_sync(0xffffffffu, l, d);
+        if (add && h < ng) {
+            const float other = *mx, max = fmaxf(m, other);
+            f = dec_exp(m, max);
+            e = dec_exp(other, max);
+            m = max;
+            l = l * f + e * *tot;
+        }
+        __syncwarp(); /* every lane has read what lane g == 0 writes next */
+        if (h < ng) {
+#pragma unroll
+            for (int32_t mt = 0; mt < HD / 16; mt++) {
+#pragma unroll
+                for (int32_t r = 0; r < 2; r++) {
+                    float *x = slot + h * HD + tc_out_dim<DT, HD>(mt, r, g);
+                    const float y = f * st->acc[mt][2 * r + i];
+                    *x = add ? y + e * *x : y;
+                }
+            }
+            if (g == 0) {
+                *mx = m;
+                *tot = l;
+            }
+        }
+    }
+}
+
+/* Shared memory: rings of all warps, meta of all stages, slots, room of the cut. */
+typedef struct dec_room { lg_smem ring, meta; float *slots; int64_t *cut; } dec_room;
+static __device__ __forceinline__ dec_room dec_rooms(uint8_t *smem, const dec_args &a, int32_t room, int32_t warp, int32_t n_warp) {
+    const int32_t ring = a.n_stage * 2 * DEC_UNIT * room, meta = a.n_stage * DEC_UNIT * 4;
+    dec_room r;
+    r.ring = lg_smem_of(smem) + (lg_smem)(warp * ring);
+    r.meta = lg_smem_of(smem) + (lg_smem)(n_warp * ring + warp * meta);
+    r.cut = (int64_t *)(void *)(smem + n_warp * (ring + meta));
+    r.slots = (float *)(void *)(smem + n_warp * (ring + meta) + 34 * 8);
+    return r;
+}
+
+template <int DT, int HD, int CHUNKS, int ROOM>
+static __global__ void __launch_bounds__(dec_threads<HD>::N, 1) dec_tensor(const __grid_constant__ dec_args a) {
+    LG_SMEM(smem);
+    const int32_t warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, n_slot = dec_slots(n_warp);
+    const dec_room room = dec_rooms(smem, a, ROOM, warp, n_warp);
+    const bool skewed = DT == LG_DTYPE_KV8;
+    dec_part part;
+    dec_cut(&part, a, room.cut);
+    if (part.lo >= part.hi) return; /* the whole block */
+    dec_feed feed;
+    dec_feed_begin(&feed, a, part, warp, n_warp);
+    for (int32_t i = 0; i + 1 < a.n_stage; i++) dec_feed_issue<CHUNKS, skewed>(&feed, a, n_warp, room.ring, room.meta, ROOM);
+    dec_seg seg = part.first;
+    int64_t unit = part.lo + warp;
+    int32_t stage = 0;
+    for (;;) {
+        const int64_t end = dec_min(seg.end, part.hi);
+        const int32_t ng = dec_heads(a, seg);
+        uint32_t hi[HD / 16][2], lo[HD / 16][2];
+        float q_unit[2];
+        tc_state<HD> st;
+        tc_queries<DT, HD>(hi, lo, q_unit, a, seg);
+#pragma unroll
+        for (int32_t i = 0; i < 2; i++) {
+            st.m[i] = -INFINITY;
+            st.l[i] = 0;
+        }
+#pragma unroll
+        for (int32_t i = 0; i < HD / 16 * 4; i++) st.acc[i >> 2][i & 3] = 0;
+        for (; unit < end; unit += n_warp) {
+            lg_cp_wait(a.n_stage - 2);
+            __syncwarp(); /* this unit's rows are here for all lanes; the stage before it is no longer read */
+            dec_feed_issue<CHUNKS, skewed>(&feed, a, n_warp, room.ring, room.meta, ROOM);
+            if (seg.n > 0)
+                tc_unit<DT, HD, ROOM>(&st, room.ring + (lg_smem)(stage * 2 * DEC_UNIT * ROOM), room.meta + (lg_smem)(stage * DEC_UNIT * 4), hi, lo, q_unit, a,
+                                      seg.score ? dec_score_at(a, seg) + (unit - seg.begin) * DEC_UNIT : NULL);
+            stage = stage + 1 == a.n_stage ? 0 : stage + 1;
+        }
+        const int32_t size = dec_slot_floats(HD);
+        for (int32_t r = n_warp / n_slot - 1; r >= 0; r--) {
+            if (warp / n_slot == r) tc_put<DT, HD>(room.slots + warp % n_slot * size, &st, ng, r != n_warp / n_slot - 1);
+            if (r) __syncthreads();
+        }
+        dec_finish(a, part, seg, room.slots, n_slot);
+        if (seg.end >= part.hi) break;
+        dec_seg_load(&seg, a, seg.index + 1, seg.end);
+    }
+    lg_cp_wait(0);
+}
+
+/* ---- FMA kernel: lane l owns head dimensions 64*j + 2*l and the next one ---- */
+template <int DT> static __device__ __forceinline__ float2 fma_pair(lg_smem row, int32_t e, int32_t hd) {
+    if (DT == LG_DTYPE_F32) {
+        const uint2 w = lg_lds64(row + (lg_smem)(4 * e));
+        return make_float2(__uint_as_float(w.x), __uint_as_float(w.y));
+    }
+    if (DT == LG_DTYPE_BF16) {
+        const uint32_t w = lg_lds32(row + (lg_smem)(2 * e));
+        return make_float2(__uint_as_float(w << 16), __uint_as_float(w & 0xffff0000u));
+    }
+    if (DT == LG_DTYPE_F16) {
+        const uint32_t w = lg_lds32(row + (lg_smem)(2 * e));
+        return make_float2(tc_half(w & 0xffffu), tc_half(w >> 16));
+    }
+    const uint32_t w = lg_lds16(row + (lg_smem)e);
+    const float s = tc_half(lg_lds16(row + (lg_smem)(hd + 2 * (e >> 5))));
+    return make_float2((float)(int8_t)(w & 0xffu) * s, (float)(int8_t)(w >> 8) * s);
+}
+
+template <int D> static __device__ __forceinline__ void fma_fold(float s[32], int32_t lane) {
+#pragma unroll
+    for (int32_t i = 0; i < D; i++) {
+        const float keep = lane & D ? s[i + D] : s[i], send = lane & D ? s[i] : s[i + D];
+        s[i] = keep + __shfl_xor_sync(0xffffffffu, send, D);
+    }
+}
+
+template <int NG, int J> struct fma_state { float m, l, acc[NG][2 * J]; }; /* m, l: lane's head l%NG */
+
+template <int DT, int J, int NG>
+static __device__ __forceinline__ void fma_unit(fma_state<NG, J> *st, lg_smem stage, lg_smem meta, const float q[NG][2 * J], const dec_args &a, float *score) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, room = a.row_room;
+    const int32_t my_tok = lane / NG;
+    for (int32_t t0 = 0; t0 < DEC_UNIT; t0 += 32 / NG) {
+        float s[32]; /* [token][head] */
+#pragma unroll
+        for (int32_t i = 0; i < 32 / NG; i++) {
+            const lg_smem row = stage + (lg_smem)((t0 + i) * room + ((int32_t)lg_lds32(meta + (lg_smem)((t0 + i) * 4)) & 15));
+            float2 k[J];
+#pragma unroll
+            for (int32_t j = 0; j < J; j++) k[j] = 64 * j + 2 * lane < a.hd ? fma_pair<DT>(row, 64 * j + 2 * lane, a.hd) : make_float2(0.0f, 0.0f);
+#pragma unroll
+            for (int32_t h = 0; h < NG; h++) {
+                float x = 0;
+#pragma unroll
+                for (int32_t j = 0; j < J; j++) x = fmaf(q[h][2 * j + 1], k[j].y, fmaf(q[h][2 * j], k[j].x, x));
+                s[i * NG + h] = x;
+            }
+        }
+        fma_fold<16>(s, lane); /* sums over lanes: lane l ends with number l */
+        fma_fold<8>(s, lane);
+        fma_fold<4>(s, lane);
+        fma_fold<2>(s, lane);
+        fma_fold<1>(s, lane);
+        const bool valid = (int32_t)lg_lds32(meta + (lg_smem)((t0 + my_tok) * 4)) >= 0;
+        if (score) {
+            float x = a.n_chunk == 1 || lane % NG == DEC_HEADS - 1 ? s[0] : 0.0f;
+#pragma unroll
+            for (int32_t d = 1; d < NG; d <<= 1) x += __shfl_xor_sync(0xffffffffu, x, d);
+            if (lane % NG == 0 && valid) score[t0 + my_tok] = x / (a.n_chunk == 1 ? (float)a.group : 1.0f);
+        }
+        const float x = valid ? s[0] * a.scale2 : -INFINITY;
+        float max = x;
+#pragma unroll
+        for (int32_t d = NG; d < 32; d <<= 1) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, d));
+        max = fmaxf(max, st->m);
+        const float base = max == -INFINITY ? 0.0f : max, f = exp2f(st->m - base), p = exp2f(x - base);
+        const bool moved = max != st->m;
+        st->l = st->l * f + p;
+        st->m = max;
+        if (__any_sync(0xffffffffu, moved)) {
+#pragma unroll
+            for (int32_t h = 0; h < NG; h++) {
+                const float fh = __shfl_sync(0xffffffffu, f, h);
+#pragma unroll
+                for (int32_t j = 0; j < 2 * J; j++) st->acc[h][j] *= fh;
+            }
+        }
+#pragma unroll
+        for (int32_t i = 0; i < 32 / NG; i++) {
+            const lg_smem row = stage + (lg_smem)((DEC_UNIT + t0 + i) * room + ((int32_t)lg_lds32(meta + (lg_smem)((t0 + i) * 4)) & 15));
+            float2 v[J];
+#pragma unroll
+            for (int32_t j = 0; j < J; j++) v[j] = 64 * j + 2 * lane < a.hd ? fma_pair<DT>(row, 64 * j + 2 * lane, a.hd) : make_float2(0.0f, 0.0f);
+#pragma unroll
+            for (int32_t h = 0; h < NG; h++) {
+                const float ph = __shfl_sync(0xffffffffu, p, i * NG + h);
+#pragma unroll
+                for (int32_t j = 0; j < J; j++) {
+                    st->acc[h][2 * j] = fmaf(ph, v[j].x, st->acc[h][2 * j]);
+                    st->acc[h][2 * j + 1] = fmaf(ph, v[j].y, st->acc[h][2 * j + 1]);
+                }
+            }
+        }
+    }
+}
+
+template <int J, int NG>
+static __device__ __forceinline__ void fma_put(float *slot, fma_state<NG, J> *st, int32_t ng, int32_t hd, bool add) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, mine = lane % NG;
+    float *mx = slot + DEC_HEADS * hd, *tot = mx + DEC_HEADS;
+    float l = st->l, m = st->m, f = 1.0f, e = 0.0f;
+#pragma unroll
+    for (int32_t d = NG; d < 32; d <<= 1) l += __shfl_xor_sync(0xffffffffu, l, d);
+    if (add && mine < ng) {
+        const float other = mx[mine], max = fmaxf(m, other);
+        f = dec_exp(m, max);
+        e = dec_exp(other, max);
+        m = max;
+        l = l * f + e * tot[mine];
+    }
+    __syncwarp();
+    if (lane < ng && lane < NG) {
+        mx[lane] = m;
+        tot[lane] = l;
+    }
+#pragma unroll
+    for (int32_t h = 0; h < NG; h++) {
+        const float fh = __shfl_sync(0xffffffffu, f, h), eh = __shfl_sync(0xffffffffu, e, h);
+#pragma unroll
+        for (int32_t j = 0; j < J; j++) {
+            if (h < ng && 64 * j + 2 * lane < hd) {
+                float *x = slot + h * hd + 64 * j + 2 * lane;
+                x[0] = fh * st->acc[h][2 * j] + (add ? eh * x[0] : 0.0f);
+                x[1] = fh * st->acc[h][2 * j + 1] + (add ? eh * x[1] : 0.0f);
+            }
+        }
+    }
+}
+
+template <int DT, int J, int NG>
+static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_fma(const __grid_constant__ dec_args a) {
+    LG_SMEM(smem);
+    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, n_slot = dec_slots(n_warp);
+    const dec_room room = dec_rooms(smem, a, a.row_room, warp, n_warp);
+    dec_part part;
+    dec_cut(&part, a, room.cut);
+    if (part.lo >= part.hi) return; /* the whole block */
+    dec_feed feed;
+    dec_feed_begin(&feed, a, part, warp, n_warp);
+    for (int32_t i = 0; i + 1 < a.n_stage; i++) dec_feed_issue<0, true>(&feed, a, n_warp, room.ring, room.meta, a.row_room);
+    dec_seg seg = part.first;
+    int64_t unit = part.lo + warp;
+    int32_t stage = 0;
+    for (;;) {
+        const int64_t end = dec_min(seg.end, part.hi);
+        const int32_t ng = dec_heads(a, seg);
+        float q[NG][2 * J];
+        fma_state<NG, J> st;
+#pragma unroll
+        for (int32_t i = 0; i < NG * 2 * J; i++) {
+            const int32_t h = i / (2 * J), d = 64 * (i % (2 * J) / 2) + 2 * lane + (i & 1);
+            const float x = dec_query_row(a, seg, h)[d < a.hd ? d : 0];
+            q[h][i % (2 * J)] = d < a.hd && h < ng ? x : 0.0f;
+            st.acc[i / (2 * J)][i % (2 * J)] = 0;
+        }
+        if (NG == DEC_HEADS && dec_has_mean(a, seg)) {
+#pragma unroll
+            for (int32_t i = 0; i < 2 * J; i++) {
+                const int32_t d = 64 * (i / 2) + 2 * lane + (i & 1);
+                q[NG - 1][i] = d < a.hd ? dec_mean_query(a, seg, d) : 0.0f;
+            }
+        }
+        st.m = -INFINITY;
+        st.l = 0;
+        for (; unit < end; unit += n_warp) {
+            lg_cp_wait(a.n_stage - 2);
+            __syncwarp();
+            dec_feed_issue<0, true>(&feed, a, n_warp, room.ring, room.meta, a.row_room);
+            if (seg.n > 0)
+                fma_unit<DT, J, NG>(&st, room.ring + (lg_smem)(stage * 2 * DEC_UNIT * a.row_room), room.meta + (lg_smem)(stage * DEC_UNIT * 4), q, a,
+                                    seg.score ? dec_score_at(a, seg) + (unit - seg.begin) * DEC_UNIT : NULL);
+            stage = stage + 1 == a.n_stage ? 0 : stage + 1;
+        }
+        const int32_t size = dec_slot_floats(a.hd);
+        for (int32_t r = n_warp / n_slot - 1; r >= 0; r--) {
+            if (warp / n_slot == r) fma_put<J, NG>(room.slots + warp % n_slot * size, &st, ng, a.hd, r != n_warp / n_slot - 1);
+            if (r) __syncthreads();
+        }
+        dec_finish(a, part, seg, room.slots, n_slot);
+        if (seg.end >= part.hi) break;
+        dec_seg_load(&seg, a, seg.index + 1, seg.end);
+    }
+    lg_cp_wait(0);
+}
+
+/* ---- launch ---- */
+typedef void (*dec_kernel)(dec_args);
+typedef struct dec_choice { dec_kernel kernel; int32_t room, chunks, warps; } dec_choice; /* warps: at most */
+
+template <int HD> static dec_choice tc_choice(lg_dtype t) {
+    enum { B16 = HD / 8, B8 = (HD + 2 * ((HD + 31) / 32) + 15) / 16 };
+    /* An odd number of 16-byte pieces keeps rows of a tile in different banks. */
+    enum { W = dec_threads<HD>::N / 32, R16 = (B16 | 1) == B16 ? B16 + 2 : B16 + 1, R8 = (B8 | 1) };
+    if (t == LG_DTYPE_F16) return (dec_choice){ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16, W };
+    if (t == LG_DTYPE_BF16) return (dec_choice){ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16, W };
+    if (HD == 80 || HD == 96) return (dec_choice){ 0 }; /* rows not on 4 bytes */
+    enum { K8 = HD == 80 || HD == 96 ? 64 : HD, C8 = K8 == HD ? B8 : 5, Q8 = K8 == HD ? R8 : 5 };
+    return (dec_choice){ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8, W };
+}
+
+template <int DT> static dec_kernel fma_kernel(int32_t hd, int32_t heads) {
+    if (hd <= 128) return heads <= 4 ? dec_fma<DT, 2, 4> : dec_fma<DT, 2, 8>;
+    return heads <= 4 ? dec_fma<DT, 4, 4> : dec_fma<DT, 4, 8>;
+}
+
+static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t heads) {
+    dec_choice c = { 0 };
+    if (e->compute != LG_COMPUTE_F32 && g->dtype != LG_DTYPE_F32) {
+        switch (g->head_dim) {
+        case 64: c = tc_choice<64>(g->dtype); break;
+        case 80: c = tc_choice<80>(g->dtype); break;
+        case 96: c = tc_choice<96>(g->dtype); break;
+        case 112: c = tc_choice<112>(g->dtype); break;
+        case 128: c = tc_choice<128>(g->dtype); break;
+        case 256: c = tc_choice<256>(g->dtype); break;
+        default: break;
+        }
+        if (c.kernel) return c;
+    }
+    switch (g->dtype) {
+    case LG_DTYPE_F16: c.kernel = fma_kernel<LG_DTYPE_F16>(g->head_dim, heads); break;
+    case LG_DTYPE_BF16: c.kernel = fma_kernel<LG_DTYPE_BF16>(g->head_dim, heads); break;
+    case LG_DTYPE_KV8: c.kernel = fma_kernel<LG_DTYPE_KV8>(g->head_dim, heads); break;
+    default: c.kernel = fma_kernel<LG_DTYPE_F32>(g->head_dim, heads); break;
+    }
+    c.chunks = (int32_t)((g->row_bytes + 14) / 16 + 1); /* a row may begin anywhere */
+    c.room = c.chunks * 16;
+    c.warps = DEC_THREADS / 32;
+    return c;
+}
+
+/* Warps and stages that fit into shared memory. */
+typedef struct dec_shape { int32_t n_warp, n_stage; int64_t bytes; } dec_shape;
+static int64_t dec_bytes(int32_t n_warp, int32_t n_stage, int32_t room, int32_t hd) {
+    const int64_t slots = (int64_t)dec_slots(n_warp) * (DEC_HEADS * hd + 2 * DEC_HEADS), merge = 4 + (int64_t)n_warp * 32 * 6;
+    return (int64_t)n_warp * n_stage * (2 * DEC_UNIT * room + DEC_UNIT * 4) + 34 * 8 + 4 * (slots > merge ? slots : merge);
+}
+static dec_shape dec_fit(const lg_cuda_env *e, const dec_choice *c, int32_t hd) {
+    static const int8_t tries[][2] = { { 12, 3 }, { 8, 5 }, { 8, 4 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 }, { 1, 3 }, { 1, 2 } };
+    dec_shape s = { 0, 0, 0 };
+#ifdef DEC_TUNE
+    static int tw = -1, ts;
+    if (tw < 0 && (!getenv("LG_DEC_SHAPE") || sscanf(getenv("LG_DEC_SHAPE"), "%d,%d", &tw, &ts) != 2)) tw = 0;
+    if (tw > 0 && tw <= c->warps && dec_bytes(tw, ts, c->room, hd) <= e->smem_max) return (dec_shape){ tw, ts, dec_bytes(tw, ts, c->room, hd) };
+#endif
+    for (size_t i = 0; i < sizeof tries / sizeof tries[0] && !s.n_warp; i++) {
+        const int64_t b = dec_bytes(tries[i][0], tries[i][1], c->room, hd);
+        if (tries[i][0] <= c->warps && b <= e->smem_max) s = (dec_shape){ tries[i][0], tries[i][1], b };
+    }
+    return s;
+}
+
+/* Counters that are zero between launches cannot lie in the scratch, which other ops write: each scratch (that is, each stream)
+ * gets a row of this table. Where the table is full they do lie in the scratch and are cleared before every launch. */
+enum { DEC_OWNERS = 16, DEC_COUNTERS = 8192 };
+static __device__ uint32_t dec_counters[DEC_OWNERS][DEC_COUNTERS];
+static uint32_t *dec_counter_row(const uint8_t *scratch, int64_t n_seg) {
+    static const uint8_t *owners[DEC_OWNERS];
+    void *at = NULL;
+    if (n_seg > DEC_COUNTERS) return NULL;
+    for (int i = 0; i < DEC_OWNERS; i++) {
+        const uint8_t *none = NULL;
+        if (__atomic_compare_exchange_n(&owners[i], &none, scratch, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) || none == scratch) {
+            if (cudaGetSymbolAddress(&at, dec_counters) != cudaSuccess) return NULL;
+            return (uint32_t *)at + (int64_t)i * DEC_COUNTERS;
+        }
+    }
+    return NULL;
+}
+
+static int64_t dec_partial_bytes(const lg_cuda_env *e, int32_t hd) { return (int64_t)e->n_sm * 2 * (DEC_HEADS * hd + 2 * DEC_HEADS) * 4; }
+
+int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g) {
+    const int64_t group = n_head / g->n_head_kv, chunks = (group + DEC_HEADS - 2) / (DEC_HEADS - 1);
+    return dec_partial_bytes(e, g->head_dim) + n_seq * g->n_head_kv * chunks * 4;
+}
+
+void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
+    dec_args d = { 0 };
+    const int32_t group = a->n_head / a->geom.n_head_kv;
+    bool makes = a->read != NULL && a->make_host == NULL;
+    for (int32_t h = 0; a->read && a->make_host && h < a->geom.n_head_kv; h++) makes = makes || a->make_host[h] >= 0;
+    d.out = a->out; d.q = a->q;
+    d.k = a->kv.k; d.v = a->kv.v;
+    d.seqs = a->seqs;
+    d.row_bytes = a->geom.row_bytes;
+    d.n_seq = a->n_seq; d.n_head = a->n_head; d.n_kv = a->geom.n_head_kv; d.group = group; d.hd = a->geom.head_dim;
+    d.scale2 = a->scale * 1.44269504f;
+    d.per_chunk = group > DEC_HEADS && makes ? DEC_HEADS - 1 : DEC_HEADS; /* makes: the last column is the mean query's */
+    d.n_chunk = (group + d.per_chunk - 1) / d.per_chunk;
+    d.max_len = a->max_len;
+    if (a->read) {
+        d.hybrid = 1;
+        d.budget = a->budget; d.dense = a->dense;
+        d.read = a->read; d.make = a->make;
+        d.set_idx = a->sets.idx; d.set_n = a->sets.n; d.set_cap = a->sets.cap;
+        d.n_slot = a->sets.n_slot;
+        while ((1 << d.block_shift) < a->sets.block) d.block_shift++;
+        d.sinks = a->select.sinks;
+        d.score = a->score;
+        d.roles_in = a->read_host && a->make_host && d.n_kv <= DEC_ROLES;
+        for (int32_t h = 0; d.roles_in && h < d.n_kv; h++) {
+            d.role_read[h] = (int16_t)a->read_host[h];
+            d.role_make[h] = (int16_t)a->make_host[h];
+        }
+    }
+    const int64_t n_seg = (int64_t)d.n_seq * d.n_kv * d.n_chunk;
+    const dec_choice c = dec_choose(e, &a->geom, d.n_chunk > 1 ? DEC_HEADS : group);
+    const dec_shape s = dec_fit(e, &c, d.hd);
+    d.n_stage = s.n_stage;
+    d.row_room = c.room;
+    d.row_chunks = c.chunks;
+    d.partial = (float *)(void *)e->scratch;
+    d.counter = dec_counter_row(e->scratch, n_seg);
+    if (!d.counter) {
+        d.counter = (uint32_t *)(void *)(e->scratch + dec_partial_bytes(e, d.hd));
+        cudaMemsetAsync(d.counter, 0, (size_t)n_seg * 4, e->stream);
+    }
+    cudaFuncSetAttribute((const void *)c.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)s.bytes);
+    LG_LAUNCH(c.kernel, e->n_sm, s.n_warp * 32, (size_t)s.bytes, e->stream, d);
+}

@@ -1,0 +1,1088 @@
+/* Products with weights. Three ways:
+ *   decode   up to 16 rows of input (more in turns of 16): one kernel family for every format. A block of 8 warps takes tiles of 16
+ *            weight rows in turn; its warps split the columns and stream the weights as tensor-core fragments, inputs are the
+ *            columns. Codes of quantised weights stay integers: as f16 subnormals (code * 2^-24) they need one lop3 per two
+ *            weights and no conversion; scale, minimum and zero point are applied to the f32 sum of each group.
+ *   exact    compute f32, and shapes or formats the others do not take: f32 multiply-add of exactly dequantised weights
+ *   matrix   many rows: cuBLASLt in bf16 (compute f32: f32 without TF32), quantised weights expanded a slice at a time */
+#include "ops/cuda/weight.cuh"
+#include <stdlib.h>
+#include <string.h>
+
+enum { THREADS = 256, WARPS = THREADS / 32, MAX_COLS = 16, X_PAD = 32, PIECE = 32 << 20, SLICE = 64 << 20, FUSED_ROWS = 4, FUSED_BYTES = 64 << 10 };
+bool lg_cuda_pdl;
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static bool row_major(lg_dtype t) { return t == LG_DTYPE_F32 || t == LG_DTYPE_F16 || t == LG_DTYPE_BF16; }
+static int x_stride(int n_chunk) { return n_chunk * LG_CHUNK + X_PAD; } /* elements; the pad keeps 8 rows on different banks */
+
+/* f(std::integral_constant-like tag) for the format of a weight. */
+#define EACH_QUANT(X) X(LG_DTYPE_Q8_0) X(LG_DTYPE_Q4_0) X(LG_DTYPE_Q4_1) X(LG_DTYPE_Q5_0) X(LG_DTYPE_Q5_1) X(LG_DTYPE_Q4_K) X(LG_DTYPE_Q5_K) X(LG_DTYPE_Q6_K)
+#define EACH_FORMAT(X) X(LG_DTYPE_F32) X(LG_DTYPE_F16) X(LG_DTYPE_BF16) EACH_QUANT(X)
+
+/* ---- errors, memory, staging ------------------------------------------------------------------------ */
+lg_status lg_cuda_fail(lg_error *err, cudaError_t e, const char *what) {
+    int device = 0;
+    cudaGetDevice(&device);
+    cudaGetLastError();
+    return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda:%d: %s: %s", device, what, cudaGetErrorString(e));
+}
+
+lg_status lg_cuda_new(void **out, int64_t bytes, const char *what, lg_error *err) {
+    const cudaError_t e = cudaMalloc(out, (size_t)(bytes > 0 ? bytes : 1));
+    if (e == cudaSuccess) return LG_OK;
+    *out = NULL;
+    if (e != cudaErrorMemoryAllocation) return lg_cuda_fail(err, e, what);
+    size_t free_bytes = 0, total = 0;
+    int device = 0;
+    cudaGetLastError();
+    cudaGetDevice(&device);
+    cudaMemGetInfo(&free_bytes, &total);
+    return lg_base_fail(err, LG_ERR_NOMEM, -1, "device cuda:%d: out of memory for %s: %lld bytes asked, %lld of %lld free", device, what,
+                        (long long)bytes, (long long)free_bytes, (long long)total);
+}
+
+lg_status lg_cuda_push_new(lg_cuda_push *p, cudaStream_t stream, lg_error *err) {
+    p->piece = PIECE;
+    p->stream = stream;
+    for (int i = 0; i < 2; i++) {
+        cudaError_t e = cudaHostAlloc((void **)&p->pin[i], PIECE, cudaHostAllocDefault);
+        if (e == cudaSuccess) e = cudaEventCreateWithFlags(&p->done[i], cudaEventDisableTiming);
+        if (e != cudaSuccess) return lg_cuda_fail(err, e, "pinned memory for uploads");
+    }
+    return LG_OK;
+}
+
+void lg_cuda_push_free(lg_cuda_push *p) {
+    for (int i = 0; i < 2; i++) {
+        if (p->pin[i]) cudaFreeHost(p->pin[i]);
+        if (p->done[i]) cudaEventDestroy(p->done[i]);
+    }
+}
+
+cudaError_t lg_cuda_push_run(lg_cuda_push *p, void *dst, const void *src, int64_t bytes) {
+    cudaError_t e = cudaSuccess;
+    for (int64_t at = 0; at < bytes && e == cudaSuccess; at += p->piece) {
+        const int64_t n = min64(bytes - at, p->piece);
+        const int i = p->turn ^= 1;
+        e = cudaEventSynchronize(p->done[i]); /* (an event never recorded is done) */
+        if (e != cudaSuccess) break;
+        memcpy(p->pin[i], (const uint8_t *)src + at, (size_t)n);
+        e = cudaMemcpyAsync((uint8_t *)dst + at, p->pin[i], (size_t)n, cudaMemcpyHostToDevice, p->stream);
+        if (e == cudaSuccess) e = cudaEventRecord(p->done[i], p->stream);
+    }
+    return e;
+}
+
+/* ---- binding ---------------------------------------------------------------------------------------- */
+static __device__ __forceinline__ uint32_t mix(uint64_t x) { /* splitmix64 */
+    x += 0x9E3779B97F4A7C15ull;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+    return (uint32_t)((x ^ (x >> 31)) >> 16);
+}
+
+/* One thread: (row, chunk, t). raw: the file's rows first_row.. ; rows past n_out and columns past n_in become zero. */
+template <int T>
+static __global__ void k_pack(lg_cuda_weight w, const uint8_t *raw, int64_t raw_row, int64_t first_row, int64_t n_row) {
+    typedef lg_fmt<T> F;
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const int t = (int)(i & 3), chunk = (int)((i >> 2) % w.n_chunk);
+    const int64_t row = first_row + (i >> 2) / w.n_chunk;
+    if (row >= first_row + n_row) return;
+    const bool real = row < w.n_out;
+    const uint8_t *src = raw + (row - first_row) * raw_row;
+    uint32_t word[8] = { 0 }, high[2] = { 0 };
+    for (int j = 0; j < 4; j++)
+        for (int e = 0; e < 8; e++) {
+            const int k = chunk * LG_CHUNK + lg_column<T>(j, t, e);
+            const uint32_t code = real && k < w.n_in ? (uint32_t)lg_raw_code<T>(src, k) : 0;
+            if (F::byte) word[2 * j + (lg_byte(e) >> 2)] |= code << ((lg_byte(e) & 3) * 8);
+            else word[j] |= (code & 15) << (lg_nibble(e) * 4);
+            if (F::five) high[0] |= (code >> 4) << (j * 4 + (e >> 1) + (e & 1) * 16);
+            if (F::q6) high[j >> 1] |= (code >> 4) << (2 * ((j & 1) * 4 + (e >> 1)) + (e & 1) * 16);
+        }
+    const int64_t at = lg_lane_at(w, row, chunk, t);
+    if (F::byte) {
+        uint4 *to = (uint4 *)w.codes + at / 32 * 64 + at % 32;
+        to[0] = make_uint4(word[0], word[1], word[2], word[3]);
+        to[32] = make_uint4(word[4], word[5], word[6], word[7]);
+    } else {
+        ((uint4 *)w.codes)[at] = make_uint4(word[0], word[1], word[2], word[3]);
+    }
+    if (F::five) ((uint32_t *)w.high)[at] = high[0];
+    if (F::q6) ((uint2 *)w.high)[at] = make_uint2(high[0], high[1]);
+    if (t == 0) {
+        uint8_t sc[16], super[4] = { 0 };
+        for (int e = 0; e < 16; e++) sc[e] = 0;
+        if (real) lg_raw_scale<T>(src, chunk, w.n_in, sc, super);
+        uint8_t *to = w.scale + lg_scale_at(w, row, chunk) * F::scale_bytes;
+        for (int e = 0; e < F::scale_bytes; e++) to[e] = sc[e];
+        if (F::super_bytes && !(chunk & 1))
+            for (int e = 0; e < F::super_bytes; e++) w.super[lg_super_at(w, row, chunk) * F::super_bytes + e] = super[e];
+    }
+}
+
+/* Random weights of standard deviation about 0.02: a stand-in for a file's blocks, one block a thread. */
+static __device__ void put16(uint8_t *p, float f) {
+    const uint16_t h = __half_as_ushort(__float2half(f));
+    p[0] = (uint8_t)h;
+    p[1] = (uint8_t)(h >> 8);
+}
+template <int T>
+static __global__ void k_random_blocks(uint8_t *raw, int64_t n_block, int block_bytes, uint64_t seed) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n_block) return;
+    uint8_t *b = raw + i * block_bytes;
+    for (int e = 0; e < block_bytes; e++) b[e] = (uint8_t)mix(seed ^ (uint64_t)(i * 256 + e));
+    if (T == LG_DTYPE_Q8_0) put16(b, 0.02f / 73.9f);
+    if (T == LG_DTYPE_Q4_0) put16(b, 0.02f / 4.6f);
+    if (T == LG_DTYPE_Q5_0) put16(b, 0.02f / 9.2f);
+    if (T == LG_DTYPE_Q4_1) { put16(b, 0.02f / 4.6f); put16(b + 2, -7.5f * 0.02f / 4.6f); }
+    if (T == LG_DTYPE_Q5_1) { put16(b, 0.02f / 9.2f); put16(b + 2, -15.5f * 0.02f / 9.2f); }
+    if (T == LG_DTYPE_Q4_K || T == LG_DTYPE_Q5_K) { /* equal scales and minima of 32 */
+        const float d = 0.02f / (T == LG_DTYPE_Q4_K ? 4.6f : 9.2f) / 32.0f;
+        put16(b, d);
+        put16(b + 2, d * (T == LG_DTYPE_Q4_K ? 7.5f : 15.5f));
+        for (int e = 0; e < 8; e++) b[4 + e] = (uint8_t)(32 | 2 << 6); /* groups 4-7: top bits 2 on top of .. */
+        for (int e = 8; e < 12; e++) b[4 + e] = 0;                     /* .. zero low nibbles: 32 */
+    }
+    if (T == LG_DTYPE_Q6_K) {
+        for (int e = 0; e < 16; e++) b[192 + e] = 32;
+        put16(b + 208, 0.02f / 18.5f / 32.0f);
+    }
+}
+template <int T>
+static __global__ void k_random_rows(void *out, int64_t n, uint64_t seed) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const float v = ((float)(mix(seed ^ (uint64_t)i) & 0xffff) - 32767.5f) * (0.02f / 18918.0f);
+    if (T == LG_DTYPE_F32) ((float *)out)[i] = v;
+    if (T == LG_DTYPE_F16) ((__half *)out)[i] = __float2half(v);
+    if (T == LG_DTYPE_BF16) ((__nv_bfloat16 *)out)[i] = __float2bfloat16(v);
+}
+
+static unsigned blocks_of(int64_t n, int per) { return (unsigned)((n + per - 1) / per); }
+
+template <int T>
+static cudaError_t fill(lg_cuda_push *p, lg_cuda_weight *w, const uint8_t *data, uint8_t *raw, int64_t raw_row, int64_t piece, uint64_t seed) {
+    cudaError_t e = cudaSuccess;
+    const lg_dtype_info *info = lg_base_dtype((lg_dtype)T);
+    for (int64_t r = 0; r < w->n_tile * 16 && e == cudaSuccess; r += piece) {
+        const int64_t n = min64(piece, w->n_tile * 16 - r), real = max64(0, min64(n, w->n_out - r)), bytes = real * raw_row;
+        if (data) {
+            e = lg_cuda_push_run(p, raw, data + r * raw_row, bytes);
+        } else if (bytes) {
+            k_random_blocks<T><<<blocks_of(bytes / info->bytes, 256), 256, 0, p->stream>>>(raw, bytes / info->bytes, info->bytes, seed + (uint64_t)r * 1000003u);
+            e = cudaGetLastError();
+        }
+        if (e != cudaSuccess) return e;
+        k_pack<T><<<blocks_of(n * w->n_chunk * 4, 256), 256, 0, p->stream>>>(*w, raw, raw_row, r, n);
+        e = cudaGetLastError();
+    }
+    return e;
+}
+
+lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *x, lg_error *err) {
+    lg_status st = LG_OK;
+    cudaError_t e = cudaSuccess;
+    uint8_t *raw = NULL;
+    const int64_t raw_row = lg_base_row_bytes(x->dtype, x->n_in);
+    static uint64_t seed;
+    if (x->packed) return LG_OK;
+    if (x->dtype > LG_DTYPE_Q6_K || raw_row <= 0 || x->n_in > INT32_MAX - 256 || x->n_out < 1 || x->n_out > INT32_MAX - 256)
+        return lg_base_fail(err, LG_ERR_UNSUPPORTED, -1, "device cuda: a weight of %lld x %lld, dtype %s", (long long)x->n_out, (long long)x->n_in,
+                            lg_base_dtype(x->dtype)->name);
+    lg_cuda_weight *w = (lg_cuda_weight *)lg_base_alloc(sizeof *w);
+    if (!w) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+    w->dtype = x->dtype;
+    w->n_out = (int32_t)x->n_out;
+    w->n_in = (int32_t)x->n_in;
+    w->n_tile = (int32_t)((x->n_out + 15) / 16);
+    w->n_chunk = (int32_t)((x->n_in + LG_CHUNK - 1) / LG_CHUNK);
+    x->packed = w;
+    seed += 0x51ED270B3ull;
+    if (row_major(x->dtype)) {
+        w->bytes = x->n_out * raw_row;
+        LG_TRY(lg_cuda_new((void **)&w->codes, w->bytes, "weights", err));
+        const int64_t n = x->n_out * x->n_in;
+        if (x->data) e = lg_cuda_push_run(p, w->codes, x->data, w->bytes);
+        else if (x->dtype == LG_DTYPE_F32) k_random_rows<LG_DTYPE_F32><<<blocks_of(n, 256), 256, 0, p->stream>>>(w->codes, n, seed);
+        else if (x->dtype == LG_DTYPE_F16) k_random_rows<LG_DTYPE_F16><<<blocks_of(n, 256), 256, 0, p->stream>>>(w->codes, n, seed);
+        else k_random_rows<LG_DTYPE_BF16><<<blocks_of(n, 256), 256, 0, p->stream>>>(w->codes, n, seed);
+    } else {
+        int64_t code = 0, high = 0, scale = 0, super = 0;
+#define X(T) case T: code = lg_fmt<T>::code_bytes; high = lg_fmt<T>::high_bytes; scale = lg_fmt<T>::scale_bytes; super = lg_fmt<T>::super_bytes; break;
+        switch (x->dtype) { EACH_QUANT(X) default: break; }
+#undef X
+        const int64_t rec = (int64_t)w->n_tile * w->n_chunk, n_code = rec * 64 * code, n_high = rec * 64 * high, n_scale = rec * 16 * scale;
+        const int64_t n_super = (int64_t)w->n_tile * ((w->n_chunk + 1) / 2) * 16 * super;
+        w->bytes = n_code + n_high + n_scale + n_super; /* each part is a multiple of 256 bytes but the last */
+        LG_TRY(lg_cuda_new((void **)&w->codes, w->bytes, "weights", err));
+        w->high = w->codes + n_code;
+        w->scale = w->high + n_high;
+        w->super = w->scale + n_scale;
+        int64_t piece = PIECE / raw_row / 16 * 16;
+        piece = min64(max64(piece, 16), (int64_t)w->n_tile * 16);
+        LG_TRY(lg_cuda_new((void **)&raw, piece * raw_row, "a piece of a weight", err));
+#define X(T) case T: e = fill<T>(p, w, (const uint8_t *)x->data, raw, raw_row, piece, seed); break;
+        switch (x->dtype) { EACH_QUANT(X) default: break; }
+#undef X
+    }
+    if (e == cudaSuccess) e = cudaGetLastError();
+    if (e == cudaSuccess) e = cudaStreamSynchronize(p->stream);
+    if (e != cudaSuccess) st = lg_cuda_fail(err, e, "uploading weights");
+    x->packed_bytes = w->bytes;
+done:
+    if (raw) cudaFree(raw);
+    if (st != LG_OK) lg_cuda_weight_unbind(x);
+    return st;
+}
+
+void lg_cuda_weight_unbind(lg_weight *x) {
+    lg_cuda_weight *w = (lg_cuda_weight *)x->packed;
+    if (!w) return;
+    if (w->codes) cudaFree(w->codes);
+    lg_base_free(w);
+    x->packed = NULL;
+    x->packed_bytes = 0;
+}
+
+static const lg_cuda_weight *packed(const lg_weight *w) { return (const lg_cuda_weight *)w->packed; }
+
+/* ---- decode: the input in the form the tensor cores take -------------------------------------------- */
+/* bf16 weights take bf16 inputs; all others f16, scaled by a power of two so that the largest lies in [512, 1024). Codes of 4 to 6
+ * bits stand alternately at bits 0 and 4 of an f16 mantissa, so inputs of every second pair are divided by 16. sums: of each
+ * group's inputs (as rounded), in units of the product's sum (2^-24). */
+typedef struct form { bool bf16, sixteenth, sums, half_groups; } form;
+static form form_of(lg_dtype t) {
+    form f = {};
+    f.bf16 = t == LG_DTYPE_BF16;
+    f.sums = !row_major(t);
+    f.sixteenth = f.sums && t != LG_DTYPE_Q8_0;
+    f.half_groups = t == LG_DTYPE_Q6_K;
+    return f;
+}
+
+/* One row, by the whole block. xs [n_chunk*128], sums + column, stride 8*NT: `ldsum`. inv: 1 / scale. tmp: 2*WARPS + 2 floats of shared memory. */
+static __device__ void prepare_row(uint16_t *xs, float *sums, int ldsum, float *inv, const float *x, const float *norm, float eps, int n_in, int n_chunk,
+                                   const form f, float *tmp) {
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
+    float ss = 0, top = 0;
+    for (int i = tid * 4; i < n_in; i += THREADS * 4) { /* n_in is a multiple of 8 */
+        const float4 v = *(const float4 *)(x + i);
+        ss += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        if (!f.bf16) {
+            float4 n = make_float4(1, 1, 1, 1);
+            if (norm) n = *(const float4 *)(norm + i);
+            top = fmaxf(fmaxf(fmaxf(top, fabsf(v.x * n.x)), fabsf(v.y * n.y)), fmaxf(fabsf(v.z * n.z), fabsf(v.w * n.w)));
+        }
+    }
+#pragma unroll
+    for (int m = 16; m; m >>= 1) {
+        ss += __shfl_xor_sync(0xffffffffu, ss, m);
+        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, m));
+    }
+    __syncthreads(); /* tmp may still be read for the row before */
+    if (lane == 0) {
+        tmp[warp] = ss;
+        tmp[WARPS + warp] = top;
+    }
+    __syncthreads();
+    ss = 0;
+    top = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) {
+        ss += tmp[i];
+        top = fmaxf(top, tmp[WARPS + i]);
+    }
+    const float r = norm ? rsqrtf(ss / (float)n_in + eps) : 1.0f;
+    float s = 1.0f;
+    if (!f.bf16 && top > 0) { /* 2^(9 - exponent of the largest) */
+        int e = 263 - (int)((__float_as_uint(top * r) >> 23) & 255);
+        e = e < 1 ? 1 : e > 253 ? 253 : e;
+        s = __uint_as_float((uint32_t)e << 23);
+    }
+    if (tid == 0) *inv = 1.0f / s;
+    for (int slot = tid; slot < n_chunk * 16; slot += THREADS) { /* the last warp may be half full */
+        const unsigned mask = slot - lane + 32 <= n_chunk * 16 ? 0xffffffffu : 0x0000ffffu;
+        const int group = slot >> 2, t = slot & 3;
+        float v[8], a = 0, b = 0;
+#pragma unroll
+        for (int q = 0; q < 2; q++) {
+            const int k = group * 32 + (f.half_groups ? q * 16 + t * 4 : t * 8 + q * 4);
+            float4 y = make_float4(0, 0, 0, 0);
+            if (k < n_in) {
+                y = *(const float4 *)(x + k);
+                if (norm) {
+                    const float4 n = *(const float4 *)(norm + k);
+                    y = make_float4(y.x * r * n.x, y.y * r * n.y, y.z * r * n.z, y.w * r * n.w);
+                }
+            }
+            v[4 * q] = y.x * s;
+            v[4 * q + 1] = y.y * s;
+            v[4 * q + 2] = y.z * s;
+            v[4 * q + 3] = y.w * s;
+        }
+        uint32_t out[4];
+        if (f.bf16) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const __nv_bfloat162 h = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
+                out[i] = *(const uint32_t *)&h;
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const float h = __half2float(__float2half_rn(v[i]));
+                if (i < 4) a += h;
+                else b += h;
+                v[i] = f.sixteenth && (i & 2) ? h * 0.0625f : h;
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const __half2 h = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
+                out[i] = *(const uint32_t *)&h;
+            }
+        }
+        *(uint4 *)(xs + slot * 8) = make_uint4(out[0], out[1], out[2], out[3]);
+        if (f.sums) {
+            if (!f.half_groups) a += b;
+            a += __shfl_xor_sync(mask, a, 1);
+            a += __shfl_xor_sync(mask, a, 2);
+            b += __shfl_xor_sync(mask, b, 1);
+            b += __shfl_xor_sync(mask, b, 2);
+            if (t == 0) {
+                const float unit = 1.0f / 16777216.0f;
+                if (f.half_groups) {
+                    sums[(int64_t)(2 * group) * ldsum] = a * unit;
+                    sums[(int64_t)(2 * group + 1) * ldsum] = b * unit;
+                } else {
+                    sums[(int64_t)group * ldsum] = a * unit;
+                }
+            }
+        }
+    }
+}
+
+static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float *sums, float *inv, const float *x, const int32_t *row, const float *norm, float eps,
+                                                            int n_in, int n_chunk, int stride, int ldsum, form f) {
+    __shared__ float tmp[2 * WARPS];
+    lg_pdl_wait();
+    lg_pdl_go();
+    const int64_t n = blockIdx.x;
+    prepare_row(xs + n * stride, sums + n, ldsum, inv + n, x + (row ? row[n] : n) * (int64_t)n_in, norm, eps, n_in, n_chunk, f, tmp);
+}
+
+/* ---- decode: the product ---------------------------------------------------------------------------- */
+typedef struct part { const uint8_t *codes, *high, *scale, *super; float *out; int32_t n_out, tile_end; } part;
+typedef struct product_args {
+    part p[3];
+    int32_t n_part, n_tile, n_in, n_chunk, n_tok, stride;
+    int32_t fused, add;      /* fused: the block makes its input from x itself */
+    const float *x, *norm;
+    const int32_t *row;
+    float eps;
+    form f;
+    const uint16_t *xs;      /* not fused */
+    const float *sums, *inv;
+} product_args;
+
+static __device__ __forceinline__ uint4 stream16(const uint8_t *p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint2 stream8(const uint8_t *p) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint32_t stream4(const uint8_t *p) {
+    uint32_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint32_t stream2(const uint8_t *p) {
+    uint16_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+
+template <bool BF16>
+static __device__ __forceinline__ void mma(float *c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    if (BF16)
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    else
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/* What a lane holds of one tile and one piece of columns: rows g and g + 8. A piece is 32 columns of a row-major weight, a chunk of
+ * a quantised one. */
+template <int T> struct hold {
+    uint4 c[lg_fmt<T>::byte ? 4 : 2];
+    uint4 s[lg_fmt<T>::pair ? 2 : 1]; /* (pair: row g, row g + 8; else both in one) */
+    uint32_t h[4];
+    uint32_t d[2];
+};
+
+template <int T>
+static __device__ __forceinline__ void fetch(hold<T> &o, const part &p, int tile, int piece, int n_in, int n_chunk, int lane) {
+    typedef lg_fmt<T> F;
+    if (F::rows) {
+        const int k = piece * 32 + (lane & 3) * 8;
+        const int64_t r0 = min(tile * 16 + (lane >> 2), p.n_out - 1), r1 = min(tile * 16 + 8 + (lane >> 2), p.n_out - 1);
+        o.c[0] = o.c[1] = make_uint4(0, 0, 0, 0);
+        if (k < n_in) {
+            o.c[0] = stream16(p.codes + (r0 * n_in + k) * 2);
+            o.c[1] = stream16(p.codes + (r1 * n_in + k) * 2);
+        }
+        return;
+    }
+    const int64_t rec = (int64_t)tile * n_chunk + piece;
+    const int g = lane >> 2;
+    if (F::byte) {
+        const uint8_t *c = p.codes + rec * 2048 + lane * 16;
+#pragma unroll
+        for (int i = 0; i < 4; i++) o.c[i & (F::byte ? 3 : 1)] = stream16(c + i * 512);
+    } else {
+        const uint8_t *c = p.codes + rec * 1024 + lane * 16;
+        o.c[0] = stream16(c);
+        o.c[1] = stream16(c + 512);
+    }
+    if (F::five) {
+        o.h[0] = stream4(p.high + rec * 256 + lane * 4);
+        o.h[1] = stream4(p.high + rec * 256 + 128 + lane * 4);
+    }
+    if (F::q6) {
+        const uint2 a = stream8(p.high + rec * 512 + lane * 8), b = stream8(p.high + rec * 512 + 256 + lane * 8);
+        o.h[0] = a.x;
+        o.h[1] = b.x;
+        o.h[2] = a.y;
+        o.h[3] = b.y;
+    }
+    const uint8_t *s = p.scale + rec * 16 * F::scale_bytes;
+    if (F::pair) {
+        o.s[0] = stream16(s + g * 16);
+        o.s[F::pair ? 1 : 0] = stream16(s + (g + 8) * 16);
+    } else {
+        const uint2 a = stream8(s + g * 8), b = stream8(s + (g + 8) * 8);
+        o.s[0] = make_uint4(a.x, a.y, b.x, b.y);
+    }
+    if (F::super_bytes) {
+        const int64_t at = ((int64_t)tile * ((n_chunk + 1) >> 1) + (piece >> 1)) * 16 + g;
+        if (F::k45) {
+            o.d[0] = stream4(p.super + at * 4);
+            o.d[1] = stream4(p.super + (at + 8) * 4);
+        } else {
+            o.d[0] = stream2(p.super + at * 2);
+            o.d[1] = stream2(p.super + (at + 8) * 2);
+        }
+    }
+}
+
+static __device__ __forceinline__ uint32_t part4(const uint4 &v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+/* The four fragments of group j, row half hf, as integers in f16 mantissas. */
+template <int T>
+static __device__ __forceinline__ void unpack(uint32_t *r, const hold<T> &o, int hf, int j) {
+    typedef lg_fmt<T> F;
+    if (F::byte) {
+        const uint4 v = o.c[F::byte ? hf * 2 + (j >> 1) : 0];
+        const uint32_t a = part4(v, (j & 1) * 2), b = part4(v, (j & 1) * 2 + 1);
+        r[0] = a & 0x00FF00FFu;
+        r[1] = (a >> 8) & 0x00FF00FFu;
+        r[2] = b & 0x00FF00FFu;
+        r[3] = (b >> 8) & 0x00FF00FFu;
+        return;
+    }
+    const uint32_t w = part4(o.c[hf], j), x = w >> 8;
+    r[0] = w & 0x000F000Fu;
+    r[1] = w & 0x00F000F0u;
+    r[2] = x & 0x000F000Fu;
+    r[3] = x & 0x00F000F0u;
+    if (F::five) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) r[i] |= ((o.h[hf] >> (j * 4 + i)) & 0x00010001u) << (i & 1 ? 8 : 4);
+    }
+    if (F::q6) {
+        const uint32_t h = o.h[(j >> 1) * 2 + hf];
+#pragma unroll
+        for (int i = 0; i < 4; i++) r[i] |= ((h >> (2 * ((j & 1) * 4 + i))) & 0x00030003u) << (i & 1 ? 8 : 4);
+    }
+}
+
+/* Scale and addend of group j (Q6_K: of its half q), row half hf. */
+template <int T>
+static __device__ __forceinline__ void scale_of(float &d, float &m, const hold<T> &o, int hf, int j, int q) {
+    typedef lg_fmt<T> F;
+    if (F::pair) {
+        const uint32_t v = part4(o.s[F::pair ? hf : 0], j);
+        d = lg_f16((uint16_t)v);
+        m = lg_f16((uint16_t)(v >> 16));
+        return;
+    }
+    const uint32_t v = part4(o.s[0], hf * 2 + (j >> 1)) >> (j & 1) * 16;
+    if (F::k45) {
+        d = lg_f16((uint16_t)o.d[hf]) * (float)(v & 255);
+        m = -lg_f16((uint16_t)(o.d[hf] >> 16)) * (float)((v >> 8) & 255);
+    } else if (F::q6) {
+        d = lg_f16((uint16_t)o.d[hf]) * (float)(int8_t)(v >> q * 8);
+        m = -32.0f * d;
+    } else {
+        d = lg_f16((uint16_t)v);
+        m = -(float)F::zero * d;
+    }
+}
+
+/* xs: this lane's part of the first input column of its piece; ok[nt]: column g + 8*nt exists. */
+template <int T, int NT>
+static __device__ __forceinline__ void multiply(float (*acc)[4], const hold<T> &o, const uint16_t *xs, const float *sums, int64_t stride8, int n_live) {
+    typedef lg_fmt<T> F;
+    constexpr bool BF = T == LG_DTYPE_BF16;
+    constexpr int GROUPS = F::rows ? 1 : 4;
+#pragma unroll
+    for (int j = 0; j < GROUPS; j++) {
+        uint32_t a0[4], a1[4];
+        float d0 = 1, m0 = 0, d1 = 1, m1 = 0, e0 = 1, n0 = 0, e1 = 1, n1 = 0;
+        if (F::rows) {
+            a0[0] = o.c[0].x; a0[1] = o.c[0].y; a0[2] = o.c[0].z; a0[3] = o.c[0].w;
+            a1[0] = o.c[1].x; a1[1] = o.c[1].y; a1[2] = o.c[1].z; a1[3] = o.c[1].w;
+        } else {
+            unpack<T>(a0, o, 0, j);
+            unpack<T>(a1, o, 1, j);
+            scale_of<T>(d0, m0, o, 0, j, 0);
+            scale_of<T>(d1, m1, o, 1, j, 0);
+            if (F::q6) {
+                scale_of<T>(e0, n0, o, 0, j, 1);
+                scale_of<T>(e1, n1, o, 1, j, 1);
+            }
+        }
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            uint4 b = make_uint4(0, 0, 0, 0);
+            if (nt < n_live) b = *(const uint4 *)(xs + nt * stride8 + j * 32);
+            if (F::rows) {
+                mma<BF>(acc[nt], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+                mma<BF>(acc[nt], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+            } else if (F::q6) {
+                float c[4] = { 0, 0, 0, 0 }, e[4] = { 0, 0, 0, 0 };
+                mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+                mma<false>(e, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+                const float2 u = *(const float2 *)(sums + (2 * j) * 8 * NT + nt * 8), v = *(const float2 *)(sums + (2 * j + 1) * 8 * NT + nt * 8);
+                acc[nt][0] += d0 * c[0] + m0 * u.x + e0 * e[0] + n0 * v.x;
+                acc[nt][1] += d0 * c[1] + m0 * u.y + e0 * e[1] + n0 * v.y;
+                acc[nt][2] += d1 * c[2] + m1 * u.x + e1 * e[2] + n1 * v.x;
+                acc[nt][3] += d1 * c[3] + m1 * u.y + e1 * e[3] + n1 * v.y;
+            } else {
+                float c[4] = { 0, 0, 0, 0 };
+                mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+                mma<false>(c, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+                const float2 u = *(const float2 *)(sums + j * 8 * NT + nt * 8);
+                acc[nt][0] += d0 * c[0] + m0 * u.x;
+                acc[nt][1] += d0 * c[1] + m0 * u.y;
+                acc[nt][2] += d1 * c[2] + m1 * u.x;
+                acc[nt][3] += d1 * c[3] + m1 * u.y;
+            }
+        }
+    }
+}
+
+/* NW = 2: parts 0 and 1 are gate and up, tile for tile; the result is silu(gate)*up. NT: columns / 8. */
+template <int T, int NW, int NT>
+static __global__ void __launch_bounds__(THREADS, 2) k_product(const __grid_constant__ product_args a) {
+    typedef lg_fmt<T> F;
+    /* pieces in flight of each weight: about 8 loads of 16 bytes */
+    constexpr int UC = (F::rows ? 4 : F::byte ? 1 : 2) / NW > 0 ? (F::rows ? 4 : F::byte ? 1 : 2) / NW : 1;
+    constexpr int SUMS = F::q6 ? 8 : 4; /* groups of a chunk */
+    extern __shared__ uint4 shared[];
+    float *red = (float *)shared;                              /* [2][WARPS][NW][16 rows][8*NT] */
+    float *tmp = red + 2 * WARPS * NW * 128 * NT;              /* [2*WARPS] */
+    float *inv_s = tmp + 2 * WARPS;                            /* [16] */
+    float *sums_s = inv_s + 16;                                /* [n_chunk*SUMS][8*NT], where fused */
+    uint16_t *xs_s = (uint16_t *)(sums_s + (F::rows ? 0 : a.n_chunk * SUMS * 8 * NT)); /* [n_tok][stride], where fused */
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
+    const int n_piece = F::rows ? (a.n_in + 31) >> 5 : a.n_chunk;
+    const int units = (n_piece + WARPS * UC - 1) / (WARPS * UC);
+    hold<T> cur[NW][UC], nxt[NW][UC];
+    int tile = blockIdx.x;
+
+    auto load = [&](hold<T> (*to)[UC], int at, int u) {
+        if (at >= a.n_tile) return;
+        int which = 0, base = 0;
+        if (NW == 1) {
+            while (which + 1 < a.n_part && at >= a.p[which].tile_end) which++;
+            base = which ? a.p[which - 1].tile_end : 0;
+        }
+#pragma unroll
+        for (int c = 0; c < UC; c++) {
+            const int piece = (u * UC + c) * WARPS + warp;
+            if (piece < n_piece)
+#pragma unroll
+                for (int w = 0; w < NW; w++) fetch<T>(to[w][c], a.p[NW == 1 ? which : w], at - base, piece, a.n_in, a.n_chunk, lane);
+        }
+    };
+
+    load(cur, tile, 0);
+    lg_pdl_wait();
+    lg_pdl_go();
+    const uint16_t *xs = a.xs;
+    const float *sums = a.sums, *inv = a.inv;
+    if (a.fused) {
+        if (!F::rows) /* columns without a row are read too */
+            for (int i = tid; i < a.n_chunk * SUMS * 8 * NT; i += THREADS) sums_s[i] = 0.0f;
+        for (int n = 0; n < a.n_tok; n++) /* (its first barrier orders the zeros before the sums) */
+            prepare_row(xs_s + n * a.stride, sums_s + n, 8 * NT, inv_s + n, a.x + (a.row ? a.row[n] : n) * (int64_t)a.n_in, a.norm, a.eps, a.n_in, a.n_chunk, a.f, tmp);
+        __syncthreads();
+        xs = xs_s;
+        sums = sums_s;
+        inv = inv_s;
+    }
+    /* Lanes of a column beyond n_tok feed zeros. */
+    const int n_live = g < a.n_tok ? (NT == 1 || g + 8 >= a.n_tok ? 1 : 2) : 0;
+    const uint16_t *x_lane = xs + (int64_t)g * a.stride + t * 8;
+    const int64_t stride8 = (int64_t)a.stride * 8;
+
+    for (int turn = 0; tile < a.n_tile; tile += gridDim.x, turn ^= 1) {
+        float acc[NW][NT][4];
+#pragma unroll
+        for (int w = 0; w < NW; w++)
+#pragma unroll
+            for (int n = 0; n < NT; n++) acc[w][n][0] = acc[w][n][1] = acc[w][n][2] = acc[w][n][3] = 0.0f;
+        for (int u = 0; u < units; u++) {
+            if (u + 1 < units) load(nxt, tile, u + 1);
+            else load(nxt, tile + gridDim.x, 0);
+#pragma unroll
+            for (int c = 0; c < UC; c++) {
+                const int piece = (u * UC + c) * WARPS + warp;
+                if (piece < n_piece)
+#pragma unroll
+                    for (int w = 0; w < NW; w++)
+                        multiply<T, NT>(acc[w], cur[w][c], x_lane + piece * (F::rows ? 32 : LG_CHUNK), F::rows ? NULL : sums + (int64_t)piece * SUMS * 8 * NT + 2 * t,
+                                        stride8, n_live);
+            }
+#pragma unroll
+            for (int w = 0; w < NW; w++)
+#pragma unroll
+                for (int c = 0; c < UC; c++) cur[w][c] = nxt[w][c];
+        }
+        float *mine = red + (turn * WARPS + warp) * NW * 128 * NT;
+#pragma unroll
+        for (int w = 0; w < NW; w++)
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+                float *to = mine + w * 128 * NT + g * 8 * NT + n * 8 + 2 * t;
+                *(float2 *)to = make_float2(acc[w][n][0], acc[w][n][1]);
+                *(float2 *)(to + 64 * NT) = make_float2(acc[w][n][2], acc[w][n][3]);
+            }
+        __syncthreads();
+        const float *all = red + turn * WARPS * NW * 128 * NT;
+        int which = 0;
+        if (NW == 1)
+            while (which + 1 < a.n_part && tile >= a.p[which].tile_end) which++;
+        const int n_out = a.p[which].n_out, base = which ? a.p[which - 1].tile_end : 0;
+        float *out = a.p[which].out;
+        for (int i = tid; i < 16 * a.n_tok; i += THREADS) {
+            const int r = i & 15, n = i >> 4, row = (tile - base) * 16 + r;
+            if (row >= n_out) continue;
+            float v[NW];
+#pragma unroll
+            for (int w = 0; w < NW; w++) {
+                v[w] = 0.0f;
+#pragma unroll
+                for (int k = 0; k < WARPS; k++) v[w] += all[(k * NW + w) * 128 * NT + r * 8 * NT + n];
+                v[w] *= F::rows ? (T == LG_DTYPE_BF16 ? 1.0f : inv[n]) : 16777216.0f * inv[n];
+            }
+            float *to = out + (int64_t)n * n_out + row;
+            if (NW == 2) *to = v[0] / (1.0f + __expf(-v[0])) * v[NW - 1];
+            else if (a.add) *to += v[0];
+            else *to = v[0];
+        }
+    }
+}
+
+static size_t product_smem(lg_dtype t, int nw, int nt, int n_chunk, int n_tok, bool fused) {
+    size_t n = (size_t)(2 * WARPS * nw * 128 * nt + 2 * WARPS + 16) * 4;
+    if (fused) n += (row_major(t) ? 0 : (size_t)n_chunk * (t == LG_DTYPE_Q6_K ? 8 : 4) * 8 * (size_t)nt * 4) + (size_t)n_tok * (size_t)x_stride(n_chunk) * 2;
+    return n;
+}
+
+template <int T, int NW, int NT>
+static void launch_product(const lg_cuda_env *e, const product_args *a) {
+    static bool raised[16];
+    const size_t smem = product_smem((lg_dtype)T, NW, NT, a->n_chunk, a->n_tok, a->fused);
+    int device = 0;
+    cudaGetDevice(&device);
+    if (smem > 48 * 1024 && device < 16 && !raised[device]) {
+        cudaFuncSetAttribute(k_product<T, NW, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, 110 * 1024);
+        raised[device] = true;
+    }
+    int per_sm = 2;
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, k_product<T, NW, NT>, THREADS, smem);
+    const int grid = (int)min64(a->n_tile, (int64_t)(per_sm > 0 ? per_sm : 1) * e->n_sm);
+    lg_cuda_launch(k_product<T, NW, NT>, dim3((unsigned)grid), dim3(THREADS), smem, e->stream, true, *a);
+}
+
+static void run_product(const lg_cuda_env *e, lg_dtype t, int nw, const product_args *a) {
+    const bool wide = a->n_tok > 8;
+#define X(T) \
+    case T: \
+        if (nw == 2) { if (wide) launch_product<T, 2, 2>(e, a); else launch_product<T, 2, 1>(e, a); } \
+        else if (wide) launch_product<T, 1, 2>(e, a); \
+        else launch_product<T, 1, 1>(e, a); \
+        break;
+    switch (t) { X(LG_DTYPE_F16) X(LG_DTYPE_BF16) EACH_QUANT(X) default: break; }
+#undef X
+}
+
+/* ---- exact: f32 ------------------------------------------------------------------------------------- */
+/* y[n, row] = sum over the row of w * x, one warp a row, up to four inputs at a time. */
+template <int T, int N>
+static __global__ void k_exact(float *y, const float *x, lg_cuda_weight w, int64_t ldx, bool add, int n_tok) {
+    const int lane = threadIdx.x & 31, n_slot = lg_fmt<T>::rows ? (w.n_in + 7) / 8 : w.n_chunk * 16;
+    const int64_t row = (int64_t)blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
+    if (row >= w.n_out) return;
+    for (int n0 = 0; n0 < n_tok; n0 += N) {
+        float acc[N];
+#pragma unroll
+        for (int n = 0; n < N; n++) acc[n] = 0.0f;
+        for (int s = lane; s < n_slot; s += 32) {
+            float v[8];
+            int col[8];
+            lg_weight_slot<T>(w, row, s, v, col);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                if (col[i] < w.n_in)
+#pragma unroll
+                    for (int n = 0; n < N; n++)
+                        if (n0 + n < n_tok) acc[n] = fmaf(v[i], x[(n0 + n) * ldx + col[i]], acc[n]);
+        }
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            float s = acc[n];
+#pragma unroll
+            for (int m = 16; m; m >>= 1) s += __shfl_xor_sync(0xffffffffu, s, m);
+            if (lane == 0 && n0 + n < n_tok) {
+                float *to = y + (int64_t)(n0 + n) * w.n_out + row;
+                *to = add ? *to + s : s;
+            }
+        }
+    }
+}
+static void exact(const lg_cuda_env *e, float *y, const float *x, const lg_cuda_weight *w, int64_t n_tok, bool add) {
+#define X(T) \
+    case T: \
+        if (n_tok == 1) k_exact<T, 1><<<blocks_of(w->n_out, 4), 128, 0, e->stream>>>(y, x, *w, w->n_in, add, 1); \
+        else k_exact<T, 4><<<blocks_of(w->n_out, 4), 128, 0, e->stream>>>(y, x, *w, w->n_in, add, (int)n_tok); \
+        break;
+    switch (w->dtype) { EACH_FORMAT(X) default: break; }
+#undef X
+}
+
+/* ---- rows: norm, rounding, activation --------------------------------------------------------------- */
+/* out[n] = the (normed) row, as f32 or bf16. One block a row. */
+template <typename O> static __device__ __forceinline__ void store4(O *to, float4 v);
+template <> __device__ __forceinline__ void store4<float>(float *to, float4 v) { *(float4 *)to = v; }
+template <> __device__ __forceinline__ void store4<__nv_bfloat16>(__nv_bfloat16 *to, float4 v) {
+    const __nv_bfloat162 a = __floats2bfloat162_rn(v.x, v.y), b = __floats2bfloat162_rn(v.z, v.w);
+    *(uint2 *)to = make_uint2(*(const uint32_t *)&a, *(const uint32_t *)&b);
+}
+static __device__ __forceinline__ void store1(float *to, float v) { *to = v; }
+static __device__ __forceinline__ void store1(__nv_bfloat16 *to, float v) { *to = __float2bfloat16_rn(v); }
+
+template <typename O>
+static __global__ void k_rows(O *out, const float *x, const int32_t *row, const float *norm, float eps, int n_in) {
+    __shared__ float tmp[32];
+    lg_pdl_wait();
+    lg_pdl_go();
+    const int64_t n = blockIdx.x, src = row ? row[n] : n;
+    const float *p = x + src * n_in;
+    const bool four = n_in % 4 == 0;
+    float r = 1.0f;
+    if (norm) {
+        float ss = 0;
+        if (four)
+            for (int i = threadIdx.x * 4; i < n_in; i += blockDim.x * 4) {
+                const float4 v = *(const float4 *)(p + i);
+                ss += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+            }
+        else
+            for (int i = threadIdx.x; i < n_in; i += blockDim.x) ss += p[i] * p[i];
+#pragma unroll
+        for (int m = 16; m; m >>= 1) ss += __shfl_xor_sync(0xffffffffu, ss, m);
+        if ((threadIdx.x & 31) == 0) tmp[threadIdx.x >> 5] = ss;
+        __syncthreads();
+        ss = 0;
+        for (int i = 0; i < (int)(blockDim.x >> 5); i++) ss += tmp[i];
+        r = 1.0f / sqrtf(ss / (float)n_in + eps);
+    }
+    if (four)
+        for (int i = threadIdx.x * 4; i < n_in; i += blockDim.x * 4) {
+            float4 v = *(const float4 *)(p + i);
+            if (norm) {
+                const float4 w = *(const float4 *)(norm + i);
+                v = make_float4(v.x * r * w.x, v.y * r * w.y, v.z * r * w.z, v.w * r * w.w);
+            }
+            store4(out + n * n_in + i, v);
+        }
+    else
+        for (int i = threadIdx.x; i < n_in; i += blockDim.x) store1(out + n * n_in + i, norm ? p[i] * r * norm[i] : p[i]);
+}
+
+static __device__ __forceinline__ float2 bf2(uint32_t u) { return make_float2(__uint_as_float(u << 16), __uint_as_float(u & 0xffff0000u)); }
+static __device__ __forceinline__ float silu(float g) { return g / (1.0f + __expf(-g)); }
+
+/* h = silu(g)*u; also its bf16 twin for the product that follows. n a multiple of 4. */
+static __global__ void k_silu_bf16(float *h, __nv_bfloat16 *twin, const __nv_bfloat16 *g, const __nv_bfloat16 *u, int64_t n) {
+    lg_pdl_wait();
+    lg_pdl_go();
+    const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    if (i >= n) return;
+    const uint2 a = *(const uint2 *)(g + i), b = *(const uint2 *)(u + i);
+    const float2 a0 = bf2(a.x), a1 = bf2(a.y), b0 = bf2(b.x), b1 = bf2(b.y);
+    const float4 v = make_float4(silu(a0.x) * b0.x, silu(a0.y) * b0.y, silu(a1.x) * b1.x, silu(a1.y) * b1.y);
+    *(float4 *)(h + i) = v;
+    store4(twin + i, v);
+}
+static __global__ void k_silu_f32(float *h, const float *g, const float *u, int64_t n) {
+    lg_pdl_wait();
+    lg_pdl_go();
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) h[i] = g[i] / (1.0f + expf(-g[i])) * u[i];
+}
+
+/* Rows first.. of a weight, expanded. */
+template <int T, typename O>
+static __global__ void k_expand(O *out, lg_cuda_weight w, int64_t first, int64_t n_row) {
+    const int n_slot = lg_fmt<T>::rows ? (w.n_in + 7) / 8 : w.n_chunk * 16;
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, r = i / n_slot;
+    if (r >= n_row) return;
+    float v[8];
+    int col[8];
+    lg_weight_slot<T>(w, first + r, (int)(i % n_slot), v, col);
+    O *to = out + r * w.n_in;
+    if (w.n_in % 8 == 0) { /* four columns at a time lie together, and inside or outside as one */
+        if (col[0] < w.n_in) store4(to + col[0], make_float4(v[0], v[1], v[2], v[3]));
+        if (col[4] < w.n_in) store4(to + col[4], make_float4(v[4], v[5], v[6], v[7]));
+    } else {
+#pragma unroll
+        for (int e = 0; e < 8; e++)
+            if (col[e] < w.n_in) store1(to + col[e], v[e]);
+    }
+}
+template <typename O> static void expand(const lg_cuda_env *e, O *out, const lg_cuda_weight *w, int64_t first, int64_t n_row) {
+    const int64_t n_slot = row_major(w->dtype) ? (w->n_in + 7) / 8 : (int64_t)w->n_chunk * 16;
+#define X(T) case T: k_expand<T, O><<<blocks_of(n_row * n_slot, 256), 256, 0, e->stream>>>(out, *w, first, n_row); break;
+    switch (w->dtype) { EACH_FORMAT(X) default: break; }
+#undef X
+}
+
+template <int T> static __global__ void k_embed(float *x, lg_cuda_weight w, const int32_t *ids) {
+    lg_pdl_wait();
+    lg_pdl_go();
+    const int n_slot = lg_fmt<T>::rows ? (w.n_in + 7) / 8 : w.n_chunk * 16;
+    float *to = x + (int64_t)blockIdx.x * w.n_in;
+    for (int s = threadIdx.x; s < n_slot; s += blockDim.x) {
+        float v[8];
+        int col[8];
+        lg_weight_slot<T>(w, ids[blockIdx.x], s, v, col);
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            if (col[i] < w.n_in) to[col[i]] = v[i];
+    }
+}
+void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok) {
+    if (n_tok < 1) return;
+#define X(T) case T: lg_cuda_launch(k_embed<T>, dim3((unsigned)n_tok), dim3(128), 0, e->stream, true, x, *packed(w), ids); break;
+    switch (w->dtype) { EACH_FORMAT(X) default: break; }
+#undef X
+}
+
+/* ---- low-rank additions: y += scale * B (A x) ------------------------------------------------------- */
+static __global__ void k_lora_down(float *ax, const float *x, const float *a, int n_in, int rank) { /* block (token, r) of one warp */
+    lg_pdl_wait();
+    lg_pdl_go();
+    const int64_t n = blockIdx.x;
+    const int r = blockIdx.y;
+    float s = 0;
+    for (int i = threadIdx.x; i < n_in; i += 32) s = fmaf(a[(int64_t)r * n_in + i], x[n * n_in + i], s);
+#pragma unroll
+    for (int m = 16; m; m >>= 1) s += __shfl_xor_sync(0xffffffffu, s, m);
+    if (threadIdx.x == 0) ax[n * rank + r] = s;
+}
+static __global__ void k_lora_up(float *y, const float *ax, const float *b, float scale, int64_t n_out, int rank) {
+    lg_pdl_wait();
+    lg_pdl_go();
+    const int64_t o = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, n = blockIdx.y;
+    if (o >= n_out) return;
+    float s = 0;
+    for (int r = 0; r < rank; r++) s = fmaf(b[o * rank + r], ax[n * rank + r], s);
+    y[n * n_out + o] += scale * s;
+}
+/* x: f32, normed. */
+static void lora(const lg_cuda_env *e, lg_cuda_work *k, const lg_lora *l, float *y, const float *x, const lg_weight *w, int64_t n_tok) {
+    if (!l || l->rank <= 0 || n_tok < 1) return;
+    for (int64_t at = 0; at < n_tok; at += 65535) { /* (grid.y) */
+        const unsigned n = (unsigned)min64(n_tok - at, 65535);
+        lg_cuda_launch(k_lora_down, dim3(n, (unsigned)l->rank), dim3(32), 0, e->stream, true, (float *)k->lora, x + at * w->n_in, (const float *)l->a, (int)w->n_in, (int)l->rank);
+        lg_cuda_launch(k_lora_up, dim3(blocks_of(w->n_out, 128), n), dim3(128), 0, e->stream, true, y + at * w->n_out, (const float *)k->lora, (const float *)l->b, l->scale,
+                       w->n_out, (int)l->rank);
+    }
+}
+static bool has_lora(const lg_lora *l) { return l && l->rank > 0; }
+
+/* ---- which way -------------------------------------------------------------------------------------- */
+typedef enum way { DECODE, EXACT, MATRIX } way;
+static way way_of(const lg_cuda_env *e, const lg_weight *w, int64_t n_tok) {
+    const bool fits = w->n_in % 8 == 0; /* rows of 16-byte pieces */
+    if (e->compute == LG_COMPUTE_F32 || !fits) return n_tok <= 16 ? EXACT : MATRIX;
+    if (w->dtype == LG_DTYPE_F32) return n_tok <= 16 ? EXACT : MATRIX;
+    return n_tok <= (row_major(w->dtype) ? 16 : 64) ? DECODE : MATRIX;
+}
+static bool blas_f32(const lg_cuda_env *e, const lg_weight *w) { return e->compute == LG_COMPUTE_F32 || w->dtype == LG_DTYPE_F32 || w->n_in % 8; }
+
+void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w, int64_t n_tok) {
+    const bool wide = way_of(e, w, n_tok) != DECODE; /* else f32 rows are made for low-rank additions only */
+    const int64_t chunk = (w->n_in + LG_CHUNK - 1) / LG_CHUNK;
+    n->x_bytes = max64(n->x_bytes, max64(n_tok * w->n_in * 4, min64(n_tok, MAX_COLS) * x_stride((int)chunk) * 2));
+    n->sums_bytes = max64(n->sums_bytes, (chunk * 8 * MAX_COLS + 16) * 4);
+    n->y_bytes = max64(n->y_bytes, n_tok * w->n_out * 4);
+    n->lora_bytes = max64(n->lora_bytes, min64(n_tok, 65535) * LG_LORA_RANK * 4);
+    if (wide && way_of(e, w, n_tok) == MATRIX) {
+        n->ready_bytes = max64(n->ready_bytes, n_tok * w->n_out * 2);
+        if (w->dtype != (blas_f32(e, w) ? LG_DTYPE_F32 : LG_DTYPE_BF16)) n->wide_bytes = max64(n->wide_bytes, min64(w->n_out * w->n_in * 4, max64(SLICE * 2, w->n_in * 4 * 16)));
+    }
+}
+
+/* Up to 16 rows of input; same format. */
+static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t first, int n_tok, const lg_weight *const *w, float *const *y, int n, int nw, bool add) {
+    const lg_cuda_weight *p0 = packed(w[0]);
+    const lg_dtype t = p0->dtype;
+    const int nt = n_tok > 8 ? 2 : 1;
+    product_args a = {};
+    a.n_in = p0->n_in;
+    a.n_chunk = p0->n_chunk;
+    a.n_tok = n_tok;
+    a.stride = x_stride(a.n_chunk);
+    a.add = add;
+    a.f = form_of(t);
+    a.x = in->row ? in->x : in->x + first * a.n_in;
+    a.row = in->row ? in->row + first : NULL;
+    a.norm = in->norm;
+    a.eps = in->eps;
+    a.n_part = n;
+    for (int i = 0; i < n; i++) {
+        const lg_cuda_weight *p = packed(w[i]);
+        a.n_tile = nw == 2 ? p->n_tile : a.n_tile + p->n_tile;
+        a.p[i] = part{ p->codes, p->high, p->scale, p->super, y[i] + first * p->n_out, p->n_out, a.n_tile };
+    }
+    a.fused = n_tok <= FUSED_ROWS && (int64_t)n_tok * a.stride * 2 <= FUSED_BYTES && product_smem(t, nw, nt, a.n_chunk, n_tok, true) <= 104 * 1024;
+    if (!a.fused) {
+        a.xs = (const uint16_t *)k->x;
+        a.inv = k->sums;
+        a.sums = k->sums + 16;
+        lg_cuda_launch(k_prepare, dim3((unsigned)n_tok), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, k->sums + 16, k->sums, a.x, a.row, a.norm, a.eps, (int)a.n_in,
+                       (int)a.n_chunk, (int)a.stride, 8 * nt, a.f);
+    }
+    run_product(e, t, nw, &a);
+}
+
+/* The (normed, gathered) input as f32 or bf16 rows in k->x. */
+template <typename O> static O *rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t n_in) {
+    O *out = (O *)k->x;
+    lg_cuda_launch(k_rows<O>, dim3((unsigned)in->n_tok), dim3(n_in >= 2048 ? 512 : 128), 0, e->stream, true, out, in->x, in->row, in->norm, in->eps, (int)n_in);
+    return out;
+}
+
+static void matrix(const lg_cuda_env *e, lg_cuda_work *k, lg_blas_kind kind, void *y, const void *x, const lg_weight *w, int64_t n_tok, bool add) {
+    const lg_cuda_weight *p = packed(w);
+    const bool f32 = kind == LG_BLAS_F32;
+    if (p->dtype == (f32 ? LG_DTYPE_F32 : LG_DTYPE_BF16)) {
+        lg_cuda_blas_product(e->stream, kind, y, w->n_out, x, p->codes, n_tok, w->n_out, w->n_in, add);
+        return;
+    }
+    const int64_t size = f32 ? 4 : 2, slice = max64(k->wide_bytes / size / w->n_in / 16 * 16, 16);
+    for (int64_t r = 0; r < w->n_out; r += slice) {
+        const int64_t n = min64(slice, w->n_out - r);
+        if (f32) expand<float>(e, (float *)k->wide, p, r, n);
+        else expand<__nv_bfloat16>(e, (__nv_bfloat16 *)k->wide, p, r, n);
+        lg_cuda_blas_product(e->stream, kind, (uint8_t *)y + r * (kind == LG_BLAS_BF16_BF16 ? 2 : 4), w->n_out, x, k->wide, n_tok, n, w->n_in, add);
+    }
+}
+
+void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *out, int n, bool add) {
+    const int64_t n_in = out[0].w->n_in;
+    const float *plain = NULL; /* f32 rows, where somebody wants them */
+    bool low = false;
+    if (in->n_tok < 1) return;
+    for (int i = 0; i < n; i++) low = low || has_lora(out[i].lora);
+    uint8_t done[3] = { 0, 0, 0 };
+    for (int i = 0; i < n; i++) {
+        if (done[i]) continue;
+        const way how = way_of(e, out[i].w, in->n_tok);
+        if (how == DECODE) { /* with all others of its format in one launch */
+            const lg_weight *w[3];
+            float *y[3];
+            int m = 0;
+            for (int j = i; j < n; j++)
+                if (!done[j] && out[j].w->dtype == out[i].w->dtype) {
+                    w[m] = out[j].w;
+                    y[m++] = out[j].y;
+                    done[j] = 1;
+                }
+            for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, m, 1, add);
+            plain = NULL; /* k->x was overwritten */
+            continue;
+        }
+        done[i] = 1;
+        if (how == EXACT || blas_f32(e, out[i].w)) {
+            if (!plain) plain = in->norm || in->row ? rows<float>(e, k, in, n_in) : in->x;
+            if (how == EXACT) exact(e, out[i].y, plain, packed(out[i].w), in->n_tok, add);
+            else matrix(e, k, LG_BLAS_F32, out[i].y, plain, out[i].w, in->n_tok, add);
+            continue;
+        }
+        const bool twin = !in->norm && !in->row && k->ready_of == in->x && k->ready_rows >= in->n_tok;
+        const __nv_bfloat16 *x = (const __nv_bfloat16 *)k->ready;
+        if (!twin) x = rows<__nv_bfloat16>(e, k, in, n_in);
+        plain = NULL;
+        for (int j = i; j < n; j++)
+            if ((j == i || !done[j]) && way_of(e, out[j].w, in->n_tok) == MATRIX && !blas_f32(e, out[j].w)) {
+                matrix(e, k, LG_BLAS_BF16_F32, out[j].y, x, out[j].w, in->n_tok, add);
+                done[j] = 1;
+            }
+    }
+    if (!low) return;
+    plain = in->norm || in->row ? rows<float>(e, k, in, n_in) : in->x;
+    for (int i = 0; i < n; i++) lora(e, k, out[i].lora, out[i].y, plain, out[i].w, in->n_tok);
+}
+
+void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *gate, const lg_cuda_out *up, float *h) {
+    const int64_t n = in->n_tok * gate->w->n_out;
+    const bool low = has_lora(gate->lora) || has_lora(up->lora), same = gate->w->dtype == up->w->dtype;
+    if (in->n_tok < 1) return;
+    k->ready_of = NULL;
+    if (!low && same && way_of(e, gate->w, in->n_tok) == DECODE) {
+        const lg_weight *w[2] = { gate->w, up->w };
+        float *y[2] = { h, h };
+        for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, 2, 2, false);
+        return;
+    }
+    if (!low && way_of(e, gate->w, in->n_tok) == MATRIX && way_of(e, up->w, in->n_tok) == MATRIX && !blas_f32(e, gate->w) && !blas_f32(e, up->w) && n % 4 == 0) {
+        const __nv_bfloat16 *x = rows<__nv_bfloat16>(e, k, in, gate->w->n_in);
+        matrix(e, k, LG_BLAS_BF16_BF16, k->y0, x, gate->w, in->n_tok, false);
+        matrix(e, k, LG_BLAS_BF16_BF16, k->y1, x, up->w, in->n_tok, false);
+        lg_cuda_launch(k_silu_bf16, dim3(blocks_of(n / 4, 256)), dim3(256), 0, e->stream, true, h, (__nv_bfloat16 *)k->ready, (const __nv_bfloat16 *)k->y0,
+                       (const __nv_bfloat16 *)k->y1, n);
+        k->ready_of = h;
+        k->ready_rows = in->n_tok;
+        return;
+    }
+    lg_cuda_out both[2] = { *gate, *up };
+    both[0].y = (float *)k->y0;
+    both[1].y = (float *)k->y1;
+    lg_cuda_product(e, k, in, both, 2, false);
+    lg_cuda_launch(k_silu_f32, dim3(blocks_of(n, 256)), dim3(256), 0, e->stream, true, h, (const float *)k->y0, (const float *)k->y1, n);
+}

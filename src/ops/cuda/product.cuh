@@ -1,0 +1,93 @@
+/* product: weights on the device and products with them. product.cu has the kernels, core.cu the scratch. */
+#ifndef LG_CUDA_PRODUCT_CUH
+#define LG_CUDA_PRODUCT_CUH
+#include "ops/cuda/cuda.h"
+
+enum { LG_TILE = 16, LG_CHUNK = 128 }; /* rows and columns of one tile of a repacked weight */
+
+/* f32, f16, bf16: `codes` is the row-major matrix. Quantised: planes in the order in which a warp reads them, rows padded to
+ * whole tiles and columns to whole chunks with zero scales. With lane = 4*(row % 8) + t, half = row / 8 % 2:
+ *   codes  [tile][chunk][half][lane] 16 bytes: word j holds the lane's 8 codes of the chunk's j-th group of 32
+ *          (8 bit: [tile][chunk][half][2][lane] 16 bytes)
+ *   high   fifth bits [tile][chunk][half][lane] 4 bytes, or bits 4-5 (Q6_K) 8 bytes
+ *   scale  [tile][chunk][row of 16]: 4 f16 d; or 4 (f16 d, f16 m); or 4 (u8 scale, u8 min); or 8 int8
+ *   super  [tile][chunk/2][row of 16]: (f16 d, f16 dmin) of Q4_K and Q5_K, f16 d of Q6_K
+ * The lane's codes of a group are columns t*8 .. t*8+7 (Q6_K: t*4 .. t*4+3 and 16 + t*4 .. 16 + t*4+3). */
+typedef struct lg_cuda_weight {
+    lg_dtype dtype;
+    int32_t n_out, n_in, n_tile, n_chunk;
+    uint8_t *codes, *high, *scale, *super;
+    int64_t bytes;
+} lg_cuda_weight;
+
+/* Pinned double staging: host pages go up while the next piece is copied. */
+typedef struct lg_cuda_push { uint8_t *pin[2]; cudaEvent_t done[2]; int64_t piece; int turn; cudaStream_t stream; } lg_cuda_push;
+lg_status lg_cuda_push_new(lg_cuda_push *p, cudaStream_t stream, lg_error *err);
+void lg_cuda_push_free(lg_cuda_push *p);
+cudaError_t lg_cuda_push_run(lg_cuda_push *p, void *dst, const void *src, int64_t bytes); /* src may be forgotten on return */
+
+lg_status lg_cuda_fail(lg_error *err, cudaError_t e, const char *what); /* one line; out of memory says what is free */
+lg_status lg_cuda_new(void **out, int64_t bytes, const char *what, lg_error *err);
+lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *w, lg_error *err);
+void lg_cuda_weight_unbind(lg_weight *w);
+
+/* Scratch of products; core.cu makes it as large as lg_cuda_work_need says before a list runs. */
+typedef struct lg_cuda_work {
+    uint8_t *x;      /* the input in the form its product takes */
+    float *sums, *inv; /* group sums of decode inputs, [groups][16]; 1/scale [16] */
+    uint8_t *y0, *y1; /* gate and up */
+    uint8_t *ready;  /* bf16 twin of the last gate_up's h */
+    uint8_t *wide;   /* a slice of an expanded weight */
+    uint8_t *lora;   /* A x */
+    int64_t x_bytes, sums_bytes, y_bytes, ready_bytes, wide_bytes, lora_bytes;
+    const float *ready_of; int64_t ready_rows; /* what `ready` twins, NULL: nothing */
+} lg_cuda_work;
+enum { LG_LORA_RANK = 256 };
+
+typedef struct lg_cuda_in { /* normed where norm is given; rows taken through `row` (device) where it is given */
+    const float *x; const float *norm; float eps; const int32_t *row; int64_t n_tok;
+} lg_cuda_in;
+typedef struct lg_cuda_out { const lg_weight *w; float *y; const lg_lora *lora; } lg_cuda_out; /* y [n_tok, n_out] */
+
+/* Bytes of each scratch field for products of n_tok rows of one weight. */
+void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *need, const lg_weight *w, int64_t n_tok);
+/* y = W x (add: y += W x) for up to three weights that share an input. */
+void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *out, int n, bool add);
+void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *gate, const lg_cuda_out *up, float *h);
+void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok);
+
+/* cublas.cu: row-major y[n_tok, n_out] = beta*y + x[n_tok, n_in] w[n_out, n_in]^T through cuBLASLt, opened at run time. */
+typedef enum lg_blas_kind { LG_BLAS_BF16_F32, LG_BLAS_BF16_BF16, LG_BLAS_F32 } lg_blas_kind; /* inputs_output */
+lg_status lg_cuda_blas_open(lg_error *err);
+cudaError_t lg_cuda_blas_product(cudaStream_t s, lg_blas_kind kind, void *y, int64_t ldy, const void *x, const void *w, int64_t n_tok,
+                                 int64_t n_out, int64_t n_in, bool add);
+const char *lg_cuda_blas_problem(void); /* what failed since lg_cuda_blas_forget, or "" */
+void lg_cuda_blas_forget(void);
+
+/* Launch attributes: programmatic dependent launch for kernels that begin with lg_pdl_wait. */
+static __device__ __forceinline__ void lg_pdl_wait(void) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+static __device__ __forceinline__ void lg_pdl_go(void) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+extern bool lg_cuda_pdl; /* off: LONGAN_CUDA_PDL=0, or a device before 9.0 */
+template <typename... P, typename... A>
+static inline void lg_cuda_launch(void (*f)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t s, bool pdl, A... a) {
+    cudaLaunchConfig_t c = {};
+    cudaLaunchAttribute at[1];
+    c.gridDim = grid;
+    c.blockDim = block;
+    c.dynamicSmemBytes = smem;
+    c.stream = s;
+    at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    at[0].val.programmaticStreamSerializationAllowed = 1;
+    c.attrs = at;
+    c.numAttrs = pdl && lg_cuda_pdl ? 1 : 0;
+    cudaLaunchKernelEx(&c, f, (P)a...); /* a failure stays as the last error */
+}
+#endif

@@ -1,0 +1,329 @@
+/* Decode attention and selection on the device against their specification (lg_ref_attend, lg_ref_attend_hybrid, lg_ops_select) on
+ * random data, then their speed.
+ *
+ *   decode_check [check [SEED [COUNT]]]   every case prints one line; exit 1 if one fails
+ *   decode_check time | quick             speed, or its few main rows; needs a GPU
+ *
+ * Built with LG_CUDA_EMU the kernels run on the CPU (emu.h) with made-up multiprocessor counts, so that work is cut in many ways.
+ * Cache slots past a sequence's end and unused pages hold NaNs: a kernel that reads them does not go unseen. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "ops/cuda/decode_ptx.cuh"
+#include "ops/cuda/cuda.h"
+extern "C" {
+#include "ops/ref/ref.h"
+}
+
+static uint64_t seed = 1, counter;
+static uint64_t rnd(void) { return lg_base_rng(seed, 11, counter++); }
+static int64_t below(int64_t n) { return (int64_t)(rnd() % (uint64_t)n); }
+static float unit(void) { return (float)((double)(rnd() >> 40) / (double)(1 << 23) - 1.0); }
+
+#define CUDA(x) do { const cudaError_t e_ = (x); if (e_ != cudaSuccess) { printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #x, cudaGetErrorString(e_)); exit(1); } } while (0)
+static void *room(int64_t n) {
+    void *p = NULL;
+    CUDA(cudaMalloc(&p, (size_t)n));
+    CUDA(cudaMemset(p, 0xff, (size_t)n));
+    return p;
+}
+static void *up(const void *src, int64_t n) {
+    void *p = room(n);
+    CUDA(cudaMemcpy(p, src, (size_t)n, cudaMemcpyHostToDevice));
+    return p;
+}
+static void down(void *dst, const void *src, int64_t n) { CUDA(cudaMemcpy(dst, src, (size_t)n, cudaMemcpyDeviceToHost)); }
+static void done(void) {
+    CUDA(cudaGetLastError());
+    CUDA(cudaDeviceSynchronize());
+}
+
+enum { SEQS = 6, HEADS = 8 };
+typedef struct test_case {
+    lg_dtype dtype;
+    lg_compute compute;
+    int32_t hd, n_kv, group, n_seq, block;
+    int64_t len[SEQS], budget[SEQS];
+    uint8_t dense[SEQS];
+    int32_t read[HEADS], make[HEADS], n_slot;
+    lg_select select;
+    bool hybrid, whole, roles_on_device;
+} test_case;
+
+static void show(const test_case *c) {
+    static const char *rules[] = { "topk", "ratio", "topp", "threshold" };
+    printf("%s %s hd %d kv %d group %d %s len", lg_base_dtype(c->dtype)->name, c->compute == LG_COMPUTE_F32 ? "f32" : "auto", c->hd, c->n_kv, c->group,
+           c->whole ? "whole" : "real");
+    for (int s = 0; s < c->n_seq; s++) printf(" %lld", (long long)c->len[s]);
+    if (c->hybrid) {
+        printf(" block %d %s %g sinks %lld recents %lld read", c->block, rules[c->select.rule], c->select.value, (long long)c->select.sinks, (long long)c->select.recents);
+        for (int h = 0; h < c->n_kv; h++) printf(" %d/%d", c->read[h], c->make[h]);
+    }
+    printf(": ");
+}
+
+static bool run(const test_case *c, lg_cuda_env e) {
+    const int64_t rb = lg_base_row_bytes(c->dtype, c->hd), n_head = (int64_t)c->n_kv * c->group;
+    lg_kv_geom g = { c->dtype, c->n_kv, c->hd, rb };
+    int64_t n_page = 3, max_len = 64, table = 0;
+    bool good = true;
+    for (int s = 0; s < c->n_seq; s++) {
+        n_page += (c->len[s] + LG_PAGE - 1) / LG_PAGE;
+        if (c->len[s] > max_len) max_len = c->len[s];
+    }
+    max_len += 5;
+    /* Pages in a random order; tables lie one behind the other. */
+    int32_t *order = (int32_t *)lg_base_calloc(n_page, 4);
+    for (int64_t i = 0; i < n_page; i++) order[i] = (int32_t)i;
+    for (int64_t i = n_page - 1; i > 0; i--) {
+        const int64_t j = below(i + 1);
+        const int32_t x = order[i];
+        order[i] = order[j];
+        order[j] = x;
+    }
+    const int64_t bytes = n_page * c->n_kv * LG_PAGE * rb;
+    uint8_t *k = (uint8_t *)lg_base_alloc(bytes), *v = (uint8_t *)lg_base_alloc(bytes);
+    memset(k, 0xff, (size_t)bytes);
+    memset(v, 0xff, (size_t)bytes);
+    float row[512];
+    lg_kv_seq seqs[SEQS];
+    for (int s = 0; s < c->n_seq; s++) {
+        seqs[s] = (lg_kv_seq){ order + table, c->len[s] };
+        table += (c->len[s] + LG_PAGE - 1) / LG_PAGE;
+        for (int64_t t = 0; t < c->len[s]; t++) {
+            for (int h = 0; h < c->n_kv; h++) {
+                const int64_t at = (((int64_t)seqs[s].page[t / LG_PAGE] * c->n_kv + h) * LG_PAGE + t % LG_PAGE) * rb;
+                for (int d = 0; d < c->hd; d++) row[d] = c->whole ? (float)(below(5) - 2) : 2 * unit();
+                if (c->whole && c->dtype == LG_DTYPE_KV8)
+                    for (int d = 0; d < c->hd; d += 32) row[d] = 127.0f;
+                lg_ops_kv_store(&g, k + at, row);
+                for (int d = 0; d < c->hd; d++) row[d] = unit();
+                lg_ops_kv_store(&g, v + at, row);
+            }
+        }
+    }
+    const int64_t nq = c->n_seq * n_head * c->hd;
+    float *q = (float *)lg_base_calloc(nq, 4), *want = (float *)lg_base_calloc(nq, 4), *got = (float *)lg_base_calloc(nq, 4), *again = (float *)lg_base_calloc(nq, 4);
+    for (int64_t i = 0; i < nq; i++) q[i] = c->whole ? (float)(below(3) - 1) : unit() * (float)(1 + below(3));
+    /* Sets to read: random ascending blocks; the last may be partial, some are empty. */
+    const int64_t cap = (max_len + c->block - 1) / c->block, n_set = (int64_t)c->n_seq * c->n_slot;
+    int32_t *idx = (int32_t *)lg_base_calloc(n_set * cap + 1, 4), *cnt = (int32_t *)lg_base_calloc(n_set + 1, 4), *cnt_got = (int32_t *)lg_base_calloc(n_set + 1, 4),
+            *idx_got = (int32_t *)lg_base_calloc(n_set * cap + 1, 4);
+    for (int s = 0; c->hybrid && s < c->n_seq; s++) {
+        for (int j = 0; j < c->n_slot; j++) {
+            const int64_t n = (c->len[s] + c->block - 1) / c->block, odds = 1 + below(6);
+            int32_t *to = idx + (s * c->n_slot + j) * cap, m = 0;
+            for (int64_t u = 0; u < n; u++)
+                if (below(6) < odds && below(40)) to[m++] = (int32_t)u;
+            cnt[s * c->n_slot + j] = below(12) ? m : 0;
+        }
+    }
+    const float scale = 1.0f / sqrtf((float)c->hd);
+    /* device */
+    lg_cuda_seq dseq[SEQS];
+    int32_t *dpage = (int32_t *)up(order, n_page * 4);
+    for (int s = 0; s < c->n_seq; s++) dseq[s] = (lg_cuda_seq){ dpage + (seqs[s].page - order), seqs[s].len };
+    lg_cuda_decode a = {};
+    a.out = (float *)room(nq * 4);
+    a.q = (float *)up(q, nq * 4);
+    a.kv.k = (uint8_t *)up(k, bytes);
+    a.kv.v = (uint8_t *)up(v, bytes);
+    a.geom = g;
+    a.seqs = (lg_cuda_seq *)up(dseq, sizeof dseq);
+    a.n_seq = c->n_seq;
+    a.n_head = (int32_t)n_head;
+    a.scale = scale;
+    a.max_len = max_len;
+    a.score = (float *)room(c->n_seq * c->n_kv * max_len * 4);
+    a.select = c->select;
+    a.sets = (lg_sets){ (int32_t *)up(idx, (n_set * cap + 1) * 4), (int32_t *)up(cnt, (n_set + 1) * 4), cap, c->n_slot, c->block };
+    if (c->hybrid) {
+        a.read = (int32_t *)up(c->read, sizeof c->read);
+        a.make = (int32_t *)up(c->make, sizeof c->make);
+        a.budget = (int64_t *)up(c->budget, sizeof c->budget);
+        a.dense = (uint8_t *)up(c->dense, sizeof c->dense);
+        a.read_host = c->roles_on_device ? NULL : c->read;
+        a.make_host = c->roles_on_device ? NULL : c->make;
+    }
+    e.scratch_bytes = lg_cuda_decode_scratch(&e, c->n_seq, (int32_t)n_head, &g);
+    e.scratch = (uint8_t *)room(e.scratch_bytes);
+    lg_cuda_decode_attend(&e, &a);
+    done();
+    down(got, a.out, nq * 4);
+    for (int r = 0; r < 2; r++) { /* a replay gives the same bits */
+        CUDA(cudaMemset(a.out, 0xff, (size_t)nq * 4));
+        lg_cuda_decode_attend(&e, &a);
+        done();
+        down(again, a.out, nq * 4);
+        if (memcmp(got, again, (size_t)nq * 4)) good = false;
+    }
+    const bool same = good;
+    /* specification */
+    lg_op_attend_hybrid b = { want, q, { k, v }, g, seqs, c->n_seq, c->budget, c->dense, c->read, c->make, { idx, cnt, cap, c->n_slot, c->block }, c->select, (int32_t)n_head, scale };
+    int32_t seq[SEQS], none[HEADS];
+    int64_t last[SEQS];
+    for (int s = 0; s < c->n_seq; s++) {
+        seq[s] = s;
+        last[s] = c->len[s] - 1;
+    }
+    lg_op_attend da = { want, q, { k, v }, g, seqs, c->n_seq, seq, last, c->n_seq, (int32_t)n_head, scale };
+    for (int h = 0; h < HEADS; h++) none[h] = -1;
+    b.make = none; /* sets are compared below, on the device's own scores */
+    if (c->hybrid) lg_ref_attend_hybrid(&b);
+    else lg_ref_attend(&da);
+    double worst = 0, num = 0, den = 0;
+    for (int64_t i = 0; i < nq; i++) {
+        const double d = fabs((double)got[i] - want[i]);
+        worst = !(d <= worst) ? d : worst;
+        num += d * d;
+        den += (double)want[i] * want[i];
+    }
+    const bool exact = c->compute == LG_COMPUTE_F32 || c->dtype != LG_DTYPE_KV8;
+    good = good && worst <= (exact ? 2e-5 : 4e-3);
+    /* scores, then sets from the device's scores */
+    double worst_score = 0;
+    int64_t n_sets = 0, bad_sets = 0;
+    if (c->hybrid) {
+        float *score = (float *)lg_base_calloc(c->n_seq * c->n_kv * max_len, 4), *wf = (float *)lg_base_calloc(max_len, 4);
+        int32_t *wi = (int32_t *)lg_base_calloc(max_len, 4), *ids = (int32_t *)lg_base_calloc(cap, 4);
+        uint8_t *sel = (uint8_t *)room(lg_cuda_select_scratch(&e, c->n_seq, c->n_kv, max_len));
+        for (int r = 0; r < 2; r++) lg_cuda_decode_select(&e, &a, NULL, sel);
+        done();
+        down(score, a.score, c->n_seq * c->n_kv * max_len * 4);
+        down(idx_got, a.sets.idx, (n_set * cap + 1) * 4);
+        down(cnt_got, a.sets.n, (n_set + 1) * 4);
+        for (int s = 0; s < c->n_seq; s++) {
+            bool made[64] = { false };
+            for (int h = 0; h < c->n_kv; h++) {
+                if (c->dense[s] || c->make[h] < 0) continue;
+                const float *x = score + ((int64_t)s * c->n_kv + h) * max_len;
+                for (int64_t t = 0; t < c->len[s]; t++) {
+                    const int64_t at = (((int64_t)seqs[s].page[t / LG_PAGE] * c->n_kv + h) * LG_PAGE + t % LG_PAGE) * rb;
+                    double sum = 0, size = 0;
+                    lg_ops_kv_load(&g, row, k + at);
+                    for (int j = 0; j < c->group; j++) {
+                        for (int d = 0; d < c->hd; d++) {
+                            const double y = (double)q[(s * n_head + (int64_t)h * c->group + j) * c->hd + d] * row[d];
+                            sum += y;
+                            size += fabs(y);
+                        }
+                    }
+                    const double d = fabs((double)x[t] - (double)(float)(sum / c->group)) / (size > 0 ? size / c->group : 1); /* rounding grows with the terms */
+                    worst_score = !(d <= worst_score) ? d : worst_score;
+                }
+                const int64_t slot = (int64_t)s * c->n_slot + c->make[h];
+                const int64_t n = lg_ops_select(ids, cap, x, c->len[s], c->budget[s], c->block, &c->select, wf, wi);
+                made[c->make[h]] = true;
+                n_sets++;
+                if (n != cnt_got[slot] || memcmp(ids, idx_got + slot * cap, (size_t)n * 4)) {
+                    bad_sets++;
+                    if (bad_sets == 1) {
+                        int64_t i = 0;
+                        while (i < n && i < cnt_got[slot] && ids[i] == idx_got[slot * cap + i]) i++;
+                        printf("[set of seq %d head %d: want %lld got %d, first difference at %lld: want %d got %d] ", s, h, (long long)n, cnt_got[slot], (long long)i,
+                               i < n ? ids[i] : -1, i < cnt_got[slot] ? idx_got[slot * cap + i] : -1);
+                    }
+                }
+            }
+            for (int j = 0; j < c->n_slot; j++) { /* sets nobody makes stay */
+                const int64_t slot = (int64_t)s * c->n_slot + j;
+                if (!made[j] && (cnt[slot] != cnt_got[slot] || memcmp(idx + slot * cap, idx_got + slot * cap, (size_t)cap * 4))) bad_sets++;
+            }
+        }
+        good = good && bad_sets == 0 && worst_score <= (c->whole && (c->group & (c->group - 1)) == 0 ? 0 : 4e-6); /* 2^-18: a query's rest is rounded */
+        lg_base_free(score); lg_base_free(wf); lg_base_free(wi); lg_base_free(ids);
+        CUDA(cudaFree(sel));
+    }
+    if (!good || getenv("VERBOSE")) {
+        show(c);
+        printf("n_sm %d max %.2g l2 %.2g score %.2g sets %lld bad %lld%s %s\n", e.n_sm, worst, sqrt(num / (den > 0 ? den : 1)), worst_score, (long long)n_sets, (long long)bad_sets,
+               same ? "" : " REPLAY DIFFERS", good ? "ok" : "FAIL");
+        fflush(stdout);
+    }
+    CUDA(cudaFree(e.scratch)); CUDA(cudaFree(a.out)); CUDA(cudaFree((void *)a.q)); CUDA(cudaFree(a.kv.k)); CUDA(cudaFree(a.kv.v)); CUDA(cudaFree((void *)a.seqs));
+    CUDA(cudaFree(a.score)); CUDA(cudaFree(a.sets.idx)); CUDA(cudaFree(a.sets.n)); CUDA(cudaFree(dpage));
+    if (c->hybrid) {
+        CUDA(cudaFree((void *)a.read)); CUDA(cudaFree((void *)a.make)); CUDA(cudaFree((void *)a.budget)); CUDA(cudaFree((void *)a.dense));
+    }
+    lg_base_free(order); lg_base_free(k); lg_base_free(v); lg_base_free(q); lg_base_free(want); lg_base_free(got); lg_base_free(again);
+    lg_base_free(idx); lg_base_free(cnt); lg_base_free(cnt_got); lg_base_free(idx_got);
+    return good;
+}
+
+static test_case draw(int64_t longest) {
+    static const lg_dtype dtypes[] = { LG_DTYPE_BF16, LG_DTYPE_F16, LG_DTYPE_KV8, LG_DTYPE_F32, LG_DTYPE_BF16, LG_DTYPE_KV8 };
+    static const int32_t sizes[] = { 64, 128, 128, 80, 96, 112, 256, 128, 64, 50, 2, 254 }, groups[] = { 1, 2, 3, 4, 4, 7, 8, 9, 16 }, blocks[] = { 1, 1, 16, 32, 64 };
+    test_case c = {};
+    c.dtype = dtypes[below(6)];
+    c.compute = below(4) ? LG_COMPUTE_AUTO : LG_COMPUTE_F32;
+    c.hd = sizes[below(12)];
+    c.group = groups[below(9)];
+    c.n_kv = 1 + (int32_t)below(4);
+    c.n_seq = 1 + (int32_t)below(below(3) ? 2 : SEQS);
+    c.block = blocks[below(5)];
+    c.hybrid = below(3) != 0;
+    c.whole = below(3) == 0;
+    c.roles_on_device = below(4) == 0;
+    c.select.rule = (lg_rule)below(4);
+    c.select.scale = 1.0f / sqrtf((float)c.hd) * (c.whole ? 0.2f : 1.0f);
+    c.select.sinks = below(3) ? below(40) : 0;
+    c.select.recents = below(3) ? below(80) : 0;
+    c.select.value = c.select.rule == LG_RULE_THRESHOLD ? pow(10, -1 - (double)below(300) / 100) : 0.05 + 0.913 * (double)below(1000) / 1000;
+    for (int s = 0; s < c.n_seq; s++) {
+        const int64_t top = below(4) ? 200 : longest;
+        c.len[s] = 1 + below(top);
+        c.budget[s] = c.select.sinks + c.select.recents + below(c.len[s] + 1) * (int64_t)(below(3) != 0);
+        c.dense[s] = below(6) == 0;
+    }
+    int32_t makes = 0;
+    for (int h = 0; h < c.n_kv; h++) c.make[h] = c.hybrid && below(2) ? makes++ : -1;
+    c.n_slot = makes + (int32_t)below(3);
+    for (int h = 0; h < c.n_kv; h++) {
+        c.read[h] = LG_HEAD_DENSE;
+        if (!c.hybrid || c.make[h] >= 0 || below(3) == 0) continue;
+        c.read[h] = c.n_slot > makes && below(2) ? makes + (int32_t)below(c.n_slot - makes) : LG_HEAD_WINDOW;
+    }
+    return c;
+}
+
+#ifndef LG_CUDA_EMU
+#include "decode_time.cuh"
+#endif
+
+int main(int argc, char **argv) {
+    lg_cuda_env e = {};
+#ifdef LG_CUDA_EMU
+    e.cc = 90;
+    e.smem_max = 232448;
+    const int64_t longest = 1200;
+#else
+    struct cudaDeviceProp p;
+    CUDA(cudaGetDeviceProperties(&p, 0));
+    e.n_sm = p.multiProcessorCount;
+    e.cc = p.major * 10 + p.minor;
+    e.smem_max = (int64_t)p.sharedMemPerBlockOptin;
+    printf("%s, %d multiprocessors, %lld bytes of shared memory a block\n", p.name, e.n_sm, (long long)e.smem_max);
+    if (argc > 1 && (!strcmp(argv[1], "time") || !strcmp(argv[1], "quick"))) return run_times(e, argv[1][0] == 'q');
+    const int64_t longest = 5000;
+#endif
+    const int first = argc > 2 ? atoi(argv[2]) : 1, n = argc > 3 ? atoi(argv[3]) : 200;
+    int failed = 0;
+    for (int i = first; i < first + n; i++) {
+        seed = (uint64_t)i;
+        counter = 0;
+        const test_case c = draw(longest);
+#ifdef LG_CUDA_EMU
+        static const int sms[] = { 1, 2, 3, 5, 8 };
+        e.n_sm = sms[i % 5];
+        e.smem_max = i % 4 ? 232448 : 101376;
+#endif
+        e.compute = c.compute;
+        if (!run(&c, e)) {
+            printf("  seed %d\n", i);
+            failed++;
+        }
+    }
+    printf("%d passed, %d failed, 0 skipped\n", n - failed, failed);
+    return failed != 0;
+}

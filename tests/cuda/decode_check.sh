@@ -1,0 +1,29 @@
+#!/bin/sh
+# Builds decode_check from the repository root: `sh tests/cuda/decode_check.sh gpu` (nvcc, CUDA_ARCH=90a) or `emu` (g++ with ASan, the
+# kernels on the CPU; CUDA_HOME for the headers). The result is build/check-KIND/decode_check.
+set -e
+kind=${1:-emu}
+d=build/check-$kind
+mkdir -p "$d"
+for f in src/ops/select.c src/ops/ref/attend.c src/base/dtype.c src/base/memory.c src/base/status.c src/base/machine.c; do
+    ${CC:-gcc} -O2 -std=c11 -D_GNU_SOURCE -Iinclude -Isrc -c "$f" -o "$d/$(basename "$f" .c)-$(basename "$(dirname "$f")").o"
+done
+pids=
+for f in src/ops/cuda/decode.cu src/ops/cuda/decode_select.cu tests/cuda/decode_check.cu; do
+    o=$d/$(basename "$f").o
+    if [ "$kind" = gpu ]; then
+        a=${CUDA_ARCH:-90a}
+        nvcc -O3 -lineinfo -std=c++17 -gencode "arch=compute_$a,code=sm_$a" -Iinclude -Isrc -Itests/cuda -c "$f" -o "$o" &
+    else
+        g++ -std=c++17 -O1 -g ${SAN--fsanitize=address} -DLG_CUDA_EMU -include emu.h -DSEL_SHARE=256 -Iinclude -Isrc -Itests/cuda "-I${CUDA_HOME:-/usr/local/cuda}/include" \
+            -x c++ -c "$f" -o "$o" &
+    fi
+    pids="$pids $!"
+done
+for p in $pids; do wait "$p"; done
+if [ "$kind" = gpu ]; then
+    a=${CUDA_ARCH:-90a}
+    nvcc -cudart static -gencode "arch=compute_$a,code=sm_$a" "$d"/*.o -lm -o "$d/decode_check"
+else
+    g++ -g ${SAN--fsanitize=address} -DLG_CUDA_EMU -Itests/cuda "-I${CUDA_HOME:-/usr/local/cuda}/include" tests/cuda/emu.cpp "$d"/*.o -lm -o "$d/decode_check"
+fi

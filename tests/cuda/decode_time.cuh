@@ -1,0 +1,248 @@
+/* Speed of decode attention and selection: the Llama-3-8B shape (8 KV heads, 4 query heads each, 128 numbers), many layers in turn so
+ * that caches do not help, captured as a graph and replayed. Bytes are rows read (K and V); the ruler is a device-to-device copy,
+ * bytes read plus bytes written. */
+enum { T_KV = 8, T_GROUP = 4, T_HD = 128 };
+
+static __global__ void time_fill(uint8_t *p, int64_t n_row, int64_t rb, int dtype, uint32_t salt) {
+    for (int64_t r = blockIdx.x; r < n_row; r += gridDim.x)
+        for (int64_t i = threadIdx.x; i < rb / 2; i += blockDim.x) {
+            uint32_t x = (uint32_t)(r * 131 + i) * 2654435761u ^ salt;
+            x ^= x >> 15; x *= 2246822519u; x ^= x >> 13; x *= 3266489917u; x ^= x >> 16;
+            const float f = (float)(x >> 8) / 8388608.0f - 1.0f;
+            uint16_t w = (uint16_t)(__float_as_uint(f) >> 16);
+            if (dtype == LG_DTYPE_KV8) w = i < T_HD / 2 ? (uint16_t)x : 0x2000; /* scales 2^-7 */
+            ((uint16_t *)(void *)(p + r * rb))[i] = w;
+        }
+}
+static __global__ void time_floats(float *p, int64_t n, uint32_t salt) {
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
+        float s = 0;
+        for (int k = 0; k < 4; k++) { /* near to normal, as scores are */
+            uint32_t x = (uint32_t)(i * 4 + k) * 2654435761u ^ salt;
+            x ^= x >> 15; x *= 2246822519u; x ^= x >> 13; x *= 3266489917u; x ^= x >> 16;
+            s += (float)(x >> 8) / 8388608.0f - 1.0f;
+        }
+        p[i] = 4.0f * s;
+    }
+}
+
+/* Median microseconds of one replay. */
+static double time_graph(cudaGraphExec_t g, cudaStream_t st, int reps) {
+    cudaEvent_t a, b;
+    double us[64];
+    CUDA(cudaEventCreate(&a));
+    CUDA(cudaEventCreate(&b));
+    for (int i = -2; i < reps; i++) {
+        float ms;
+        CUDA(cudaEventRecord(a, st));
+        CUDA(cudaGraphLaunch(g, st));
+        CUDA(cudaEventRecord(b, st));
+        CUDA(cudaEventSynchronize(b));
+        CUDA(cudaEventElapsedTime(&ms, a, b));
+        if (i >= 0) us[i] = 1e3 * ms;
+    }
+    for (int i = 1; i < reps; i++)
+        for (int j = i; j > 0 && us[j] < us[j - 1]; j--) {
+            const double x = us[j];
+            us[j] = us[j - 1];
+            us[j - 1] = x;
+        }
+    CUDA(cudaEventDestroy(a));
+    CUDA(cudaEventDestroy(b));
+    return us[reps / 2];
+}
+
+static double time_copy(cudaStream_t st) {
+    const int64_t n = (int64_t)2 << 30;
+    void *a = room(n), *b = room(n);
+    cudaGraph_t g;
+    cudaGraphExec_t x;
+    CUDA(cudaStreamBeginCapture(st, cudaStreamCaptureModeThreadLocal));
+    CUDA(cudaMemcpyAsync(a, b, (size_t)n, cudaMemcpyDeviceToDevice, st));
+    CUDA(cudaStreamEndCapture(st, &g));
+    CUDA(cudaGraphInstantiate(&x, g, 0));
+    const double us = time_graph(x, st, 9);
+    CUDA(cudaGraphExecDestroy(x));
+    CUDA(cudaGraphDestroy(g));
+    CUDA(cudaFree(a));
+    CUDA(cudaFree(b));
+    return 2.0 * (double)n / us / 1e3;
+}
+
+/* One cache of `layers` layers for n_seq sequences of len tokens; times dense and hybrid attention over it. */
+static void time_attend(lg_cuda_env e, lg_dtype t, int32_t n_seq, int64_t len, int layers, double copy, int heads) { /* heads: bit r: r retrieval heads */
+    const int64_t rb = lg_base_row_bytes(t, T_HD), pages = (len + LG_PAGE - 1) / LG_PAGE, n_page = pages * n_seq, bytes = n_page * T_KV * LG_PAGE * rb;
+    const int64_t nq = (int64_t)n_seq * T_KV * T_GROUP * T_HD, budget = 4096, cap = budget;
+    lg_cuda_decode a = {};
+    uint8_t *k[32], *v[32];
+    int32_t *order = (int32_t *)lg_base_calloc(n_page, 4);
+    for (int64_t i = 0; i < n_page; i++) order[i] = (int32_t)i;
+    for (int64_t i = n_page - 1; i > 0; i--) {
+        const int64_t j = below(i + 1);
+        const int32_t x = order[i];
+        order[i] = order[j];
+        order[j] = x;
+    }
+    int32_t *dpage = (int32_t *)up(order, n_page * 4);
+    lg_cuda_seq seqs[64];
+    int64_t budgets[64];
+    uint8_t dense[64] = { 0 };
+    for (int s = 0; s < n_seq; s++) {
+        seqs[s] = (lg_cuda_seq){ dpage + s * pages, len };
+        budgets[s] = budget;
+    }
+    for (int l = 0; l < layers; l++) {
+        k[l] = (uint8_t *)room(bytes);
+        v[l] = (uint8_t *)room(bytes);
+        time_fill<<<1024, 128>>>(k[l], n_page * T_KV * LG_PAGE, rb, t, (uint32_t)l * 77 + 1);
+        time_fill<<<1024, 128>>>(v[l], n_page * T_KV * LG_PAGE, rb, t, (uint32_t)l * 77 + 2);
+    }
+    float *q = (float *)room(nq * 4);
+    time_floats<<<64, 256>>>(q, nq, 5);
+    a.q = q;
+    a.out = (float *)room(nq * 4);
+    a.geom = (lg_kv_geom){ t, T_KV, T_HD, rb };
+    a.seqs = (lg_cuda_seq *)up(seqs, sizeof seqs);
+    a.n_seq = n_seq;
+    a.n_head = T_KV * T_GROUP;
+    a.scale = 0.0883883f;
+    a.max_len = len;
+    e.scratch_bytes = lg_cuda_decode_scratch(&e, n_seq, a.n_head, &a.geom);
+    e.scratch = (uint8_t *)room(e.scratch_bytes);
+    a.score = (float *)room((int64_t)n_seq * T_KV * len * 4);
+    a.select = (lg_select){ LG_RULE_TOPK, 0, a.scale, 128, 256 };
+    /* slot h: made by head h; slot 8 + h: read by head h */
+    int32_t *idx = (int32_t *)lg_base_calloc((int64_t)n_seq * 16 * cap, 4), *cnt = (int32_t *)lg_base_calloc(n_seq * 16, 4);
+    for (int64_t j = 0; j < n_seq * 16; j++) {
+        cnt[j] = (int32_t)(len < cap ? len : cap);
+        for (int64_t i = 0; i < cnt[j]; i++) idx[j * cap + i] = (int32_t)(len <= cap ? i : i * len / cap + below(len / cap));
+    }
+    a.sets = (lg_sets){ (int32_t *)up(idx, (int64_t)n_seq * 16 * cap * 4), (int32_t *)up(cnt, n_seq * 16 * 4), cap, 16, 1 };
+    const int64_t *dbudget = (int64_t *)up(budgets, sizeof budgets);
+    const uint8_t *ddense = (uint8_t *)up(dense, sizeof dense);
+    for (int r = -1; r <= T_KV; r++) { /* -1: dense; else retrieval heads */
+        if (r >= 0 && !(heads >> r & 1)) continue;
+        int32_t read[T_KV], make[T_KV];
+        for (int h = 0; h < T_KV; h++) {
+            read[h] = h < r ? LG_HEAD_DENSE : 8 + h;
+            make[h] = h < r ? h : -1;
+        }
+        int32_t *dread = NULL, *dmake = NULL;
+        if (r >= 0) {
+            a.read = dread = (int32_t *)up(read, sizeof read);
+            a.make = dmake = (int32_t *)up(make, sizeof make);
+            a.read_host = read;
+            a.make_host = make;
+            a.budget = dbudget;
+            a.dense = ddense;
+        }
+        cudaGraph_t g;
+        cudaGraphExec_t x;
+        a.kv.k = k[0];
+        a.kv.v = v[0];
+        CUDA(cudaDeviceSynchronize()); /* fills run on another stream */
+        lg_cuda_decode_attend(&e, &a); /* loads the kernel before the capture */
+        CUDA(cudaStreamSynchronize(e.stream));
+        CUDA(cudaStreamBeginCapture(e.stream, cudaStreamCaptureModeThreadLocal));
+        for (int l = 0; l < layers; l++) {
+            a.kv.k = k[l];
+            a.kv.v = v[l];
+            lg_cuda_decode_attend(&e, &a);
+        }
+        CUDA(cudaStreamEndCapture(e.stream, &g));
+        CUDA(cudaGraphInstantiate(&x, g, 0));
+        const double us = time_graph(x, e.stream, 15) / layers;
+        const double rows = (double)n_seq * (r < 0 ? (double)T_KV * len : (double)r * len + (double)(T_KV - r) * cnt[0]), gb = rows * rb * 2 / us / 1e3;
+        printf("%-5s batch %2d len %8lld %s%2d: %9.2f us a layer %7.1f GB/s %5.1f%% of copy\n", lg_base_dtype(t)->name, n_seq, (long long)len, r < 0 ? "dense        " : "hybrid heads ",
+               r < 0 ? 8 : r, us, gb, 100 * gb / copy);
+        fflush(stdout);
+        CUDA(cudaGraphExecDestroy(x));
+        CUDA(cudaGraphDestroy(g));
+        if (r >= 0) {
+            CUDA(cudaFree(dread));
+            CUDA(cudaFree(dmake));
+        }
+    }
+    for (int l = 0; l < layers; l++) {
+        CUDA(cudaFree(k[l]));
+        CUDA(cudaFree(v[l]));
+    }
+    CUDA(cudaFree(a.out)); CUDA(cudaFree(q)); CUDA(cudaFree((void *)a.seqs)); CUDA(cudaFree(e.scratch)); CUDA(cudaFree(a.score)); CUDA(cudaFree(a.sets.idx));
+    CUDA(cudaFree(a.sets.n)); CUDA(cudaFree((void *)dbudget)); CUDA(cudaFree((void *)ddense)); CUDA(cudaFree(dpage));
+    lg_base_free(order); lg_base_free(idx); lg_base_free(cnt);
+}
+
+static void time_select(lg_cuda_env e, int64_t len, int heads, lg_rule rule, double value, int32_t block) {
+    int32_t make[T_KV];
+    int64_t budget = 4096;
+    uint8_t dense = 0;
+    for (int h = 0; h < T_KV; h++) make[h] = h < heads ? h : -1;
+    lg_cuda_seq seq = { NULL, len };
+    lg_cuda_decode a = {};
+    a.geom = (lg_kv_geom){ LG_DTYPE_BF16, T_KV, T_HD, 256 };
+    a.n_seq = 1;
+    a.n_head = 32;
+    a.max_len = len;
+    a.seqs = (lg_cuda_seq *)up(&seq, sizeof seq);
+    a.make = a.read = (int32_t *)up(make, sizeof make);
+    a.make_host = a.read_host = make;
+    a.budget = (int64_t *)up(&budget, 8);
+    a.dense = (uint8_t *)up(&dense, 1);
+    a.select = (lg_select){ rule, value, 0.0883883f, 128, 256 };
+    float *score = (float *)room(T_KV * len * 4);
+    time_floats<<<256, 256>>>(score, T_KV * len, 9);
+    a.score = score;
+    a.sets = (lg_sets){ (int32_t *)room(T_KV * len * 4), (int32_t *)room(T_KV * 4), len, T_KV, block };
+    uint8_t *scratch = (uint8_t *)room(lg_cuda_select_scratch(&e, 1, T_KV, len));
+    enum { N = 16 };
+    cudaGraph_t g;
+    cudaGraphExec_t x;
+    CUDA(cudaDeviceSynchronize());
+    lg_cuda_decode_select(&e, &a, e.stream, scratch);
+    CUDA(cudaStreamSynchronize(e.stream));
+    CUDA(cudaStreamBeginCapture(e.stream, cudaStreamCaptureModeThreadLocal));
+    for (int i = 0; i < N; i++) lg_cuda_decode_select(&e, &a, e.stream, scratch);
+    CUDA(cudaStreamEndCapture(e.stream, &g));
+    CUDA(cudaGraphInstantiate(&x, g, 0));
+    printf("select rule %d value %g block %2d heads %d len %8lld: %8.2f us\n", (int)rule, value, block, heads, (long long)len, time_graph(x, e.stream, 15) / N);
+    fflush(stdout);
+    CUDA(cudaGraphExecDestroy(x)); CUDA(cudaGraphDestroy(g));
+    CUDA(cudaFree((void *)a.seqs)); CUDA(cudaFree((void *)a.make)); CUDA(cudaFree((void *)a.budget)); CUDA(cudaFree((void *)a.dense)); CUDA(cudaFree(score));
+    CUDA(cudaFree(a.sets.idx)); CUDA(cudaFree(a.sets.n)); CUDA(cudaFree(scratch));
+}
+
+static int run_times(lg_cuda_env e, bool quick) {
+    CUDA(cudaStreamCreateWithFlags(&e.stream, cudaStreamNonBlocking));
+    e.compute = LG_COMPUTE_AUTO;
+    const double copy = time_copy(e.stream);
+    printf("copy %.0f GB/s\n", copy);
+    if (quick) {
+        time_attend(e, LG_DTYPE_BF16, 1, 8192, 32, copy, 0x3);
+        time_attend(e, LG_DTYPE_BF16, 1, 32768, 8, copy, 0x2);
+        time_attend(e, LG_DTYPE_BF16, 1, 131072, 4, copy, 0x107);
+        time_attend(e, LG_DTYPE_BF16, 8, 32768, 2, copy, 0x3);
+        time_attend(e, LG_DTYPE_F16, 1, 8192, 32, copy, 0);
+        time_attend(e, LG_DTYPE_KV8, 1, 8192, 32, copy, 0);
+        time_attend(e, LG_DTYPE_KV8, 1, 131072, 4, copy, 0x2);
+        time_attend(e, LG_DTYPE_KV8, 1, 1 << 20, 1, copy, 0x2);
+        time_select(e, 8192, 1, LG_RULE_TOPK, 0, 1);
+        time_select(e, 131072, 1, LG_RULE_TOPK, 0, 1);
+        time_select(e, 131072, 8, LG_RULE_TOPK, 0, 1);
+        return 0;
+    }
+    time_attend(e, LG_DTYPE_BF16, 1, 8192, 32, copy, 0x1ff);
+    time_attend(e, LG_DTYPE_BF16, 1, 32768, 8, copy, 0x1ff);
+    time_attend(e, LG_DTYPE_BF16, 1, 131072, 2, copy, 0x1ff);
+    time_attend(e, LG_DTYPE_BF16, 8, 32768, 2, copy, 0x1ff);
+    time_attend(e, LG_DTYPE_KV8, 1, 8192, 32, copy, 0);
+    time_attend(e, LG_DTYPE_KV8, 1, 131072, 4, copy, 0x1ff);
+    time_attend(e, LG_DTYPE_KV8, 1, 1 << 20, 1, copy, 0x1ff);
+    for (int64_t len = 8192; len <= 1 << 20; len *= 2) {
+        time_select(e, len, 1, LG_RULE_TOPK, 0, 1);
+        time_select(e, len, 8, LG_RULE_TOPK, 0, 1);
+    }
+    time_select(e, 131072, 8, LG_RULE_TOPK, 0, 64);
+    time_select(e, 131072, 1, LG_RULE_TOPP, 0.9, 1);
+    time_select(e, 131072, 1, LG_RULE_THRESHOLD, 1e-4, 1);
+    return 0;
+}

@@ -1,0 +1,866 @@
+/* ops: every op of a back end against the plain C specification (lg_ops_ref), and its speed, from one table of cases.
+ *
+ *     ops list [FILTER]
+ *     ops test [--device cpu|cuda[:i]] [--compute auto|f32] [FILTER]     TAP on stdout; exit 1 when a case failed
+ *     ops perf [--device ..] [--compute ..] [FILTER]                     GB/s and TFLOP/s from the bytes and operations a case must move and do
+ *
+ * FILTER: cases whose name holds this text. A case's error is ||got - want|| / ||want||; NaN never passes; outputs are poisoned first.
+ * Bounds: compute f32 2e-5; auto: inputs rounded to 8 bits or bf16, 1.5e-2. Attention of one row per sequence and prefill: f32 2e-5, auto 6e-3.
+ * Sets must equal the specification's: keys and queries are whole numbers there, so that scores are exact and ties common. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "ops/ops.h"
+
+typedef enum what { PRODUCT, GATE_UP, LOGITS, EMBED, QKV, KV_WRITE, ARGMAX, ATTEND, HYBRID } what;
+static const char *const what_name[] = { "product", "gate_up", "logits", "embed", "qkv", "kv_write", "argmax", "attend", "hybrid" };
+
+typedef struct cas {
+    what k;
+    lg_dtype w;            /* weights */
+    int64_t n_in, n_out, n_tok;
+    int32_t rank;          /* low-rank addition */
+    bool bias, qk_norm, interleaved;
+    lg_dtype kv;
+    int32_t n_kv, group, d;
+    int64_t len[4]; int32_t n_seq; /* attention; attend: n_tok last rows of each sequence */
+    lg_rule rule; int32_t block; double value; bool dense_row;
+    bool perf;
+    char name[160];
+} cas;
+
+typedef void (*visit_fn)(void *user, const cas *c);
+
+/* ---- the table -------------------------------------------------------------------------------------- */
+static void named(visit_fn f, void *u, cas c) {
+    int n = snprintf(c.name, sizeof c.name, "%s", what_name[c.k]);
+    const size_t size = sizeof c.name;
+#define ADD(...) n += snprintf(c.name + n, size - (size_t)n, __VA_ARGS__)
+    if (c.k <= QKV) ADD(" %s %lldx%lld n%lld", lg_base_dtype(c.w)->name, (long long)c.n_out, (long long)c.n_in, (long long)c.n_tok);
+    if (c.k == ARGMAX) ADD(" %lld n%lld", (long long)c.n_out, (long long)c.n_tok);
+    if (c.k >= QKV && c.k != ARGMAX) ADD(" kv %s d%d kv%d g%d", lg_base_dtype(c.kv)->name, c.d, c.n_kv, c.group);
+    if (c.k >= ATTEND) {
+        ADD(" len");
+        for (int i = 0; i < c.n_seq; i++) ADD("%c%lld", i ? ',' : ' ', (long long)c.len[i]);
+        if (c.k == ATTEND) ADD(" n%lld", (long long)c.n_tok);
+    }
+    if (c.k == HYBRID) ADD(" %s block %d%s", (const char *[]){ "topk", "ratio", "topp", "threshold" }[c.rule], c.block, c.dense_row ? " one dense" : "");
+    if (c.rank) ADD(" lora %d", c.rank);
+    if (c.bias) ADD(" bias");
+    if (c.qk_norm) ADD(" qk_norm");
+    if (c.interleaved) ADD(" interleaved");
+#undef ADD
+    f(u, &c);
+}
+
+static const lg_dtype weights[] = { LG_DTYPE_F32, LG_DTYPE_F16, LG_DTYPE_BF16, LG_DTYPE_Q8_0, LG_DTYPE_Q4_0, LG_DTYPE_Q4_1, LG_DTYPE_Q5_0, LG_DTYPE_Q5_1,
+                                    LG_DTYPE_Q4_K, LG_DTYPE_Q5_K, LG_DTYPE_Q6_K };
+static const lg_dtype caches[] = { LG_DTYPE_F32, LG_DTYPE_F16, LG_DTYPE_BF16, LG_DTYPE_KV8 };
+enum { N_WEIGHT = sizeof weights / sizeof *weights, N_CACHE = sizeof caches / sizeof *caches };
+
+static void product_cases(visit_fn f, void *u) {
+    static const int64_t shape[][2] = { { 50, 64 }, { 192, 576 }, { 576, 1536 }, { 33, 256 }, { 300, 2048 }, { 64, 14336 } };
+    static const int64_t rows[] = { 1, 2, 5, 8, 9, 16, 17, 40, 70 };
+    for (int w = 0; w < N_WEIGHT; w++)
+        for (int s = 0; s < 6; s++)
+            for (int n = 0; n < 9; n++) {
+                cas c = { .k = PRODUCT, .w = weights[w], .n_out = shape[s][0], .n_in = shape[s][1], .n_tok = rows[n] };
+                if (lg_base_row_bytes(c.w, c.n_in) < 0 || (c.n_in > 4000 && c.n_tok > 9)) continue;
+                named(f, u, c);
+                c.k = GATE_UP;
+                if (n % 2 == 0) named(f, u, c);
+                c.k = LOGITS;
+                if (n % 3 == 0) named(f, u, c);
+                c.k = EMBED;
+                if (n == 2) named(f, u, c);
+            }
+    for (int w = 0; w < N_WEIGHT; w++) { /* odd sizes where rows need not be whole blocks, low rank */
+        if (weights[w] <= LG_DTYPE_BF16) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 17, .n_in = 37, .n_tok = 3 });
+        if (weights[w] <= LG_DTYPE_BF16) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 17, .n_in = 37, .n_tok = 30 });
+        named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 200, .n_in = 256, .n_tok = 3, .rank = 8 });
+        named(f, u, (cas){ .k = GATE_UP, .w = weights[w], .n_out = 200, .n_in = 256, .n_tok = 20, .rank = 16 });
+    }
+}
+
+static void qkv_cases(visit_fn f, void *u) {
+    static const int32_t head[][3] = { { 64, 3, 3 }, { 128, 2, 4 }, { 80, 1, 7 }, { 96, 2, 2 }, { 64, 2, 1 }, { 128, 1, 8 } };
+    static const int64_t rows[] = { 1, 3, 16, 33 };
+    static const lg_dtype some[] = { LG_DTYPE_BF16, LG_DTYPE_Q4_1, LG_DTYPE_Q8_0, LG_DTYPE_F32 };
+    for (int h = 0; h < 6; h++)
+        for (int k = 0; k < N_CACHE; k++)
+            for (int n = 0; n < 4; n++)
+                named(f, u, (cas){ .k = QKV, .w = some[(h + k + n) % 4], .n_in = 576, .n_out = head[h][0] * head[h][1] * head[h][2], .n_tok = rows[n], .kv = caches[k],
+                                   .d = head[h][0], .n_kv = head[h][1], .group = head[h][2], .bias = (h + n) % 2, .qk_norm = (h + n) % 3 == 0,
+                                   .interleaved = (h + k) % 2, .rank = n == 1 ? 4 : 0 });
+    for (int k = 0; k < N_CACHE; k++) {
+        named(f, u, (cas){ .k = KV_WRITE, .n_tok = 37, .kv = caches[k], .d = 64, .n_kv = 3, .group = 1, .w = LG_DTYPE_F32 });
+        named(f, u, (cas){ .k = KV_WRITE, .n_tok = 5, .kv = caches[k], .d = 128, .n_kv = 8, .group = 1, .interleaved = true, .w = LG_DTYPE_BF16 });
+    }
+    named(f, u, (cas){ .k = ARGMAX, .n_out = 49152, .n_tok = 1 });
+    named(f, u, (cas){ .k = ARGMAX, .n_out = 1001, .n_tok = 9 });
+}
+
+/* The attention part: extended with the kernels. */
+static void attention_cases(visit_fn f, void *u) {
+    static const int32_t head[][3] = { { 64, 3, 3 }, { 128, 8, 4 }, { 80, 2, 7 }, { 96, 2, 2 }, { 64, 5, 1 }, { 128, 1, 8 }, { 256, 1, 2 } };
+    static const struct { int64_t len[4]; int32_t n; } lens[] = { { { 1 }, 1 }, { { 63, 1, 130, 700 }, 4 }, { { 64, 65 }, 2 }, { { 3000 }, 1 }, { { 1, 2500, 128, 129 }, 4 } };
+    for (int h = 0; h < 7; h++)
+        for (int k = 0; k < N_CACHE; k++)
+            for (int l = 0; l < 5; l++) {
+                cas c = { .k = ATTEND, .kv = caches[k], .d = head[h][0], .n_kv = head[h][1], .group = head[h][2], .n_seq = lens[l].n, .n_tok = 1 };
+                memcpy(c.len, lens[l].len, sizeof c.len);
+                named(f, u, c);
+                c.n_tok = l == 0 ? 1 : l == 3 ? 40 : 33;
+                if (l) named(f, u, c);
+                c.n_tok = 150;
+                if (l == 3 && h < 3) named(f, u, c);
+            }
+    for (int h = 0; h < 7; h++)
+        for (int k = 0; k < N_CACHE; k++)
+            for (int r = 0; r < 4; r++)
+                for (int b = 0; b < 4; b++) {
+                    static const double value[] = { 0, 0.7, 0.6, 0.0005 };
+                    cas c = { .k = HYBRID, .kv = caches[k], .d = head[h][0], .n_kv = head[h][1], .group = head[h][2], .rule = (lg_rule)r, .value = value[r],
+                              .block = (int[]){ 1, 16, 32, 64 }[b], .n_seq = (h + b) % 2 ? 1 : 3, .len = { 1500, 700, 2111 } };
+                    c.dense_row = c.n_seq > 1 && b == 2;
+                    named(f, u, c);
+                }
+}
+
+static void perf_cases(visit_fn f, void *u) {
+    static const lg_dtype some[] = { LG_DTYPE_BF16, LG_DTYPE_Q8_0, LG_DTYPE_Q4_0, LG_DTYPE_Q4_1, LG_DTYPE_Q4_K, LG_DTYPE_Q6_K };
+    static const int64_t rows[] = { 1, 8, 16, 2048 };
+    for (int w = 0; w < 6; w++)
+        for (int n = 0; n < 4; n++) {
+            cas c = { .perf = true, .w = some[w], .n_tok = rows[n] };
+            named(f, u, (c.k = QKV, c.n_in = 4096, c.n_out = 4096, c.kv = LG_DTYPE_BF16, c.d = 128, c.n_kv = 8, c.group = 4, c));
+            named(f, u, (c.k = PRODUCT, c.n_in = 4096, c.n_out = 4096, c));
+            named(f, u, (c.k = PRODUCT, c.n_in = 14336, c.n_out = 4096, c));
+            named(f, u, (c.k = GATE_UP, c.n_in = 4096, c.n_out = 14336, c));
+            if (c.n_tok < 2048) named(f, u, (c.k = LOGITS, c.n_in = 4096, c.n_out = 128256, c));
+            if (c.n_tok == 1) named(f, u, (c.k = PRODUCT, c.n_in = w < 4 ? 576 : 768, c.n_out = 576, c));
+        }
+    for (int k = 0; k < N_CACHE; k++) {
+        cas c = { .k = ATTEND, .perf = true, .kv = caches[k], .d = 128, .n_kv = 8, .group = 4, .n_seq = 1, .n_tok = 1 };
+        for (int l = 0; l < 3; l++) named(f, u, (c.len[0] = (int64_t[]){ 8192, 32768, 131072 }[l], c));
+        named(f, u, (c.len[0] = 32768, c.n_tok = 2048, c));
+        named(f, u, (c.len[0] = 8192, c.n_tok = 2048, c));
+        cas s = { .k = HYBRID, .perf = true, .kv = caches[k], .d = 128, .n_kv = 8, .group = 4, .n_seq = 1, .block = 1, .len = { 131072 } };
+        named(f, u, s);
+        named(f, u, (s.block = 64, s));
+    }
+}
+
+static void each(visit_fn f, void *u, bool perf) {
+    if (perf) {
+        perf_cases(f, u);
+        return;
+    }
+    product_cases(f, u);
+    qkv_cases(f, u);
+    attention_cases(f, u);
+}
+
+/* ---- data ------------------------------------------------------------------------------------------- */
+typedef struct bench {
+    const lg_ops *o; lg_ops_ctx *c;
+    lg_ops_ctx *ref;
+    const char *filter;
+    lg_compute compute;
+    int64_t index, failed, skipped;
+    uint64_t counter;
+    void *keep[256]; int n_keep;
+    void *dev[256]; int n_dev;
+} bench;
+
+static void die(const char *why) {
+    fprintf(stderr, "ops: %s\n", why);
+    exit(1);
+}
+static void check(lg_status st, const lg_error *e) {
+    if (st != LG_OK) die(e->message);
+}
+static void *host(bench *b, int64_t bytes) {
+    void *p = lg_base_alloc(bytes > 0 ? bytes : 1);
+    if (!p || b->n_keep == 256) die("out of memory");
+    return b->keep[b->n_keep++] = p;
+}
+static void *device(bench *b, const void *src, int64_t bytes) { /* src NULL: 0xff, a poison */
+    lg_error e = { 0 };
+    void *p = b->o->alloc(b->c, bytes > 0 ? bytes : 1, true, &e);
+    if (!p) die(e.message);
+    if (b->n_dev == 256) die("too many buffers");
+    b->dev[b->n_dev++] = p;
+    if (src) {
+        b->o->upload(b->c, p, src, bytes);
+    } else {
+        void *ff = lg_base_alloc(bytes > 0 ? bytes : 1);
+        if (!ff) die("out of memory");
+        memset(ff, 0xff, (size_t)bytes);
+        b->o->upload(b->c, p, ff, bytes);
+        lg_base_free(ff);
+    }
+    return p;
+}
+static void release(bench *b) {
+    while (b->n_keep) lg_base_free(b->keep[--b->n_keep]);
+    while (b->n_dev) b->o->free(b->c, b->dev[--b->n_dev]);
+}
+static float uniform(bench *b, float low, float high) { return low + (high - low) * (float)lg_base_rng_unit(7, 1, b->counter++); }
+static float *floats(bench *b, int64_t n, float low, float high) {
+    float *x = host(b, n * 4);
+    for (int64_t i = 0; i < n; i++) x[i] = uniform(b, low, high);
+    return x;
+}
+static void put16(uint8_t *at, uint16_t v) { memcpy(at, &v, 2); }
+
+/* Random weights in the file's form: all code and scale bits random, only the f16 factors kept moderate. */
+static void make_weight(bench *b, lg_weight *w, lg_dtype t, int64_t n_out, int64_t n_in) {
+    const int64_t bytes = n_out * lg_base_row_bytes(t, n_in);
+    const lg_dtype_info *info = lg_base_dtype(t);
+    uint8_t *d = host(b, bytes);
+    for (int64_t i = 0; i < bytes; i++) d[i] = (uint8_t)lg_base_rng(7, 2, b->counter++);
+    for (int64_t at = 0; at < bytes; at += info->bytes) {
+        const float v = uniform(b, -0.1f, 0.1f);
+        switch (t) {
+        case LG_DTYPE_F32: memcpy(d + at, &v, 4); break;
+        case LG_DTYPE_F16: put16(d + at, lg_base_f32_to_f16(v)); break;
+        case LG_DTYPE_BF16: put16(d + at, lg_base_f32_to_bf16(v)); break;
+        case LG_DTYPE_Q6_K: put16(d + at + 208, lg_base_f32_to_f16(v * 0.01f)); break;
+        case LG_DTYPE_Q4_1: case LG_DTYPE_Q5_1: case LG_DTYPE_Q4_K: case LG_DTYPE_Q5_K:
+            put16(d + at + 2, lg_base_f32_to_f16(uniform(b, -0.1f, 0.1f)));
+            put16(d + at, lg_base_f32_to_f16(v));
+            break;
+        default: put16(d + at, lg_base_f32_to_f16(v)); break;
+        }
+    }
+    *w = (lg_weight){ .dtype = t, .n_out = n_out, .n_in = n_in, .data = d };
+}
+/* The same weight bound to the back end. */
+static lg_weight bound(bench *b, const lg_weight *w) {
+    lg_error e = { 0 };
+    lg_weight x = *w;
+    check(b->o->weight_bind(b->c, &x, &e), &e);
+    return x;
+}
+
+static double error_of(const float *got, const float *want, int64_t n) {
+    double d = 0, s = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double e = (double)got[i] - (double)want[i];
+        d += e * e;
+        s += (double)want[i] * (double)want[i];
+    }
+    return sqrt(d / (s > 0 ? s : 1));
+}
+static float *download(bench *b, const float *p, int64_t n) {
+    float *x = host(b, n * 4);
+    b->o->download(b->c, x, p, n * 4);
+    return x;
+}
+
+static void verdict(bench *b, const cas *c, lg_status st, const lg_error *e, double err, double bound_, const char *more) {
+    const bool ok = st == LG_OK && err <= bound_ && !*more;
+    b->index++;
+    if (ok) {
+        printf("ok %lld - %s # error %.2e\n", (long long)b->index, c->name, err);
+        return;
+    }
+    b->failed++;
+    printf("not ok %lld - %s # error %.3e, bound %.1e%s%s%s%s\n", (long long)b->index, c->name, err, bound_, *more ? "; " : "", more, st != LG_OK ? "; " : "",
+           st != LG_OK ? e->message : "");
+    fflush(stdout);
+}
+
+/* f32: sums of up to 14336 terms in another order. */
+static double product_bound(const bench *b) { return b->compute == LG_COMPUTE_F32 ? 2e-5 : 1.5e-2; }
+
+static lg_lora make_lora(bench *b, int32_t rank, int64_t n_out, int64_t n_in, lg_lora *on_device) {
+    lg_lora l = { .rank = rank, .scale = 0.5f, .a = floats(b, rank * n_in, -0.1f, 0.1f), .b = floats(b, n_out * rank, -0.3f, 0.3f) };
+    *on_device = l;
+    on_device->a = device(b, l.a, rank * n_in * 4);
+    on_device->b = device(b, l.b, n_out * rank * 4);
+    return l;
+}
+static void add_lora(float *y, const float *x, const lg_lora *l, int64_t n_out, int64_t n_in, int64_t n_tok) {
+    for (int64_t t = 0; t < n_tok; t++)
+        for (int32_t r = 0; r < l->rank; r++) {
+            double s = 0;
+            for (int64_t i = 0; i < n_in; i++) s += (double)l->a[r * n_in + i] * (double)x[t * n_in + i];
+            for (int64_t o = 0; o < n_out; o++) y[t * n_out + o] += (float)((double)l->scale * (double)l->b[o * l->rank + r] * s);
+        }
+}
+static float *normed(bench *b, const float *x, const float *norm, float eps, int64_t n, int64_t d) {
+    float *y = host(b, n * d * 4);
+    for (int64_t t = 0; t < n; t++) {
+        double ss = 0;
+        for (int64_t i = 0; i < d; i++) ss += (double)x[t * d + i] * (double)x[t * d + i];
+        const double r = 1 / sqrt(ss / (double)d + (double)eps);
+        for (int64_t i = 0; i < d; i++) y[t * d + i] = (float)((double)x[t * d + i] * r) * norm[i];
+    }
+    return y;
+}
+/* y = W x in double. */
+static void multiply(bench *b, float *y, const lg_weight *w, const float *x, int64_t n_tok, bool add) {
+    float *row = host(b, w->n_in * 4);
+    const int64_t rb = lg_base_row_bytes(w->dtype, w->n_in);
+    for (int64_t o = 0; o < w->n_out; o++) {
+        lg_base_dequant(w->dtype, (const uint8_t *)w->data + o * rb, row, w->n_in);
+        for (int64_t t = 0; t < n_tok; t++) {
+            double s = 0;
+            for (int64_t i = 0; i < w->n_in; i++) s += (double)row[i] * (double)x[t * w->n_in + i];
+            y[t * w->n_out + o] = (add ? y[t * w->n_out + o] : 0.0f) + (float)s;
+        }
+    }
+}
+
+/* ---- tests ------------------------------------------------------------------------------------------ */
+static const float eps = 1e-5f;
+
+static bool can_lora(const bench *b) { return b->o != &lg_ops_cpu && b->o != &lg_ops_ref; } /* (the CPU's is not there yet) */
+
+static void test_product(bench *b, const cas *c) {
+    lg_error e = { 0 };
+    lg_weight w[2], dw[2];
+    lg_lora la[2], dl[2];
+    const int n_w = c->k == GATE_UP ? 2 : 1;
+    for (int i = 0; i < n_w; i++) {
+        make_weight(b, &w[i], c->w, c->n_out, c->n_in);
+        dw[i] = bound(b, &w[i]);
+        if (c->rank) la[i] = make_lora(b, c->rank, c->n_out, c->n_in, &dl[i]);
+    }
+    check(b->o->reserve(b->c, c->n_tok, 1, LG_PAGE, 1, &(lg_kv_geom){ LG_DTYPE_F32, 1, 64, 256 }, c->n_in, c->n_out, &e), &e);
+    const int64_t n_x = c->k == LOGITS ? c->n_tok + 3 : c->n_tok, n_y = c->n_tok * c->n_out;
+    float *x = floats(b, n_x * c->n_in, -1, 1), *norm = floats(b, c->n_in, 0.5f, 1.5f), *want = floats(b, n_y, -1, 1);
+    float *dx = device(b, x, n_x * c->n_in * 4), *dn = device(b, norm, c->n_in * 4);
+    float *dy = device(b, c->k == PRODUCT ? want : NULL, n_y * 4);
+    if (c->k == PRODUCT) {
+        b->o->product_add(b->c, &(lg_op_product_add){ .y = dy, .x = dx, .w = &dw[0], .n_tok = c->n_tok, .lora = c->rank ? &dl[0] : NULL });
+        multiply(b, want, &w[0], x, c->n_tok, true);
+        if (c->rank) add_lora(want, x, &la[0], c->n_out, c->n_in, c->n_tok);
+    } else if (c->k == GATE_UP) {
+        b->o->gate_up(b->c, &(lg_op_gate_up){ .h = dy, .x = dx, .norm = dn, .eps = eps, .gate = &dw[0], .up = &dw[1], .n_tok = c->n_tok,
+                                              .lora_gate = c->rank ? &dl[0] : NULL, .lora_up = c->rank ? &dl[1] : NULL });
+        float *n = normed(b, x, norm, eps, c->n_tok, c->n_in), *up = host(b, n_y * 4);
+        multiply(b, want, &w[0], n, c->n_tok, false);
+        multiply(b, up, &w[1], n, c->n_tok, false);
+        if (c->rank) add_lora(want, n, &la[0], c->n_out, c->n_in, c->n_tok);
+        if (c->rank) add_lora(up, n, &la[1], c->n_out, c->n_in, c->n_tok);
+        for (int64_t i = 0; i < n_y; i++) want[i] = (float)((double)want[i] / (1 + exp(-(double)want[i])) * (double)up[i]);
+    } else {
+        int32_t *row = host(b, c->n_tok * 4);
+        float *n = host(b, c->n_tok * c->n_in * 4), *all = normed(b, x, norm, eps, n_x, c->n_in);
+        for (int64_t i = 0; i < c->n_tok; i++) {
+            row[i] = (int32_t)(i * 2 % n_x);
+            memcpy(n + i * c->n_in, all + row[i] * c->n_in, (size_t)c->n_in * 4);
+        }
+        b->o->logits(b->c, &(lg_op_logits){ .logits = dy, .x = dx, .norm = dn, .eps = eps, .w = &dw[0], .row = row, .n_row = c->n_tok });
+        multiply(b, want, &w[0], n, c->n_tok, false);
+    }
+    const lg_status st = b->o->sync(b->c, &e);
+    verdict(b, c, st, &e, error_of(download(b, dy, n_y), want, n_y), product_bound(b) * (c->k == GATE_UP ? 2 : 1), "");
+    for (int i = 0; i < n_w; i++) b->o->weight_unbind(b->c, &dw[i]);
+}
+
+static void test_embed(bench *b, const cas *c) {
+    lg_error e = { 0 };
+    lg_weight w;
+    make_weight(b, &w, c->w, c->n_out, c->n_in);
+    lg_weight dw = bound(b, &w);
+    int32_t *ids = host(b, c->n_tok * 4);
+    for (int64_t i = 0; i < c->n_tok; i++) ids[i] = (int32_t)lg_base_rng_below(7, 5, b->counter++, c->n_out);
+    ids[0] = (int32_t)c->n_out - 1;
+    const int64_t n = c->n_tok * c->n_in;
+    float *want = host(b, n * 4), *dx = device(b, NULL, n * 4);
+    lg_ops_ref.embed(b->ref, &(lg_op_embed){ .x = want, .w = &w, .ids = ids, .n_tok = c->n_tok });
+    b->o->embed(b->c, &(lg_op_embed){ .x = dx, .w = &dw, .ids = ids, .n_tok = c->n_tok });
+    const lg_status st = b->o->sync(b->c, &e);
+    verdict(b, c, st, &e, error_of(download(b, dx, n), want, n), 0, ""); /* exact */
+    b->o->weight_unbind(b->c, &dw);
+}
+
+typedef struct cache { lg_kv_geom g; lg_kv_layer host, dev; lg_kv_seq seqs[4]; int64_t bytes, rows; } cache;
+static void make_cache(bench *b, cache *k, const cas *c, bool whole) {
+    int64_t total = 0, next = 0;
+    float *row = host(b, 2 * c->d * 4);
+    *k = (cache){ .g = { c->kv, c->n_kv, c->d, lg_base_row_bytes(c->kv, c->d) } };
+    for (int i = 0; i < c->n_seq; i++) total += (c->len[i] + LG_PAGE - 1) / LG_PAGE;
+    k->rows = total * c->n_kv * LG_PAGE;
+    k->bytes = k->rows * k->g.row_bytes;
+    k->host.k = host(b, k->bytes);
+    k->host.v = host(b, k->bytes);
+    for (int i = 0; i < c->n_seq; i++) {
+        const int64_t n = (c->len[i] + LG_PAGE - 1) / LG_PAGE;
+        int32_t *page = host(b, n * 4);
+        for (int64_t p = 0; p < n; p++) page[p] = (int32_t)((next++ * 7919 + 3) % total); /* 7919 is prime: a shuffle */
+        k->seqs[i] = (lg_kv_seq){ page, c->len[i] };
+    }
+    for (int64_t r = 0; r < k->rows; r++) {
+        for (int i = 0; i < 2 * c->d; i++) row[i] = whole && i < c->d ? (float)lg_base_rng_below(7, 9, b->counter++, 5) - 2.0f : uniform(b, -1, 1);
+        if (whole && c->kv == LG_DTYPE_KV8) /* one scale of 1 in every group */
+            for (int i = 0; i < c->d; i += 32) row[i] = 127.0f;
+        lg_ops_kv_store(&k->g, k->host.k + r * k->g.row_bytes, row);
+        lg_ops_kv_store(&k->g, k->host.v + r * k->g.row_bytes, row + c->d);
+    }
+    k->dev.k = device(b, k->host.k, k->bytes);
+    k->dev.v = device(b, k->host.v, k->bytes);
+}
+
+static void reserve(bench *b, const cas *c, int64_t n_tok, int32_t n_seq, int64_t max_in, int64_t max_out) {
+    lg_error e = { 0 };
+    int64_t longest = LG_PAGE;
+    for (int i = 0; i < c->n_seq; i++) longest = c->len[i] > longest ? c->len[i] : longest;
+    const lg_kv_geom g = { c->kv, c->n_kv, c->d, lg_base_row_bytes(c->kv, c->d) };
+    check(b->o->reserve(b->c, n_tok, n_seq, (longest + LG_PAGE - 1) / LG_PAGE * LG_PAGE, c->n_kv * c->group, &g, max_in, max_out, &e), &e);
+}
+
+static void test_qkv(bench *b, const cas *c) {
+    lg_error e = { 0 };
+    cache k;
+    cas room = *c;
+    room.n_seq = 1;
+    room.len[0] = (c->n_tok + 7) * 2;
+    make_cache(b, &k, &room, false);
+    const int64_t d = c->d, n_head = c->n_kv * c->group, nq = n_head * d, nkv = c->n_kv * d, n = c->n_tok;
+    lg_weight w[3], dw[3];
+    lg_lora la[3], dl[3];
+    float *bias[3] = { 0 }, *dbias[3] = { 0 };
+    for (int i = 0; i < 3; i++) {
+        const int64_t n_out = i ? nkv : nq;
+        make_weight(b, &w[i], c->w, n_out, c->n_in);
+        dw[i] = bound(b, &w[i]);
+        if (c->bias) bias[i] = floats(b, n_out, -1, 1), dbias[i] = device(b, bias[i], n_out * 4);
+        if (c->rank) la[i] = make_lora(b, c->rank, n_out, c->n_in, &dl[i]);
+    }
+    float *x = floats(b, n * c->n_in, -1, 1), *norm = floats(b, c->n_in, 0.5f, 1.5f), *cs = floats(b, n * d / 2, -1, 1), *sn = floats(b, n * d / 2, -1, 1);
+    float *qn = c->qk_norm ? floats(b, d, 0.5f, 1.5f) : NULL, *kn = c->qk_norm ? floats(b, d, 0.5f, 1.5f) : NULL;
+    int32_t *page = host(b, n * 4), *slot = host(b, n * 4);
+    for (int64_t t = 0; t < n; t++) {
+        page[t] = k.seqs[0].page[(t + 5) / LG_PAGE];
+        slot[t] = (int32_t)((t + 5) % LG_PAGE);
+    }
+    float *q = host(b, n * nq * 4), *dq = device(b, NULL, n * nq * 4), *raw = can_lora(b) ? device(b, NULL, 2 * n * nkv * 4) : NULL;
+    lg_op_qkv a = { .q = dq, .x = device(b, x, n * c->n_in * 4), .norm = device(b, norm, c->n_in * 4), .eps = eps, .wq = &dw[0], .wk = &dw[1], .wv = &dw[2],
+                    .bq = dbias[0], .bk = dbias[1], .bv = dbias[2], .q_norm = qn ? device(b, qn, d * 4) : NULL, .k_norm = kn ? device(b, kn, d * 4) : NULL,
+                    .rope_cos = cs, .rope_sin = sn, .rope_interleaved = c->interleaved, .kv = k.dev, .geom = k.g, .dst_page = page, .dst_slot = slot,
+                    .n_tok = n, .n_head = (int32_t)n_head, .k_raw = raw, .v_raw = raw ? raw + n * nkv : NULL };
+    if (c->rank) a.lora_q = &dl[0], a.lora_k = &dl[1], a.lora_v = &dl[2];
+    reserve(b, &room, n, 1, c->n_in, nq);
+    b->o->qkv(b->c, &a);
+    const lg_status st = b->o->sync(b->c, &e);
+    /* The specification, step by step, so that low rank and raw rows are covered too. */
+    float *nx = normed(b, x, norm, eps, n, c->n_in), *part[3] = { q, host(b, n * nkv * 4), host(b, n * nkv * 4) };
+    for (int i = 0; i < 3; i++) {
+        const int64_t n_out = i ? nkv : nq;
+        multiply(b, part[i], &w[i], nx, n, false);
+        if (c->rank) add_lora(part[i], nx, &la[i], n_out, c->n_in, n);
+        for (int64_t j = 0; bias[i] && j < n * n_out; j++) part[i][j] += bias[i][j % n_out];
+    }
+    for (int i = 0; i < 2; i++) /* head norm */
+        for (int64_t h = 0; c->qk_norm && h < n * (i ? c->n_kv : n_head); h++) {
+            float *v = normed(b, part[i] + h * d, i ? kn : qn, eps, 1, d);
+            memcpy(part[i] + h * d, v, (size_t)d * 4);
+            lg_base_free(b->keep[--b->n_keep]);
+        }
+    double err = 0, raw_err = 0, v_err = 0, k_err = 0;
+    if (raw) raw_err = error_of(download(b, raw, n * nkv), part[1], n * nkv), v_err = error_of(download(b, raw + n * nkv, n * nkv), part[2], n * nkv);
+    for (int i = 0; i < 2; i++)
+        for (int64_t h = 0; h < n * (i ? c->n_kv : n_head); h++) {
+            const int64_t t = h / (i ? c->n_kv : n_head);
+            float *v = part[i] + h * d, was[512];
+            memcpy(was, v, (size_t)d * 4);
+            for (int64_t p = 0; p < d / 2; p++) {
+                const int64_t a0 = c->interleaved ? 2 * p : p, a1 = c->interleaved ? 2 * p + 1 : p + d / 2;
+                v[a0] = was[a0] * cs[t * d / 2 + p] - was[a1] * sn[t * d / 2 + p];
+                v[a1] = was[a1] * cs[t * d / 2 + p] + was[a0] * sn[t * d / 2 + p];
+            }
+        }
+    err = error_of(download(b, dq, n * nq), q, n * nq);
+    uint8_t *rows = host(b, k.bytes);
+    float *got = host(b, n * nkv * 4), *want = host(b, n * nkv * 4);
+    char more[64] = "";
+    for (int i = 0; i < 2; i++) {
+        b->o->download(b->c, rows, i ? k.dev.v : k.dev.k, k.bytes);
+        int64_t touched = 0;
+        for (int64_t t = 0; t < n; t++)
+            for (int h = 0; h < c->n_kv; h++) {
+                const int64_t r = ((int64_t)page[t] * c->n_kv + h) * LG_PAGE + slot[t], at = (t * c->n_kv + h) * d;
+                lg_ops_kv_load(&k.g, got + at, rows + r * k.g.row_bytes);
+                lg_ops_kv_store(&k.g, (i ? k.host.v : k.host.k) + r * k.g.row_bytes, part[1 + i] + at);
+                lg_ops_kv_load(&k.g, want + at, (i ? k.host.v : k.host.k) + r * k.g.row_bytes);
+                memcpy((i ? k.host.v : k.host.k) + r * k.g.row_bytes, rows + r * k.g.row_bytes, (size_t)k.g.row_bytes);
+            }
+        touched = memcmp(rows, i ? k.host.v : k.host.k, (size_t)k.bytes); /* all other rows must be as they were */
+        if (touched) snprintf(more, sizeof more, "%s: other rows were written", i ? "V" : "K");
+        const double ce = error_of(got, want, n * nkv);
+        k_err = ce > k_err || ce != ce ? ce : k_err;
+    }
+    const double bound_ = product_bound(b);
+    /* Rounding to the cache may fall the other way: half a step of the cache's dtype more. */
+    const double cache_bound = bound_ + (c->kv == LG_DTYPE_F32 ? 0 : c->kv == LG_DTYPE_F16 ? 1e-3 : 6e-3);
+    if (!(raw_err <= bound_) || !(v_err <= bound_)) snprintf(more, sizeof more, "raw K %.2e V %.2e", raw_err, v_err);
+    else if (!(k_err <= cache_bound) && !*more) snprintf(more, sizeof more, "cache rows %.2e", k_err);
+    verdict(b, c, st, &e, err, bound_, more);
+    for (int i = 0; i < 3; i++) b->o->weight_unbind(b->c, &dw[i]);
+}
+
+static void test_kv_write(bench *b, const cas *c) {
+    lg_error e = { 0 };
+    cache k;
+    cas room = *c;
+    room.n_seq = 1;
+    room.len[0] = c->n_tok * 2;
+    make_cache(b, &k, &room, false);
+    const int64_t n = c->n_tok, d = c->d, nkv = c->n_kv * d;
+    const lg_kv_geom src = { c->w, c->n_kv, c->d, lg_base_row_bytes(c->w, d) };
+    float *x = floats(b, 2 * n * nkv, -1, 1), *cs = floats(b, n * d / 2, -1, 1), *sn = floats(b, n * d / 2, -1, 1), row[512], was[512];
+    uint8_t *packed = host(b, 2 * n * c->n_kv * src.row_bytes), *rows = host(b, k.bytes);
+    int32_t *page = host(b, n * 4), *slot = host(b, n * 4);
+    double worst = 0;
+    for (int64_t i = 0; i < 2 * n * c->n_kv; i++) lg_ops_kv_store(&src, packed + i * src.row_bytes, x + i * d);
+    for (int64_t t = 0; t < n; t++) {
+        page[t] = k.seqs[0].page[t * 2 / LG_PAGE];
+        slot[t] = (int32_t)(t * 2 % LG_PAGE);
+    }
+    uint8_t *dp = device(b, packed, 2 * n * c->n_kv * src.row_bytes);
+    if (!b->o->kv_write) {
+        b->index++;
+        b->skipped++;
+        printf("ok %lld - %s # SKIP this back end has no kv_write\n", (long long)b->index, c->name);
+        return;
+    }
+    b->o->kv_write(b->c, &(lg_op_kv_write){ .kv = k.dev, .geom = k.g, .k = dp, .v = dp + n * c->n_kv * src.row_bytes, .src = src, .rope_cos = cs, .rope_sin = sn,
+                                            .rope_interleaved = c->interleaved, .dst_page = page, .dst_slot = slot, .n_tok = n });
+    const lg_status st = b->o->sync(b->c, &e);
+    float *got = host(b, n * nkv * 4), *want = host(b, n * nkv * 4);
+    for (int i = 0; i < 2; i++) {
+        b->o->download(b->c, rows, i ? k.dev.v : k.dev.k, k.bytes);
+        for (int64_t t = 0; t < n; t++)
+            for (int h = 0; h < c->n_kv; h++) {
+                const int64_t at = (t * c->n_kv + h), r = ((int64_t)page[t] * c->n_kv + h) * LG_PAGE + slot[t];
+                lg_ops_kv_load(&src, row, packed + (i * n * c->n_kv + at) * src.row_bytes);
+                memcpy(was, row, (size_t)d * 4);
+                for (int64_t p = 0; i == 0 && c->interleaved && p < d / 2; p++) { /* rows come in half order */
+                    was[2 * p] = row[p];
+                    was[2 * p + 1] = row[p + d / 2];
+                }
+                for (int64_t p = 0; i == 0 && p < d / 2; p++) {
+                    const int64_t a0 = c->interleaved ? 2 * p : p, a1 = c->interleaved ? 2 * p + 1 : p + d / 2;
+                    row[a0] = was[a0] * cs[t * d / 2 + p] - was[a1] * sn[t * d / 2 + p];
+                    row[a1] = was[a1] * cs[t * d / 2 + p] + was[a0] * sn[t * d / 2 + p];
+                }
+                memcpy(want + at * d, row, (size_t)d * 4);
+                lg_ops_kv_load(&k.g, got + at * d, rows + r * k.g.row_bytes);
+            }
+        const double err = error_of(got, want, n * nkv);
+        worst = err > worst || err != err ? err : worst;
+    }
+    verdict(b, c, st, &e, worst, c->kv == LG_DTYPE_F32 ? 1e-6 : c->kv == LG_DTYPE_F16 ? 5e-4 : 6e-3, "");
+}
+
+static void test_argmax(bench *b, const cas *c) {
+    lg_error e = { 0 };
+    const int64_t n = c->n_tok * c->n_out;
+    float *x = host(b, n * 4);
+    int32_t *got = host(b, c->n_tok * 4), *want = host(b, c->n_tok * 4);
+    for (int64_t i = 0; i < n; i++) x[i] = (float)lg_base_rng_below(7, 4, b->counter++, 999) - 998.0f; /* ties, and all at or below 0 */
+    memset(got, 0xff, (size_t)c->n_tok * 4);
+    b->o->argmax(b->c, &(lg_op_argmax){ .id = got, .logits = device(b, x, n * 4), .n_row = c->n_tok, .n_vocab = c->n_out });
+    lg_ops_ref.argmax(b->ref, &(lg_op_argmax){ .id = want, .logits = x, .n_row = c->n_tok, .n_vocab = c->n_out });
+    const lg_status st = b->o->sync(b->c, &e);
+    verdict(b, c, st, &e, 0, 0, memcmp(got, want, (size_t)c->n_tok * 4) ? "another index" : "");
+}
+
+static double attend_bound(const bench *b) { return b->compute == LG_COMPUTE_F32 ? 2e-5 : 8e-3; }
+
+static void test_attend(bench *b, const cas *c) {
+    lg_error e = { 0 };
+    cache k;
+    make_cache(b, &k, c, false);
+    const int64_t d = c->d, n_head = c->n_kv * c->group;
+    int64_t n = 0;
+    for (int i = 0; i < c->n_seq; i++) n += c->n_tok < c->len[i] ? c->n_tok : c->len[i];
+    float *q = floats(b, n * n_head * d, -2, 2), *want = host(b, n * n_head * d * 4), *out = device(b, NULL, n * n_head * d * 4);
+    int32_t *seq = host(b, n * 4);
+    int64_t *idx = host(b, n * 8);
+    for (int64_t i = 0, t = 0; i < c->n_seq; i++) {
+        const int64_t rows = c->n_tok < c->len[i] ? c->n_tok : c->len[i];
+        for (int64_t r = 0; r < rows; r++, t++) {
+            seq[t] = (int32_t)i;
+            idx[t] = c->len[i] - rows + r;
+        }
+    }
+    lg_op_attend a = { .out = want, .q = q, .kv = k.host, .geom = k.g, .seqs = k.seqs, .n_seq = c->n_seq, .seq = seq, .idx = idx, .n_tok = n,
+                       .n_head = (int32_t)n_head, .scale = 1.0f / sqrtf((float)d) };
+    lg_ops_ref.attend(b->ref, &a);
+    a.out = out;
+    a.q = device(b, q, n * n_head * d * 4);
+    a.kv = k.dev;
+    reserve(b, c, n, c->n_seq, n_head * d, n_head * d);
+    b->o->attend(b->c, &a);
+    const lg_status st = b->o->sync(b->c, &e);
+    verdict(b, c, st, &e, error_of(download(b, out, n * n_head * d), want, n * n_head * d), attend_bound(b), "");
+}
+
+static void test_hybrid(bench *b, const cas *c) {
+    lg_error e = { 0 };
+    cache k;
+    make_cache(b, &k, c, true);
+    const int64_t d = c->d, n_head = c->n_kv * c->group, n = c->n_seq, sinks = 16, recents = 64;
+    /* Slot j < n_kv is made by head j; slots from n_kv on are ready. Heads: dense that make, a window, readers. */
+    const int32_t n_slot = 2 * c->n_kv;
+    const int64_t cap = 3000, size = n * n_slot * cap;
+    int32_t *idx = host(b, size * 4), *cnt = host(b, n * n_slot * 4), *read = host(b, c->n_kv * 4), *make = host(b, c->n_kv * 4);
+    int64_t *budget = host(b, n * 8);
+    uint8_t *dense = host(b, n);
+    for (int h = 0; h < c->n_kv; h++) {
+        const bool maker = h % 2 == 0;
+        read[h] = maker ? LG_HEAD_DENSE : h % 4 == 1 ? c->n_kv + h : LG_HEAD_WINDOW;
+        make[h] = maker ? h : -1;
+    }
+    for (int64_t s = 0; s < n; s++) {
+        budget[s] = c->rule == LG_RULE_RATIO ? (int64_t)((1 - c->value) * (double)c->len[s]) : 320 + 33 * s;
+        dense[s] = c->dense_row && s == 1;
+        for (int32_t j = c->n_kv; j < n_slot; j++) { /* ascending blocks, the last one among them */
+            int32_t *to = idx + (s * n_slot + j) * cap;
+            const int64_t blocks = (c->len[s] + c->block - 1) / c->block;
+            for (int64_t i = 0; i < blocks; i++)
+                if (i == blocks - 1 || lg_base_rng_below(7, 6, b->counter++, 4) == 0) to[cnt[s * n_slot + j]++] = (int32_t)i;
+        }
+    }
+    float *q = host(b, n * n_head * d * 4), *want = host(b, n * n_head * d * 4), *out = device(b, NULL, n * n_head * d * 4);
+    for (int64_t i = 0; i < n * n_head * d; i++) q[i] = (float)lg_base_rng_below(7, 8, b->counter++, 5) - 2.0f;
+    int32_t *didx = device(b, idx, size * 4), *dcnt = device(b, cnt, n * n_slot * 4);
+    lg_op_attend_hybrid a = { .out = out, .q = device(b, q, n * n_head * d * 4), .kv = k.dev, .geom = k.g, .seqs = k.seqs, .n_seq = c->n_seq, .budget = budget,
+                              .dense = dense, .read = read, .make = make, .sets = { didx, dcnt, cap, n_slot, c->block },
+                              .select = { c->rule, c->value, 0.02f, sinks, recents }, .n_head = (int32_t)n_head, .scale = 0.05f / sqrtf((float)d) };
+    reserve(b, c, n, c->n_seq, n_head * d, n_head * d);
+    b->o->attend_hybrid(b->c, &a);
+    const lg_status st = b->o->sync(b->c, &e);
+    lg_op_attend_hybrid r = a;
+    r.out = want;
+    r.q = q;
+    r.kv = k.host;
+    r.sets.idx = idx;
+    r.sets.n = cnt;
+    lg_ops_ref.attend_hybrid(b->ref, &r);
+    int32_t *gidx = host(b, size * 4), *gcnt = host(b, n * n_slot * 4);
+    b->o->download(b->c, gidx, didx, size * 4);
+    b->o->download(b->c, gcnt, dcnt, n * n_slot * 4);
+    char more[96] = "";
+    for (int64_t s = 0; s < n && !*more; s++)
+        for (int h = 0; h < c->n_kv && !*more; h++) {
+            const int64_t at = s * n_slot + make[h];
+            if (make[h] < 0 || dense[s]) continue;
+            if (gcnt[at] != cnt[at]) snprintf(more, sizeof more, "set of sequence %d head %d: %d blocks, not %d", (int)s, h, gcnt[at], cnt[at]);
+            for (int32_t i = 0; i < cnt[at] && !*more; i++)
+                if (gidx[at * cap + i] != idx[at * cap + i])
+                    snprintf(more, sizeof more, "set of sequence %d head %d: entry %d is %d, not %d", (int)s, h, i, gidx[at * cap + i], idx[at * cap + i]);
+        }
+    verdict(b, c, st, &e, error_of(download(b, out, n * n_head * d), want, n * n_head * d), attend_bound(b), more);
+}
+
+static void test_case(void *user, const cas *c) {
+    bench *b = user;
+    if (b->filter && !strstr(c->name, b->filter)) return;
+    const char *why = NULL;
+    if (c->rank && !can_lora(b)) why = "low rank: not on this back end yet";
+    if (b->o == &lg_ops_cpu && c->k <= LOGITS && c->n_in % 32) why = "the CPU back end takes whole blocks of 32";
+    if (why) {
+        b->index++;
+        b->skipped++;
+        printf("ok %lld - %s # SKIP %s\n", (long long)b->index, c->name, why);
+        return;
+    }
+    switch (c->k) {
+    case PRODUCT: case GATE_UP: case LOGITS: test_product(b, c); break;
+    case EMBED: test_embed(b, c); break;
+    case QKV: test_qkv(b, c); break;
+    case KV_WRITE: test_kv_write(b, c); break;
+    case ARGMAX: test_argmax(b, c); break;
+    case ATTEND: test_attend(b, c); break;
+    case HYBRID: test_hybrid(b, c); break;
+    }
+    release(b);
+}
+
+/* ---- speed ------------------------------------------------------------------------------------------ */
+/* Every timed list walks over several copies, so that no weight comes out of a cache; the median of 7 lists. */
+static void perf_case(void *user, const cas *c) {
+    bench *b = user;
+    lg_error e = { 0 };
+    if (b->filter && !strstr(c->name, b->filter)) return;
+    const bool attention = c->k >= ATTEND;
+    const int64_t d = c->d, n_head = c->n_kv * c->group, nq = n_head * d, nkv = c->n_kv * d;
+    const int64_t n_x = c->n_tok * (c->n_in > 0 ? c->n_in : nq), n_y = c->n_tok * (c->n_out > 0 ? c->n_out : nq);
+    double bytes = 0, flops = 0;
+    enum { MAX_SETS = 24 };
+    static lg_weight w[MAX_SETS][3];
+    lg_kv_layer kv[MAX_SETS];
+    int sets = 0, n_w = c->k == GATE_UP ? 2 : c->k == QKV ? 3 : 1;
+    const lg_kv_geom g = { c->kv, c->n_kv > 0 ? c->n_kv : 1, c->d > 0 ? c->d : 64, c->d > 0 ? lg_base_row_bytes(c->kv, c->d) : 256 };
+    int32_t *page = NULL, *seq = host(b, c->n_tok * 4), *dst = host(b, c->n_tok * 4), *slot = host(b, c->n_tok * 4), *row = host(b, c->n_tok * 4);
+    int64_t *idx = host(b, (c->n_tok + 1) * 8), *budget = host(b, 8), n_page = attention ? c->len[0] / LG_PAGE : (c->n_tok + LG_PAGE - 1) / LG_PAGE;
+    uint8_t *dense = host(b, 1);
+    page = host(b, n_page * 4);
+    for (int64_t p = 0; p < n_page; p++) page[p] = (int32_t)p;
+    for (int64_t t = 0; t < c->n_tok; t++) {
+        dst[t] = (int32_t)(t / LG_PAGE);
+        slot[t] = (int32_t)(t % LG_PAGE);
+        row[t] = (int32_t)t;
+        idx[t] = c->len[0] - c->n_tok + t;
+    }
+    float *x = floats(b, n_x, -1, 1), *dx = device(b, x, n_x * 4), *norm = device(b, x, (c->n_in > 0 ? c->n_in : 1) * 4), *y = device(b, x, n_x < n_y ? n_x * 4 : n_y * 4);
+    if (n_y > n_x) y = b->o->alloc(b->c, n_y * 4, true, &e), b->dev[b->n_dev++] = y;
+    if (!y) die(e.message);
+    if (!attention) {
+        for (int i = 0; i < n_w; i++) {
+            const int64_t out = c->k == QKV && i ? nkv : c->n_out;
+            bytes += (double)(out * lg_base_row_bytes(c->w, c->n_in));
+            flops += 2.0 * (double)(out * c->n_in * c->n_tok);
+        }
+        sets = bytes > 120e6 ? 2 : bytes > 20e6 ? 6 : MAX_SETS;
+        for (int s = 0; s < sets; s++) {
+            for (int i = 0; i < n_w; i++) {
+                w[s][i] = (lg_weight){ .dtype = c->w, .n_out = c->k == QKV && i ? nkv : c->n_out, .n_in = c->n_in };
+                if (b->o->host_memory) make_weight(b, &w[s][i], c->w, w[s][i].n_out, c->n_in);
+                check(b->o->weight_bind(b->c, &w[s][i], &e), &e);
+            }
+            if (b->o->host_memory) sets = 1;
+        }
+        if (c->k == QKV) {
+            kv[0].k = device(b, NULL, n_page * g.n_head_kv * LG_PAGE * g.row_bytes);
+            kv[0].v = device(b, NULL, n_page * g.n_head_kv * LG_PAGE * g.row_bytes);
+        }
+    } else {
+        const int64_t one = n_page * g.n_head_kv * LG_PAGE * g.row_bytes;
+        sets = one > 100e6 ? 2 : one > 20e6 ? 3 : 8;
+        for (int s = 0; s < sets; s++) {
+            kv[s].k = b->o->alloc(b->c, one, true, &e);
+            kv[s].v = kv[s].k ? b->o->alloc(b->c, one, true, &e) : NULL;
+            if (!kv[s].v) die(e.message);
+            b->dev[b->n_dev++] = kv[s].k;
+            b->dev[b->n_dev++] = kv[s].v;
+            if (b->o->kv_random) b->o->kv_random(b->c, kv[s], &g, page, n_page, 7 + (uint64_t)s);
+        }
+    }
+    const lg_kv_seq one_seq = { page, c->len[0] };
+    cas res = *c;
+    res.d = g.head_dim;
+    res.n_kv = g.n_head_kv;
+    res.kv = c->d ? c->kv : LG_DTYPE_F32;
+    res.group = c->group ? c->group : 1;
+    res.n_seq = attention ? 1 : 0;
+    reserve(b, &res, c->n_tok > 0 ? c->n_tok : 1, 1, c->n_in > nq ? c->n_in : nq, c->n_out > nq ? c->n_out : nq);
+    /* hybrid: a quarter of the heads retrieve (and make), the rest read 4096 tokens */
+    int32_t read[8] = { -1, -1, 2, 2, 2, 3, 3, 3 }, make[8] = { 0, 1, -1, -1, -1, -1, -1, -1 };
+    const int64_t cap = 8192;
+    int32_t *sidx = NULL, *scnt = NULL;
+    budget[0] = 4096;
+    if (c->k == HYBRID) {
+        int32_t *hidx = host(b, 4 * cap * 4), hcnt[4];
+        for (int j = 0; j < 4; j++) {
+            hcnt[j] = 4096 / c->block;
+            for (int i = 0; i < hcnt[j]; i++) hidx[j * cap + i] = (int32_t)((int64_t)i * (c->len[0] / c->block) / hcnt[j]);
+        }
+        sidx = device(b, hidx, 4 * cap * 4);
+        scnt = device(b, hcnt, sizeof hcnt);
+        bytes = 2.0 * (double)(g.row_bytes * (2 * c->len[0] + 6 * 4096));
+    }
+    if (c->k == ATTEND) {
+        bytes = 2.0 * (double)(g.row_bytes * c->n_kv * c->len[0]);
+        for (int64_t t = 0; t < c->n_tok; t++) flops += 4.0 * (double)((idx[t] + 1) * nq);
+    }
+    double ms[7];
+    const int reps = b->o->host_memory ? 1 : c->n_tok > 64 ? 4 : 48 / sets * sets;
+    for (int r = -1; r < 7; r++) {
+        for (int i = 0; i < reps; i++) {
+            const int s = i % sets;
+            switch (c->k) {
+            case PRODUCT: b->o->product_add(b->c, &(lg_op_product_add){ .y = y, .x = dx, .w = &w[s][0], .n_tok = c->n_tok }); break;
+            case GATE_UP: b->o->gate_up(b->c, &(lg_op_gate_up){ .h = y, .x = dx, .norm = norm, .eps = eps, .gate = &w[s][0], .up = &w[s][1], .n_tok = c->n_tok }); break;
+            case LOGITS: b->o->logits(b->c, &(lg_op_logits){ .logits = y, .x = dx, .norm = norm, .eps = eps, .w = &w[s][0], .row = row, .n_row = c->n_tok }); break;
+            case QKV:
+                b->o->qkv(b->c, &(lg_op_qkv){ .q = y, .x = dx, .norm = norm, .eps = eps, .wq = &w[s][0], .wk = &w[s][1], .wv = &w[s][2], .rope_cos = x, .rope_sin = x,
+                                              .kv = kv[0], .geom = g, .dst_page = dst, .dst_slot = slot, .n_tok = c->n_tok, .n_head = (int32_t)n_head });
+                break;
+            case ATTEND:
+                b->o->attend(b->c, &(lg_op_attend){ .out = y, .q = dx, .kv = kv[s], .geom = g, .seqs = &one_seq, .n_seq = 1, .seq = seq, .idx = idx, .n_tok = c->n_tok,
+                                                    .n_head = (int32_t)n_head, .scale = 0.088f });
+                break;
+            case HYBRID:
+                b->o->attend_hybrid(b->c, &(lg_op_attend_hybrid){ .out = y, .q = dx, .kv = kv[s], .geom = g, .seqs = &one_seq, .n_seq = 1, .budget = budget, .dense = dense,
+                                                                  .read = read, .make = make, .sets = { sidx, scnt, cap, 4, c->block },
+                                                                  .select = { LG_RULE_TOPK, 0, 0.088f, 128, 256 }, .n_head = (int32_t)n_head, .scale = 0.088f });
+                break;
+            default: break;
+            }
+        }
+        const double t = lg_base_now();
+        check(b->o->sync(b->c, &e), &e);
+        if (r >= 0) ms[r] = 1e3 * (lg_base_now() - t) / reps;
+    }
+    for (int i = 1; i < 7; i++)
+        for (int j = i; j > 0 && ms[j] < ms[j - 1]; j--) {
+            const double m = ms[j];
+            ms[j] = ms[j - 1];
+            ms[j - 1] = m;
+        }
+    printf("%-72s %9.1f us  min %9.1f  %8.1f GB/s  %7.1f TFLOP/s\n", c->name, 1e3 * ms[3], 1e3 * ms[0], bytes / ms[3] / 1e6, flops / ms[3] / 1e9);
+    fflush(stdout);
+    b->index++;
+    if (!attention)
+        for (int s = 0; s < sets; s++)
+            for (int i = 0; i < n_w; i++) b->o->weight_unbind(b->c, &w[s][i]);
+    release(b);
+}
+
+static void list_case(void *user, const cas *c) {
+    bench *b = user;
+    if (b->filter && !strstr(c->name, b->filter)) return;
+    puts(c->name);
+    b->index++;
+}
+
+static int usage(void) {
+    fputs("usage: ops list|test|perf [--device D] [--compute auto|f32] [FILTER]\n", stderr);
+    return 2;
+}
+
+int main(int argc, char **argv) {
+    bench b = { .compute = LG_COMPUTE_AUTO };
+    lg_error e = { 0 };
+    const char *mode = argc > 1 ? argv[1] : "", *device_name = "cpu";
+    for (int i = 2; i < argc; i++) {
+        if (!strcmp(argv[i], "--device") && i + 1 < argc) device_name = argv[++i];
+        else if (!strcmp(argv[i], "--compute") && i + 1 < argc) b.compute = !strcmp(argv[++i], "f32") ? LG_COMPUTE_F32 : LG_COMPUTE_AUTO;
+        else if (argv[i][0] != '-' && !b.filter) b.filter = argv[i];
+        else return usage();
+    }
+    if (!strcmp(mode, "list")) {
+        each(list_case, &b, false);
+        each(list_case, &b, true);
+        return 0;
+    }
+    const bool perf = !strcmp(mode, "perf");
+    if (!perf && strcmp(mode, "test")) return usage();
+    b.o = lg_ops_find(device_name, &e);
+    if (!b.o) die(e.message);
+    const lg_ops_config oc = { .device = device_name, .compute = b.compute };
+    check(b.o->open(&b.c, &oc, &e), &e);
+    check(lg_ops_ref.open(&b.ref, &oc, &e), &e);
+    char words[128];
+    b.o->describe(b.c, words, sizeof words);
+    printf("# %s\n", words);
+    if (perf) {
+        each(perf_case, &b, true);
+    } else {
+        each(test_case, &b, false);
+        printf("1..%lld\n", (long long)b.index);
+        printf("%lld passed, %lld failed, %lld skipped\n", (long long)(b.index - b.failed - b.skipped), (long long)b.failed, (long long)b.skipped);
+    }
+    b.o->close(b.c);
+    lg_ops_ref.close(b.ref);
+    return b.failed ? 1 : b.index ? 0 : usage();
+}
