@@ -199,7 +199,7 @@ static lg_status set_up(build *b, const lg_bank_params *p, int64_t n, int64_t n_
         return lg_base_fail(err, LG_ERR_USAGE, -1, "chunk %lld, window %lld, ratio %lld: the ratio must divide the window and the window the chunk (at most %d)",
                             (long long)h->chunk, (long long)h->window, (long long)h->ratio, 1 << 20);
     if (p->group < 0 || p->group > 1 << 16) return lg_base_fail(err, LG_ERR_USAGE, -1, "groups of %lld chunks (1 to 65536)", (long long)p->group);
-    const int64_t fit = 16384 / h->chunk;
+    const int64_t fit = (m->ops && !m->ops->host_memory ? 16384 : 4096) / h->chunk; /* rows that keep the products busy */
     h->group = p->group ? p->group : fit < 1 ? 1 : fit > 64 ? 64 : fit;
     h->n_chunk = (n + h->chunk - 1) / h->chunk;
     h->ids_hash = lg_base_hash_64(b->ids, 4 * n);
