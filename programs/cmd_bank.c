@@ -417,7 +417,7 @@ static const opt build_opts[] = {
     O_SIZE(0, "chunk", chunk, 1, MAX_CHUNK, "4096", NULL, "tokens of a chunk; a multiple of the window"),
     O_SIZE(0, "window", window, 1, MAX_CHUNK, NULL, "the memory weights', else 2048", "tokens compressed in one pass"),
     O_CHOICE("slots", slots, "f32|bf16|q8", "bf16", NULL, "type of the slots"),
-    O_SIZE(0, "group", group, 1, 65536, NULL, "16384 tokens' worth", "chunks compressed together; builds go on at group borders"), O_END};
+    O_SIZE(0, "group", group, 1, 65536, NULL, "4096 tokens' worth, 16384 on a GPU", "chunks compressed together; builds go on at group borders"), O_END};
 static const opt append_opts[] = {
     O_TEXT('f', "file", file, "TEXT", NULL, "text to append; - is stdin"),
     O_TEXT(0, "ids", ids, "FILE", NULL, "ids to append; - is stdin"),

@@ -2,7 +2,7 @@
 # A bank build killed (kill -9) at 50 random moments and started again: the file equals that of an undisturbed build.
 set -eu
 cd "$(dirname "$0")/.."
-bin=${LG_TEST_BUILD:-build}/tests/test_bank
+bin=${LG_BUILD:-build}/tests/test_bank
 [ -x "$bin" ] || { echo "skip: $bin is not built"; exit 77; }
 t=$(mktemp -d)
 trap 'rm -rf "$t"' EXIT

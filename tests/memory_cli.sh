@@ -2,7 +2,7 @@
 # bank and ask through the program: JSON fields, exit codes, empty stdout on failure, banks of documents, the trace page.
 set -u
 cd "$(dirname "$0")/.."
-longan=${LG_TEST_LONGAN:-build/longan}
+longan=${LONGAN:-${LG_BUILD:-build}/longan}
 [ -x "$longan" ] || { echo "skip: $longan is not built"; exit 77; }
 command -v python3 >/dev/null || { echo "skip: python3 is missing"; exit 77; }
 t=$(mktemp -d)
@@ -28,7 +28,7 @@ run() { # EXIT ARGS...: stdout in $t/out, stderr in $t/err
     [ $rc -eq "$want" ] || { echo "  exit $rc, wanted $want: longan $*"; return 1; }
     [ "$want" -eq 0 ] || { [ ! -s "$t/out" ] && [ -s "$t/err" ]; }
 }
-json() { python3 -c "import json,sys; d=json.load(open('$t/out')); sys.exit(0 if ($1) else 'not: $1')"; }
+json() { python3 -c "import json,sys; d=json.load(open('$t/out')); sys.exit(0 if ($1) else 1)"; }
 says() { grep -q -- "$1" "$t/err"; }
 
 i=0

@@ -132,8 +132,13 @@ static void test_resume(void **state) {
     int32_t *ids = double_ids(model, N, 3);
     lg_bank_params p = double_params();
     lg_error e;
+    lg_memory_bank_overlap = 1;
+    OK(lg_bank_build_ids(model, &p, ids, N, path, err));
+    lg_memory_bank_overlap = 0;
     OK(lg_bank_build_ids(model, &p, ids, N, want, err));
+    assert_true(same_file(path, want));
     for (int64_t stop = 0; stop <= N; stop += 96) {
+        lg_memory_bank_overlap = (int)(stop / 96 % 2);
         p.progress = stop_at;
         p.progress_user = &stop;
         unlink(path);
@@ -167,6 +172,7 @@ static void test_resume(void **state) {
     OK(lg_bank_build_ids(model, &p, ids, N, path, err));
     ids[3] ^= 1;
     assert_false(same_file(path, want));
+    lg_memory_bank_overlap = -1;
     free(ids);
     unlink(path);
     unlink(want);
@@ -184,9 +190,11 @@ static void test_no_memory(void **state) {
     int64_t failed = 0;
     for (int64_t nth = 1; nth < 200; nth++) {
         lg_error e = { 0 };
+        lg_memory_bank_overlap = (int)(nth % 2);
         lg_base_alloc_fail_at(nth);
         const lg_status st = lg_bank_build_ids(model, &p, ids, 200, path, &e);
         lg_base_alloc_fail_at(0);
+        lg_memory_bank_overlap = -1;
         if (st == LG_OK) break;
         assert_int_equal(st, LG_ERR_NOMEM);
         failed++;

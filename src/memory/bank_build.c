@@ -6,11 +6,14 @@
  * PATH.part says "building" until all groups are there. Chunks of a group are always compressed together, and resume and append
  * cut at group borders only: the bytes of a chunk do not depend on where a build was interrupted.
  *
+ * Where the model runs on a device, a group is packed, hashed and written by a thread while the next one is compressed.
+ *
  * An append is a build that goes on: the last group, unless it was full, is compressed again with its new neighbours. Everything
  * new goes behind the committed end, then one header slot is written. */
 #include "memory/bank.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -24,17 +27,22 @@ typedef struct build {
     lg_bank_entry *entry; /* [n_chunk] */
     const int32_t *ids;   /* [n_tokens] */
     lg_compressor *c;
-    float *k, *v;         /* [group][stride] */
+    float *k[2], *v[2];   /* [group][stride]: one group is written while the next is compressed */
     uint8_t *rows;        /* one chunk as it lies in the file */
+    bool overlap;         /* a group is written while the next is compressed: worth its second buffer on a device */
     int64_t stride;
     lg_progress_fn progress;
     void *user;
 } build;
 
+int lg_memory_bank_overlap = -1;
+
 static lg_status nomem(lg_error *err) { return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"); }
 static lg_status io(lg_error *err, const char *path, const char *what) {
     return lg_base_fail(err, LG_ERR_IO, -1, "%s: %s: %s", path, what, strerror(errno));
 }
+
+static bool overlaps(const lg_model *m) { return lg_memory_bank_overlap < 0 ? m->ops && !m->ops->host_memory : lg_memory_bank_overlap > 0; }
 
 void lg_bank_defaults(lg_bank_params *p) { *p = (lg_bank_params){ .slots = LG_DTYPE_COUNT }; }
 
@@ -69,10 +77,13 @@ static lg_status open_compressor(build *b, lg_error *err) {
     if (st != LG_OK) return st;
     b->stride = h->n_layer * (h->chunk / h->ratio) * h->n_head_kv * h->head_dim;
     if (!lg_base_mul(b->stride, batch, &floats)) return nomem(err);
-    b->k = lg_base_calloc(floats, sizeof *b->k);
-    b->v = lg_base_calloc(floats, sizeof *b->v);
+    for (int i = 0; i < (b->overlap && h->n_chunk > batch ? 2 : 1); i++) {
+        b->k[i] = lg_base_calloc(floats, sizeof **b->k);
+        b->v[i] = lg_base_calloc(floats, sizeof **b->v);
+        if (!b->k[i] || !b->v[i]) return nomem(err);
+    }
     b->rows = lg_base_alloc(lg_memory_bank_chunk_bytes(h, h->chunk / h->ratio));
-    return b->k && b->v && b->rows ? LG_OK : nomem(err);
+    return b->rows ? LG_OK : nomem(err);
 }
 
 /* The rows of one chunk: per layer a block of K, then one of V, each zero-padded to its alignment. */
@@ -90,51 +101,85 @@ static void pack_chunk(build *b, const float *k, const float *v, int64_t slots) 
     }
 }
 
-static lg_status do_group(build *b, int64_t c0, int64_t c1, lg_error *err) {
+typedef struct group_job { build *b; int64_t c0, c1; int side; lg_status st; lg_error err; pthread_t thread; bool running; } group_job;
+
+static lg_status compress_group(build *b, int64_t c0, int64_t c1, int side, lg_error *err) {
     lg_status st = LG_OK;
-    const lg_bank_header *h = &b->h;
     const int32_t **ids = lg_base_calloc(c1 - c0, sizeof *ids);
     int64_t *n = lg_base_calloc(c1 - c0, sizeof *n);
     if (!ids || !n) LG_TRY(nomem(err));
     for (int64_t c = c0; c < c1; c++) {
-        ids[c - c0] = b->ids + c * h->chunk;
+        ids[c - c0] = b->ids + c * b->h.chunk;
         n[c - c0] = b->entry[c].n_token;
     }
-    LG_TRY(lg_memory_compress(b->c, ids, n, c1 - c0, b->k, b->v, b->stride, err));
-    for (int64_t c = c0; c < c1; c++) {
-        lg_bank_entry *e = &b->entry[c];
-        pack_chunk(b, b->k + (c - c0) * b->stride, b->v + (c - c0) * b->stride, e->slots);
-        e->hash = lg_base_hash_64(b->rows, e->bytes);
-        LG_TRY(put(b, e->at, b->rows, e->bytes, err));
-    }
-    LG_TRY(put(b, h->table_at + c0 * (int64_t)sizeof *b->entry, b->entry + c0, (c1 - c0) * (int64_t)sizeof *b->entry, err));
-    LG_TRY(sync_data(b, err));
+    LG_TRY(lg_memory_compress(b->c, ids, n, c1 - c0, b->k[side], b->v[side], b->stride, err));
 done:
     lg_base_free(ids);
     lg_base_free(n);
     return st;
 }
 
+static void *write_group(void *arg) {
+    group_job *j = arg;
+    build *b = j->b;
+    lg_status st = LG_OK;
+    for (int64_t c = j->c0; c < j->c1; c++) {
+        lg_bank_entry *e = &b->entry[c];
+        pack_chunk(b, b->k[j->side] + (c - j->c0) * b->stride, b->v[j->side] + (c - j->c0) * b->stride, e->slots);
+        e->hash = lg_base_hash_64(b->rows, e->bytes);
+        LG_TRY(put(b, e->at, b->rows, e->bytes, &j->err));
+    }
+    LG_TRY(put(b, b->h.table_at + j->c0 * (int64_t)sizeof *b->entry, b->entry + j->c0, (j->c1 - j->c0) * (int64_t)sizeof *b->entry, &j->err));
+    LG_TRY(sync_data(b, &j->err));
+done:
+    j->st = st;
+    return NULL;
+}
+
+/* Waits for the group under way, if any. */
+static lg_status finish_group(group_job *j, lg_error *err) {
+    if (!j->running) return LG_OK;
+    pthread_join(j->thread, NULL);
+    j->running = false;
+    if (j->st != LG_OK && err) *err = j->err;
+    return j->st;
+}
+
 /* Groups from chunk `first` (a group border) on. */
 static lg_status do_groups(build *b, int64_t first, lg_error *err) {
+    lg_status st = LG_OK;
     const lg_bank_header *h = &b->h;
-    for (int64_t c = first; c < h->n_chunk; c += h->group) {
+    group_job job = { .b = b };
+    int side = 0;
+    for (int64_t c = first; c < h->n_chunk; c += h->group, side ^= b->overlap) {
         const int64_t end = c + h->group < h->n_chunk ? c + h->group : h->n_chunk, done = c * h->chunk;
         if (b->progress && !b->progress(b->user, "compress", done, h->n_tokens))
-            return lg_base_fail(err, LG_ERR_CANCELLED, -1, "%s: stopped after %lld of %lld tokens", b->path, (long long)done, (long long)h->n_tokens);
-        const lg_status st = do_group(b, c, end, err);
-        if (st != LG_OK) return st;
+            LG_TRY(lg_base_fail(err, LG_ERR_CANCELLED, -1, "%s: stopped after %lld of %lld tokens", b->path, (long long)done, (long long)h->n_tokens));
+        LG_TRY(compress_group(b, c, end, side, err));
+        LG_TRY(finish_group(&job, err));
+        job = (group_job){ .b = b, .c0 = c, .c1 = end, .side = side };
+        job.running = b->overlap && !pthread_create(&job.thread, NULL, write_group, &job);
+        if (!job.running) { /* or no thread was to be had */
+            write_group(&job);
+            if (job.st != LG_OK && err) *err = job.err;
+            LG_TRY(job.st);
+        }
     }
+    LG_TRY(finish_group(&job, err));
     if (b->progress) b->progress(b->user, "compress", h->n_tokens, h->n_tokens);
-    return LG_OK;
+done:
+    finish_group(&job, NULL);
+    return st;
 }
 
 static void build_free(build *b) {
     if (b->fd >= 0) close(b->fd);
     lg_memory_compressor_free(b->c);
     lg_base_free(b->entry);
-    lg_base_free(b->k);
-    lg_base_free(b->v);
+    for (int i = 0; i < 2; i++) {
+        lg_base_free(b->k[i]);
+        lg_base_free(b->v[i]);
+    }
     lg_base_free(b->rows);
 }
 
@@ -154,7 +199,7 @@ static lg_status set_up(build *b, const lg_bank_params *p, int64_t n, int64_t n_
         return lg_base_fail(err, LG_ERR_USAGE, -1, "chunk %lld, window %lld, ratio %lld: the ratio must divide the window and the window the chunk (at most %d)",
                             (long long)h->chunk, (long long)h->window, (long long)h->ratio, 1 << 20);
     if (p->group < 0 || p->group > 1 << 16) return lg_base_fail(err, LG_ERR_USAGE, -1, "groups of %lld chunks (1 to 65536)", (long long)p->group);
-    const int64_t fit = 16384 / h->chunk;
+    const int64_t fit = (m->ops && !m->ops->host_memory ? 16384 : 4096) / h->chunk; /* rows that keep the products busy */
     h->group = p->group ? p->group : fit < 1 ? 1 : fit > 64 ? 64 : fit;
     h->n_chunk = (n + h->chunk - 1) / h->chunk;
     h->ids_hash = lg_base_hash_64(b->ids, 4 * n);
@@ -237,7 +282,7 @@ static lg_status build_bank(lg_model *m, const lg_bank_params *p, const int32_t 
     lg_status st;
     lg_text part = { 0 };
     uint8_t *table = NULL;
-    build b = { .m = m, .fd = -1, .ids = ids, .progress = p->progress, .user = p->progress_user };
+    build b = { .m = m, .fd = -1, .ids = ids, .overlap = overlaps(m), .progress = p->progress, .user = p->progress_user };
     lg_bank_extent ids_ext = { .at = LG_BANK_DATA, .bytes = 4 * n };
     int64_t first;
     if (!lg_base_text_printf(&part, "%s.part", path)) return nomem(err);
@@ -403,7 +448,7 @@ static lg_status append(lg_model *m, const char *path, const char *text, int64_t
     lg_status st;
     lg_bank *old = NULL;
     int64_t *end = NULL;
-    build b = { .m = m, .path = path, .progress = progress, .user = user };
+    build b = { .m = m, .path = path, .overlap = overlaps(m), .progress = progress, .user = user };
     source s = { .ids = ids, .n = n, .n_bytes = n_text };
     b.fd = open(path, O_RDWR | O_CLOEXEC);
     if (b.fd < 0) LG_TRY(io(err, path, "cannot open"));
