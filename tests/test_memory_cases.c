@@ -2,7 +2,7 @@
  * compressed at ratio 4 and 8, every question alone behind the slots; nll of the answer's tokens and whether all are the arg-max.
  * f32: every nll within 2e-3 + 1e-3 of its size; auto, slots in bf16: total em within 2%.
  * LONGAN_SMOLLM2: the Q4_1 GGUF; LONGAN_MEMORY_DATA: the folder; LONGAN_MEMORY_CASES, _FROM: how many chunks (2; 15 are there)
- * and the first; LONGAN_MEMORY_SLOTS: further slot types of auto (f32, q8); LONGAN_DEVICE; LONGAN_THREADS. */
+ * and the first; LONGAN_MEMORY_SLOTS: slot types of auto (bf16; f32, q8); LONGAN_DEVICE; LONGAN_THREADS. */
 #include "fixture.h"
 #include "memory/memory.h"
 
@@ -188,12 +188,13 @@ static void auto_keeps_em(void **state) {
     (void)state;
     prepare();
     const char *which = getenv("LONGAN_MEMORY_SLOTS"), *device = getenv("LONGAN_DEVICE");
-    const lg_dtype types[] = { LG_DTYPE_BF16, LG_DTYPE_F32, LG_DTYPE_KV8 };
+    const struct { lg_dtype t; const char *name; } types[] = { { LG_DTYPE_BF16, "bf16" }, { LG_DTYPE_F32, "f32" }, { LG_DTYPE_KV8, "q8" } };
     for (int i = 0; i < 3; i++)
-        if (i == 0 || (which && strstr(which, i == 1 ? "f32" : "q8"))) all(device, LG_COMPUTE_AUTO, types[i], how_many(), false);
+        if (strstr(which ? which : "bf16", types[i].name)) all(device, LG_COMPUTE_AUTO, types[i].t, how_many(), false);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = { cmocka_unit_test(f32_equals_the_reference), cmocka_unit_test(auto_keeps_em) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

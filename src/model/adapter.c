@@ -416,12 +416,13 @@ done:
     return st;
 }
 
-/* Lists what is missing of what memory_param asks for; the count is returned. */
+/* Lists what is missing of what memory_param asks for; the count is returned, -1: out of memory. */
 static int64_t list_missing(loader *x, lg_text *names) {
     const lg_config *c = &x->m->cfg;
     int64_t n = 0;
+    bool ok = true;
     enum { SHOWN = 4 };
-    if (!x->embed.w && n++ < SHOWN) lg_base_text_printf(names, "model.lychee_memory_embed_tokens.weight");
+    if (!x->embed.w && n++ < SHOWN) ok = lg_base_text_printf(names, "model.lychee_memory_embed_tokens.weight");
     for (int64_t l = 0; l < c->n_layer; l++)
         for (int p = 0; p < N_MEM; p++) {
             const full *f = &x->mem[l * N_MEM + p];
@@ -429,11 +430,11 @@ static int64_t list_missing(loader *x, lg_text *names) {
             if (!(x->m->memory.param >> p & 1) || (r->a && r->b)) continue;
             for (int bias = 0; bias < (x->m->layer[l].bq && p != O ? 2 : 1); bias++)
                 if (!(bias ? f->b : f->w) && n++ < SHOWN)
-                    lg_base_text_printf(names, "%smodel.layers.%lld.self_attn.lychee_memory_%c_proj.%s", names->n ? ", " : "", (long long)l, "qkvo"[p],
-                                        bias ? "bias" : "weight");
+                    ok = ok && lg_base_text_printf(names, "%smodel.layers.%lld.self_attn.lychee_memory_%c_proj.%s", names->n ? ", " : "", (long long)l,
+                                                   "qkvo"[p], bias ? "bias" : "weight");
         }
-    if (n > SHOWN) lg_base_text_printf(names, " and %lld more", (long long)(n - SHOWN));
-    return n;
+    if (n > SHOWN) ok = ok && lg_base_text_printf(names, " and %lld more", (long long)(n - SHOWN));
+    return ok ? n : -1;
 }
 
 static lg_status bind_memory(loader *x, bool fill) {
@@ -455,12 +456,13 @@ static lg_status bind_memory(loader *x, bool fill) {
             LG_TRY(lg_base_fail(x->err, LG_ERR_FORMAT, x->mem[i].w->offset, "%s: tensor %s is there, but memory_param does not list \"%c\"", x->mem[i].path,
                                 x->mem[i].w->name, "qkvo"[i % N_MEM]));
     const int64_t missing = list_missing(x, &names);
+    if (missing < 0) LG_TRY(nomem(x->err));
     if (missing && !fill) {
         if (x->from_file) LG_TRY(lg_base_fail(x->err, LG_ERR_FORMAT, -1, "memory tensors are missing: %s", names.data));
         if (x->wanted) {
             lg_text why = { 0 };
-            lg_base_text_printf(&why, "%s: memory tensors are missing: %s (--fill-memory fills them from the base's)", m->src.path, names.data);
-            st = refuse(x, why.data ? why.data : "memory tensors are missing");
+            st = lg_base_text_printf(&why, "%s: memory tensors are missing: %s (--fill-memory fills them from the base's)", m->src.path, names.data)
+                     ? refuse(x, why.data) : nomem(x->err);
             lg_text_free(&why);
         } else {
             st = refuse(x, "the model has no memory weights: it needs lychee_memory_* tensors in the checkpoint or an --adapter FILE with them "

@@ -101,13 +101,16 @@ static void cpu_copy(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
 }
 
 /* Small packed weights move into common slabs, which are huge pages: a page of their own would be mostly empty. A slab
- * lives as long as the context. Out of memory for a slab: the weight stays where it is. */
-static void to_slab(lg_ops_ctx *c, lg_weight *w) {
+ * lives as long as the context. */
+static lg_status to_slab(lg_ops_ctx *c, lg_weight *w, lg_error *err) {
     const int64_t bytes = (w->packed_bytes + 63) / 64 * 64;
-    if (bytes > SLAB_BYTES / 8) return;
+    if (bytes > SLAB_BYTES / 8) return LG_OK;
     if (!c->slab || c->slab->used + bytes > SLAB_BYTES) {
         slab *s = lg_base_alloc(SLAB_BYTES);
-        if (!s) return;
+        if (!s) {
+            lg_gemm_unpack(w);
+            return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for packed weights");
+        }
         s->below = c->slab;
         s->used = (int64_t)sizeof *s;
         c->slab = s;
@@ -117,12 +120,12 @@ static void to_slab(lg_ops_ctx *c, lg_weight *w) {
     lg_base_free(w->packed);
     w->packed = p;
     c->slab->used += bytes;
+    return LG_OK;
 }
 static lg_status cpu_weight_bind(lg_ops_ctx *c, lg_weight *w, lg_error *err) {
     if (w->lookup) return LG_OK;
     const lg_status st = lg_gemm_pack(&c->g, w, err);
-    if (st == LG_OK) to_slab(c, w);
-    return st;
+    return st == LG_OK ? to_slab(c, w, err) : st;
 }
 static void cpu_weight_unbind(lg_ops_ctx *c, lg_weight *w) {
     for (const slab *s = c->slab; s; s = s->below)

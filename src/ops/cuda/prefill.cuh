@@ -45,5 +45,5 @@ void lg_prefill_f32_launch(const lg_cuda_env *e, const lg_kv_geom *g, lg_prefill
 /* Which kernel serves 16-bit and 8-bit caches: -1 not asked yet, 0 the fastest that fits, 1 mma.sync, 2 wgmma where it fits, 3 the f32 kernel.
  * Set from the environment variable LG_PREFILL = mma, wgmma or f32 at the first call; for measurements. */
 extern int lg_prefill_choice;
-enum { LG_PREFILL_DEFAULT = 1 }; /* what 0 means: 1 until wgmma is measured */
+enum { LG_PREFILL_DEFAULT = 2 }; /* what 0 means: wgmma where it fits, else mma */
 #endif

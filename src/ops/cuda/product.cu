@@ -1,7 +1,7 @@
 /* Products with weights. Three ways:
  *   decode   up to 16 rows of input (more in turns of 16): one kernel family for every format. A block of 8 warps takes tiles of 16
- *            weight rows in turn; its warps split the columns and stream the weights as tensor-core fragments, inputs are the
- *            columns. Codes of quantised weights stay integers: as f16 subnormals (code * 2^-24) they need one lop3 per two
+ *            weight rows in turn; its warps split the columns and stream the weights as tensor-core fragments through rings in
+ *            shared memory, inputs are the columns. Codes of quantised weights stay integers: as f16 subnormals (code * 2^-24) they need one lop3 per two
  *            weights and no conversion; scale, minimum and zero point are applied to the f32 sum of each group.
  *   exact    compute f32, and shapes or formats the others do not take: f32 multiply-add of exactly dequantised weights
  *   matrix   many rows: cuBLASLt in bf16 (compute f32: f32 without TF32), quantised weights expanded a slice at a time */
@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { THREADS = 256, WARPS = THREADS / 32, MAX_COLS = 16, X_PAD = 32, PIECE = 32 << 20, SLICE = 64 << 20, FUSED_ROWS = 4, FUSED_BYTES = 64 << 10 };
+enum { THREADS = 256, WARPS = THREADS / 32, MAX_COLS = 16, X_PAD = 32, PIECE = 32 << 20, SLICE = 64 << 20, FUSED_ROWS = 4,
+       HALF_SM = 113 << 10 }; /* shared memory with which two blocks fit on a multiprocessor of 228 KB */
 bool lg_cuda_pdl;
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -252,127 +253,127 @@ void lg_cuda_weight_unbind(lg_weight *x) {
 static const lg_cuda_weight *packed(const lg_weight *w) { return (const lg_cuda_weight *)w->packed; }
 
 /* ---- decode: the input in the form the tensor cores take -------------------------------------------- */
-/* bf16 weights take bf16 inputs; all others f16, scaled by a power of two so that the largest lies in [512, 1024). Codes of 4 to 6
- * bits stand alternately at bits 0 and 4 of an f16 mantissa, so inputs of every second pair are divided by 16. sums: of each
- * group's inputs (as rounded), in units of the product's sum (2^-24). */
-typedef struct form { bool bf16, sixteenth, sums, half_groups; } form;
+/* bf16 weights take bf16 inputs; all others f16, each group of 32 scaled by a power of two so that its largest lies in [512, 1024).
+ * Codes of 4 to 6 bits stand alternately at bits 0 and 4 of an f16 mantissa, so inputs of every second pair are divided by 16.
+ * Beside the inputs, for each (group, pair of rows): the scales to undo and the sums of the group's inputs (as rounded, in units of
+ * the product's sum, 2^-24). The factor of the norm is a factor of the result and applied there: one pass over x. */
+typedef struct form { bool bf16, sixteenth, half_groups; } form;
 static form form_of(lg_dtype t) {
     form f = {};
     f.bf16 = t == LG_DTYPE_BF16;
-    f.sums = !row_major(t);
-    f.sixteenth = f.sums && t != LG_DTYPE_Q8_0;
+    f.sixteenth = !row_major(t) && t != LG_DTYPE_Q8_0;
     f.half_groups = t == LG_DTYPE_Q6_K;
     return f;
 }
+static __host__ __device__ __forceinline__ constexpr int side_floats(bool half_groups) { return half_groups ? 8 : 4; }
 
-/* One row, by the whole block. xs [n_chunk*128], sums + column, stride 8*NT: `ldsum`. inv: 1 / scale. tmp: 2*WARPS + 2 floats of shared memory. */
-static __device__ void prepare_row(uint16_t *xs, float *sums, int ldsum, float *inv, const float *x, const float *norm, float eps, int n_in, int n_chunk,
-                                   const form f, float *tmp) {
-    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
-    float ss = 0, top = 0;
-    for (int i = tid * 4; i < n_in; i += THREADS * 4) { /* n_in is a multiple of 8 */
-        const float4 v = *(const float4 *)(x + i);
-        ss += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-        if (!f.bf16) {
-            float4 n = make_float4(1, 1, 1, 1);
-            if (norm) n = *(const float4 *)(norm + i);
-            top = fmaxf(fmaxf(fmaxf(top, fabsf(v.x * n.x)), fabsf(v.y * n.y)), fmaxf(fabsf(v.z * n.z), fabsf(v.w * n.w)));
-        }
-    }
+/* Row n, by the whole block: xs [n_chunk*128], side [group][pair][side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
+ * first half, then of the second). Returns the thread's part of the sum of squares. */
+static __device__ __forceinline__ float prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const form f) {
+    enum { AHEAD = 4 };
+    const int tid = threadIdx.x, lane = tid & 31, n_slot = n_chunk * 16, size = side_floats(f.half_groups);
+    float ss = 0;
+    for (int first = tid; first < n_slot; first += AHEAD * THREADS) {
+        float4 in[AHEAD][2], by[AHEAD][2];
 #pragma unroll
-    for (int m = 16; m; m >>= 1) {
-        ss += __shfl_xor_sync(0xffffffffu, ss, m);
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, m));
-    }
-    __syncthreads(); /* tmp may still be read for the row before */
-    if (lane == 0) {
-        tmp[warp] = ss;
-        tmp[WARPS + warp] = top;
-    }
-    __syncthreads();
-    ss = 0;
-    top = 0;
+        for (int i = 0; i < AHEAD; i++) {
+            const int slot = first + i * THREADS;
 #pragma unroll
-    for (int i = 0; i < WARPS; i++) {
-        ss += tmp[i];
-        top = fmaxf(top, tmp[WARPS + i]);
-    }
-    const float r = norm ? rsqrtf(ss / (float)n_in + eps) : 1.0f;
-    float s = 1.0f;
-    if (!f.bf16 && top > 0) { /* 2^(9 - exponent of the largest) */
-        int e = 263 - (int)((__float_as_uint(top * r) >> 23) & 255);
-        e = e < 1 ? 1 : e > 253 ? 253 : e;
-        s = __uint_as_float((uint32_t)e << 23);
-    }
-    if (tid == 0) *inv = 1.0f / s;
-    for (int slot = tid; slot < n_chunk * 16; slot += THREADS) { /* the last warp may be half full */
-        const unsigned mask = slot - lane + 32 <= n_chunk * 16 ? 0xffffffffu : 0x0000ffffu;
-        const int group = slot >> 2, t = slot & 3;
-        float v[8], a = 0, b = 0;
-#pragma unroll
-        for (int q = 0; q < 2; q++) {
-            const int k = group * 32 + (f.half_groups ? q * 16 + t * 4 : t * 8 + q * 4);
-            float4 y = make_float4(0, 0, 0, 0);
-            if (k < n_in) {
-                y = *(const float4 *)(x + k);
-                if (norm) {
-                    const float4 n = *(const float4 *)(norm + k);
-                    y = make_float4(y.x * r * n.x, y.y * r * n.y, y.z * r * n.z, y.w * r * n.w);
-                }
-            }
-            v[4 * q] = y.x * s;
-            v[4 * q + 1] = y.y * s;
-            v[4 * q + 2] = y.z * s;
-            v[4 * q + 3] = y.w * s;
-        }
-        uint32_t out[4];
-        if (f.bf16) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const __nv_bfloat162 h = __floats2bfloat162_rn(v[2 * i], v[2 * i + 1]);
-                out[i] = *(const uint32_t *)&h;
-            }
-        } else {
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                const float h = __half2float(__float2half_rn(v[i]));
-                if (i < 4) a += h;
-                else b += h;
-                v[i] = f.sixteenth && (i & 2) ? h * 0.0625f : h;
-            }
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const __half2 h = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
-                out[i] = *(const uint32_t *)&h;
-            }
-        }
-        *(uint4 *)(xs + slot * 8) = make_uint4(out[0], out[1], out[2], out[3]);
-        if (f.sums) {
-            if (!f.half_groups) a += b;
-            a += __shfl_xor_sync(mask, a, 1);
-            a += __shfl_xor_sync(mask, a, 2);
-            b += __shfl_xor_sync(mask, b, 1);
-            b += __shfl_xor_sync(mask, b, 2);
-            if (t == 0) {
-                const float unit = 1.0f / 16777216.0f;
-                if (f.half_groups) {
-                    sums[(int64_t)(2 * group) * ldsum] = a * unit;
-                    sums[(int64_t)(2 * group + 1) * ldsum] = b * unit;
-                } else {
-                    sums[(int64_t)group * ldsum] = a * unit;
+            for (int q = 0; q < 2; q++) {
+                const int k = (slot >> 2) * 32 + (f.half_groups ? q * 16 + (slot & 3) * 4 : (slot & 3) * 8 + q * 4);
+                in[i][q] = make_float4(0, 0, 0, 0);
+                by[i][q] = make_float4(1, 1, 1, 1);
+                if (slot < n_slot && k < n_in) { /* n_in is a multiple of 8 */
+                    in[i][q] = *(const float4 *)(x + k);
+                    if (norm) by[i][q] = *(const float4 *)(norm + k);
                 }
             }
         }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int slot = first + i * THREADS, group = slot >> 2;
+            if (slot >= n_slot) continue;
+            const unsigned mask = slot - lane + 32 <= n_slot ? 0xffffffffu : 0x0000ffffu; /* the last warp may be half full */
+            float v[8];
+#pragma unroll
+            for (int q = 0; q < 2; q++) {
+                const float4 y = in[i][q], w = by[i][q];
+                ss += y.x * y.x + y.y * y.y + y.z * y.z + y.w * y.w;
+                v[4 * q] = y.x * w.x;
+                v[4 * q + 1] = y.y * w.y;
+                v[4 * q + 2] = y.z * w.z;
+                v[4 * q + 3] = y.w * w.w;
+            }
+            uint32_t out[4];
+            if (f.bf16) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const __nv_bfloat162 h = __floats2bfloat162_rn(v[2 * e], v[2 * e + 1]);
+                    out[e] = *(const uint32_t *)&h;
+                }
+            } else {
+                float top = 0, s = 1.0f, sum[2] = { 0, 0 };
+#pragma unroll
+                for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(v[e]));
+                top = fmaxf(top, __shfl_xor_sync(mask, top, 1));
+                top = fmaxf(top, __shfl_xor_sync(mask, top, 2));
+                if (top > 0) { /* 2^(9 - exponent of the largest) */
+                    int e = 263 - (int)((__float_as_uint(top) >> 23) & 255);
+                    e = e < 1 ? 1 : e > 253 ? 253 : e;
+                    s = __uint_as_float((uint32_t)e << 23);
+                }
+#pragma unroll
+                for (int e = 0; e < 8; e++) {
+                    const float h = __half2float(__float2half_rn(v[e] * s));
+                    sum[e >> 2] += h;
+                    v[e] = f.sixteenth && (e & 2) ? h * 0.0625f : h;
+                }
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const __half2 h = __floats2half2_rn(v[2 * e], v[2 * e + 1]);
+                    out[e] = *(const uint32_t *)&h;
+                }
+                if (!f.half_groups) sum[0] += sum[1];
+#pragma unroll
+                for (int q = 0; q < 2; q++) {
+                    sum[q] += __shfl_xor_sync(mask, sum[q], 1);
+                    sum[q] += __shfl_xor_sync(mask, sum[q], 2);
+                }
+                if ((slot & 3) == 0) {
+                    float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
+                    const float undo = 1.0f / s;
+                    to[0] = undo;
+                    to[2] = sum[0] * undo * (1.0f / 16777216.0f);
+                    if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
+                }
+            }
+            *(uint4 *)(xs + slot * 8) = make_uint4(out[0], out[1], out[2], out[3]);
+        }
     }
+    return ss;
+}
+/* tmp [WARPS]: of the warps of a block. */
+static __device__ __forceinline__ void warp_sum(float *tmp, float v) {
+#pragma unroll
+    for (int m = 16; m; m >>= 1) v += __shfl_xor_sync(0xffffffffu, v, m);
+    if ((threadIdx.x & 31) == 0) tmp[threadIdx.x >> 5] = v;
+}
+static __device__ __forceinline__ float norm_factor(const float *tmp, float eps, int n_in) {
+    float ss = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; i++) ss += tmp[i];
+    return rsqrtf(ss / (float)n_in + eps);
 }
 
-static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float *sums, float *inv, const float *x, const int32_t *row, const float *norm, float eps,
-                                                            int n_in, int n_chunk, int stride, int ldsum, form f) {
-    __shared__ float tmp[2 * WARPS];
-    lg_pdl_wait();
+static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float *side, float *inv, const float *x, const int32_t *row, const float *norm, float eps,
+                                                            int n_in, int n_chunk, int stride, form f) {
+    __shared__ float tmp[WARPS];
     lg_pdl_go();
-    const int64_t n = blockIdx.x;
-    prepare_row(xs + n * stride, sums + n, ldsum, inv + n, x + (row ? row[n] : n) * (int64_t)n_in, norm, eps, n_in, n_chunk, f, tmp);
+    lg_pdl_wait();
+    const int n = blockIdx.x;
+    warp_sum(tmp, prepare_row(xs + (int64_t)n * stride, side, (int)(gridDim.x + 1) >> 1, n, x + (row ? row[n] : n) * (int64_t)n_in, norm, n_in, n_chunk, f));
+    __syncthreads();
+    if (threadIdx.x == 0) inv[n] = norm ? norm_factor(tmp, eps, n_in) : 1.0f;
 }
 
 /* ---- decode: the product ---------------------------------------------------------------------------- */
@@ -386,29 +387,8 @@ typedef struct product_args {
     float eps;
     form f;
     const uint16_t *xs;      /* not fused */
-    const float *sums, *inv;
+    const float *side, *inv;
 } product_args;
-
-static __device__ __forceinline__ uint4 stream16(const uint8_t *p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ uint2 stream8(const uint8_t *p) {
-    uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ uint32_t stream4(const uint8_t *p) {
-    uint32_t v;
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ uint32_t stream2(const uint8_t *p) {
-    uint16_t v;
-    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(p));
-    return v;
-}
 
 template <bool BF16>
 static __device__ __forceinline__ void mma(float *c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
@@ -420,67 +400,90 @@ static __device__ __forceinline__ void mma(float *c, uint32_t a0, uint32_t a1, u
                      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-/* What a lane holds of one tile and one piece of columns: rows g and g + 8. A piece is 32 columns of a row-major weight, a chunk of
- * a quantised one. */
+/* The weights stream through a ring in shared memory, one of each warp: a record is one tile (16 rows) and one piece of columns (32 of
+ * a row-major weight, a chunk of a quantised one), a stage is C pieces of NW weights. A block takes less than half of a
+ * multiprocessor, so that the next product's blocks start beside it and fill their rings before they wait for it. */
+enum { RING = 80 << 10 };
+template <int T, int NW> struct ring {
+    typedef lg_fmt<T> F;
+    static constexpr int codes = F::rows ? 1024 : F::code_bytes * 64, high = F::rows ? 0 : F::high_bytes * 64, scale = F::rows ? 0 : F::scale_bytes * 16,
+                         super = F::rows ? 0 : F::super_bytes * 16, record = codes + high + scale + super;
+    static constexpr int C = F::byte || NW == 2 ? 1 : 2, stage = NW * C * record, fits = RING / (WARPS * stage), depth = fits > 6 ? 6 : fits, bytes = WARPS * stage * depth;
+};
+
+/* size 0: zeros */
+static __device__ __forceinline__ void copy16(uint32_t to, const uint8_t *from, uint32_t size) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(to), "l"(from), "r"(size) : "memory");
+}
+static __device__ __forceinline__ void copy_commit(void) { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template <int N> static __device__ __forceinline__ void copy_wait(void) { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
+
+template <int T>
+static __device__ __forceinline__ void fetch(uint32_t to, const part &p, int tile, int piece, int n_in, int n_chunk, int lane) {
+    typedef lg_fmt<T> F;
+    typedef ring<T, 1> R;
+    if (F::rows) { /* a lane reads back what it copied */
+        const int k = piece * 32 + (lane & 3) * 8;
+        const int64_t r0 = min(tile * 16 + (lane >> 2), p.n_out - 1), r1 = min(tile * 16 + 8 + (lane >> 2), p.n_out - 1);
+        const uint32_t size = k < n_in ? 16 : 0;
+        copy16(to + lane * 16, p.codes + (size ? (r0 * n_in + k) * 2 : 0), size);
+        copy16(to + 512 + lane * 16, p.codes + (size ? (r1 * n_in + k) * 2 : 0), size);
+        return;
+    }
+    const int64_t rec = (int64_t)tile * n_chunk + piece;
+#pragma unroll
+    for (int i = 0; i < R::codes / 512; i++) copy16(to + i * 512 + lane * 16, p.codes + rec * R::codes + i * 512 + lane * 16, 16);
+#pragma unroll
+    for (int i = 0; i < (R::record - R::codes + 511) / 512; i++) { /* high, scale, super: 16 bytes a lane */
+        const int at = i * 512 + lane * 16;
+        const uint8_t *from = p.high + rec * R::high + at;
+        if (at >= R::high) from = p.scale + rec * R::scale + (at - R::high);
+        if (R::super && at >= R::high + R::scale) from = p.super + ((int64_t)tile * ((n_chunk + 1) >> 1) + (piece >> 1)) * R::super + (at - R::high - R::scale);
+        if (at < R::record - R::codes) copy16(to + R::codes + at, from, 16);
+    }
+}
+
+/* What a lane holds of a record: rows g and g + 8. */
 template <int T> struct hold {
     uint4 c[lg_fmt<T>::byte ? 4 : 2];
     uint4 s[lg_fmt<T>::pair ? 2 : 1]; /* (pair: row g, row g + 8; else both in one) */
     uint32_t h[4];
     uint32_t d[2];
 };
-
 template <int T>
-static __device__ __forceinline__ void fetch(hold<T> &o, const part &p, int tile, int piece, int n_in, int n_chunk, int lane) {
+static __device__ __forceinline__ void take(hold<T> &o, const uint8_t *r, int lane) {
     typedef lg_fmt<T> F;
-    if (F::rows) {
-        const int k = piece * 32 + (lane & 3) * 8;
-        const int64_t r0 = min(tile * 16 + (lane >> 2), p.n_out - 1), r1 = min(tile * 16 + 8 + (lane >> 2), p.n_out - 1);
-        o.c[0] = o.c[1] = make_uint4(0, 0, 0, 0);
-        if (k < n_in) {
-            o.c[0] = stream16(p.codes + (r0 * n_in + k) * 2);
-            o.c[1] = stream16(p.codes + (r1 * n_in + k) * 2);
-        }
-        return;
-    }
-    const int64_t rec = (int64_t)tile * n_chunk + piece;
+    typedef ring<T, 1> R;
     const int g = lane >> 2;
-    if (F::byte) {
-        const uint8_t *c = p.codes + rec * 2048 + lane * 16;
 #pragma unroll
-        for (int i = 0; i < 4; i++) o.c[i & (F::byte ? 3 : 1)] = stream16(c + i * 512);
-    } else {
-        const uint8_t *c = p.codes + rec * 1024 + lane * 16;
-        o.c[0] = stream16(c);
-        o.c[1] = stream16(c + 512);
-    }
+    for (int i = 0; i < R::codes / 512; i++) o.c[i] = *(const uint4 *)(r + i * 512 + lane * 16);
+    if (F::rows) return;
     if (F::five) {
-        o.h[0] = stream4(p.high + rec * 256 + lane * 4);
-        o.h[1] = stream4(p.high + rec * 256 + 128 + lane * 4);
+        o.h[0] = *(const uint32_t *)(r + R::codes + lane * 4);
+        o.h[1] = *(const uint32_t *)(r + R::codes + 128 + lane * 4);
     }
     if (F::q6) {
-        const uint2 a = stream8(p.high + rec * 512 + lane * 8), b = stream8(p.high + rec * 512 + 256 + lane * 8);
+        const uint2 a = *(const uint2 *)(r + R::codes + lane * 8), b = *(const uint2 *)(r + R::codes + 256 + lane * 8);
         o.h[0] = a.x;
         o.h[1] = b.x;
         o.h[2] = a.y;
         o.h[3] = b.y;
     }
-    const uint8_t *s = p.scale + rec * 16 * F::scale_bytes;
+    const uint8_t *s = r + R::codes + R::high, *d = s + R::scale;
     if (F::pair) {
-        o.s[0] = stream16(s + g * 16);
-        o.s[F::pair ? 1 : 0] = stream16(s + (g + 8) * 16);
+        o.s[0] = *(const uint4 *)(s + g * 16);
+        o.s[F::pair ? 1 : 0] = *(const uint4 *)(s + (g + 8) * 16);
     } else {
-        const uint2 a = stream8(s + g * 8), b = stream8(s + (g + 8) * 8);
+        const uint2 a = *(const uint2 *)(s + g * 8), b = *(const uint2 *)(s + (g + 8) * 8);
         o.s[0] = make_uint4(a.x, a.y, b.x, b.y);
     }
-    if (F::super_bytes) {
-        const int64_t at = ((int64_t)tile * ((n_chunk + 1) >> 1) + (piece >> 1)) * 16 + g;
-        if (F::k45) {
-            o.d[0] = stream4(p.super + at * 4);
-            o.d[1] = stream4(p.super + (at + 8) * 4);
-        } else {
-            o.d[0] = stream2(p.super + at * 2);
-            o.d[1] = stream2(p.super + (at + 8) * 2);
-        }
+    if (F::k45) {
+        o.d[0] = *(const uint32_t *)(d + g * 4);
+        o.d[1] = *(const uint32_t *)(d + (g + 8) * 4);
+    }
+    if (F::q6) {
+        o.d[0] = *(const uint16_t *)(d + g * 2);
+        o.d[1] = *(const uint16_t *)(d + (g + 8) * 2);
     }
 }
 
@@ -538,9 +541,10 @@ static __device__ __forceinline__ void scale_of(float &d, float &m, const hold<T
     }
 }
 
-/* xs: this lane's part of the first input column of its piece; ok[nt]: column g + 8*nt exists. */
+/* xs: this lane's part of the first input column of its piece. side: of the piece's first group; the lane's pairs of columns lie at
+ * pair[nt], the next group `step` on. Columns beyond n_tok hold anything: nobody reads their sums. */
 template <int T, int NT>
-static __device__ __forceinline__ void multiply(float (*acc)[4], const hold<T> &o, const uint16_t *xs, const float *sums, int64_t stride8, int n_live) {
+static __device__ __forceinline__ void multiply(float (*acc)[4], const hold<T> &o, const uint16_t *xs, const float *side, const int *pair, int step, int64_t stride8, int n_live) {
     typedef lg_fmt<T> F;
     constexpr bool BF = T == LG_DTYPE_BF16;
     constexpr int GROUPS = F::rows ? 1 : 4;
@@ -565,174 +569,207 @@ static __device__ __forceinline__ void multiply(float (*acc)[4], const hold<T> &
         for (int nt = 0; nt < NT; nt++) {
             uint4 b = make_uint4(0, 0, 0, 0);
             if (nt < n_live) b = *(const uint4 *)(xs + nt * stride8 + j * 32);
-            if (F::rows) {
+            if (BF) {
                 mma<BF>(acc[nt], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
                 mma<BF>(acc[nt], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
-            } else if (F::q6) {
-                float c[4] = { 0, 0, 0, 0 }, e[4] = { 0, 0, 0, 0 };
-                mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+                continue;
+            }
+            float c[4] = { 0, 0, 0, 0 };
+            const float *beside = side + j * step + pair[nt];
+            const float4 u = *(const float4 *)beside; /* scales, sums */
+            mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+            if (F::q6) {
+                float e[4] = { 0, 0, 0, 0 };
+                const float2 v = *(const float2 *)(beside + 4);
                 mma<false>(e, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
-                const float2 u = *(const float2 *)(sums + (2 * j) * 8 * NT + nt * 8), v = *(const float2 *)(sums + (2 * j + 1) * 8 * NT + nt * 8);
-                acc[nt][0] += d0 * c[0] + m0 * u.x + e0 * e[0] + n0 * v.x;
-                acc[nt][1] += d0 * c[1] + m0 * u.y + e0 * e[1] + n0 * v.y;
-                acc[nt][2] += d1 * c[2] + m1 * u.x + e1 * e[2] + n1 * v.x;
-                acc[nt][3] += d1 * c[3] + m1 * u.y + e1 * e[3] + n1 * v.y;
+                acc[nt][0] += u.x * (d0 * c[0] + e0 * e[0]) + m0 * u.z + n0 * v.x;
+                acc[nt][1] += u.y * (d0 * c[1] + e0 * e[1]) + m0 * u.w + n0 * v.y;
+                acc[nt][2] += u.x * (d1 * c[2] + e1 * e[2]) + m1 * u.z + n1 * v.x;
+                acc[nt][3] += u.y * (d1 * c[3] + e1 * e[3]) + m1 * u.w + n1 * v.y;
+                continue;
+            }
+            mma<false>(c, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+            if (F::rows) {
+                acc[nt][0] += u.x * c[0];
+                acc[nt][1] += u.y * c[1];
+                acc[nt][2] += u.x * c[2];
+                acc[nt][3] += u.y * c[3];
             } else {
-                float c[4] = { 0, 0, 0, 0 };
-                mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y);
-                mma<false>(c, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
-                const float2 u = *(const float2 *)(sums + j * 8 * NT + nt * 8);
-                acc[nt][0] += d0 * c[0] + m0 * u.x;
-                acc[nt][1] += d0 * c[1] + m0 * u.y;
-                acc[nt][2] += d1 * c[2] + m1 * u.x;
-                acc[nt][3] += d1 * c[3] + m1 * u.y;
+                acc[nt][0] += d0 * (u.x * c[0]) + m0 * u.z;
+                acc[nt][1] += d0 * (u.y * c[1]) + m0 * u.w;
+                acc[nt][2] += d1 * (u.x * c[2]) + m1 * u.z;
+                acc[nt][3] += d1 * (u.y * c[3]) + m1 * u.w;
             }
         }
     }
 }
 
+/* Floats of one turn of the sums of warps: [WARPS][NW][16 rows][2 * pairs]. Two turns but for wide inputs. */
+static __host__ __device__ __forceinline__ constexpr int red_floats(int nw, int pairs) { return WARPS * nw * 32 * pairs; }
+
 /* NW = 2: parts 0 and 1 are gate and up, tile for tile; the result is silu(gate)*up. NT: columns / 8. */
 template <int T, int NW, int NT>
 static __global__ void __launch_bounds__(THREADS, 2) k_product(const __grid_constant__ product_args a) {
     typedef lg_fmt<T> F;
-    /* pieces in flight of each weight: about 8 loads of 16 bytes */
-    constexpr int UC = (F::rows ? 4 : F::byte ? 1 : 2) / NW > 0 ? (F::rows ? 4 : F::byte ? 1 : 2) / NW : 1;
-    constexpr int SUMS = F::q6 ? 8 : 4; /* groups of a chunk */
+    typedef ring<T, NW> R;
+    constexpr int C = R::C, TURNS = NT == 1 ? 2 : 1, SIZE = side_floats(F::q6);
     extern __shared__ uint4 shared[];
-    float *red = (float *)shared;                              /* [2][WARPS][NW][16 rows][8*NT] */
-    float *tmp = red + 2 * WARPS * NW * 128 * NT;              /* [2*WARPS] */
-    float *inv_s = tmp + 2 * WARPS;                            /* [16] */
-    float *sums_s = inv_s + 16;                                /* [n_chunk*SUMS][8*NT], where fused */
-    uint16_t *xs_s = (uint16_t *)(sums_s + (F::rows ? 0 : a.n_chunk * SUMS * 8 * NT)); /* [n_tok][stride], where fused */
+    const int pairs = (a.n_tok + 1) >> 1, red_size = red_floats(NW, pairs), n_group = T == LG_DTYPE_BF16 ? 0 : a.n_chunk * 4;
+    uint8_t *ring_s = (uint8_t *)shared;                       /* [WARPS][depth][stage] */
+    float *red = (float *)(ring_s + R::bytes);                 /* [TURNS][red_size] */
+    float *tmp = red + TURNS * red_size;                       /* [16][WARPS] */
+    float *inv_s = tmp + 16 * WARPS;                           /* [16] */
+    float *side_s = inv_s + 16;                                /* [n_group][pairs][SIZE], where fused */
+    uint16_t *xs_s = (uint16_t *)(side_s + n_group * pairs * SIZE); /* [n_tok][stride], where fused */
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
     const int n_piece = F::rows ? (a.n_in + 31) >> 5 : a.n_chunk;
-    const int units = (n_piece + WARPS * UC - 1) / (WARPS * UC);
-    hold<T> cur[NW][UC], nxt[NW][UC];
-    int tile = blockIdx.x;
+    const int units = (n_piece + WARPS * C - 1) / (WARPS * C);
+    const uint8_t *mine = ring_s + warp * R::depth * R::stage;
+    const uint32_t mine_at = (uint32_t)__cvta_generic_to_shared(mine);
+    int tile = blockIdx.x, next_tile = tile, next_unit = 0;
 
-    auto load = [&](hold<T> (*to)[UC], int at, int u) {
-        if (at >= a.n_tile) return;
-        int which = 0, base = 0;
-        if (NW == 1) {
-            while (which + 1 < a.n_part && at >= a.p[which].tile_end) which++;
-            base = which ? a.p[which - 1].tile_end : 0;
-        }
+    auto issue = [&](int stage) { /* the next unit of this warp */
+        if (next_tile < a.n_tile) {
+            int which = 0, base = 0;
+            if (NW == 1) {
+                while (which + 1 < a.n_part && next_tile >= a.p[which].tile_end) which++;
+                base = which ? a.p[which - 1].tile_end : 0;
+            }
 #pragma unroll
-        for (int c = 0; c < UC; c++) {
-            const int piece = (u * UC + c) * WARPS + warp;
-            if (piece < n_piece)
+            for (int c = 0; c < C; c++) {
+                const int piece = (next_unit * WARPS + warp) * C + c;
+                if (piece < n_piece)
 #pragma unroll
-                for (int w = 0; w < NW; w++) fetch<T>(to[w][c], a.p[NW == 1 ? which : w], at - base, piece, a.n_in, a.n_chunk, lane);
+                    for (int w = 0; w < NW; w++)
+                        fetch<T>(mine_at + (uint32_t)(stage * R::stage + (c * NW + w) * R::record), a.p[NW == 1 ? which : w], next_tile - base, piece, a.n_in, a.n_chunk, lane);
+            }
+            if (++next_unit == units) {
+                next_unit = 0;
+                next_tile += gridDim.x;
+            }
         }
+        copy_commit();
     };
 
-    load(cur, tile, 0);
-    lg_pdl_wait();
     lg_pdl_go();
+#pragma unroll
+    for (int i = 0; i < R::depth; i++) issue(i);
+    lg_pdl_wait();
     const uint16_t *xs = a.xs;
-    const float *sums = a.sums, *inv = a.inv;
+    const float *side = a.side, *inv = a.inv;
     if (a.fused) {
-        if (!F::rows) /* columns without a row are read too */
-            for (int i = tid; i < a.n_chunk * SUMS * 8 * NT; i += THREADS) sums_s[i] = 0.0f;
-        for (int n = 0; n < a.n_tok; n++) /* (its first barrier orders the zeros before the sums) */
-            prepare_row(xs_s + n * a.stride, sums_s + n, 8 * NT, inv_s + n, a.x + (a.row ? a.row[n] : n) * (int64_t)a.n_in, a.norm, a.eps, a.n_in, a.n_chunk, a.f, tmp);
+        for (int n = 0; n < a.n_tok; n++)
+            warp_sum(tmp + n * WARPS, prepare_row(xs_s + n * a.stride, side_s, pairs, n, a.x + (a.row ? a.row[n] : n) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, a.f));
         __syncthreads();
+        if (tid < a.n_tok) inv_s[tid] = a.norm ? norm_factor(tmp + tid * WARPS, a.eps, a.n_in) : 1.0f; /* (read behind the barrier of a tile) */
         xs = xs_s;
-        sums = sums_s;
+        side = side_s;
         inv = inv_s;
     }
     /* Lanes of a column beyond n_tok feed zeros. */
     const int n_live = g < a.n_tok ? (NT == 1 || g + 8 >= a.n_tok ? 1 : 2) : 0;
     const uint16_t *x_lane = xs + (int64_t)g * a.stride + t * 8;
     const int64_t stride8 = (int64_t)a.stride * 8;
+    int pair[NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++) pair[n] = (n * 4 + t < pairs ? n * 4 + t : 0) * SIZE;
 
-    for (int turn = 0; tile < a.n_tile; tile += gridDim.x, turn ^= 1) {
+    for (int turn = 0, stage = 0; tile < a.n_tile; tile += gridDim.x, turn ^= TURNS - 1) {
         float acc[NW][NT][4];
 #pragma unroll
         for (int w = 0; w < NW; w++)
 #pragma unroll
             for (int n = 0; n < NT; n++) acc[w][n][0] = acc[w][n][1] = acc[w][n][2] = acc[w][n][3] = 0.0f;
         for (int u = 0; u < units; u++) {
-            if (u + 1 < units) load(nxt, tile, u + 1);
-            else load(nxt, tile + gridDim.x, 0);
+            copy_wait<R::depth - 1>();
+            if (!F::rows) __syncwarp();
 #pragma unroll
-            for (int c = 0; c < UC; c++) {
-                const int piece = (u * UC + c) * WARPS + warp;
+            for (int c = 0; c < C; c++) {
+                const int piece = (u * WARPS + warp) * C + c;
                 if (piece < n_piece)
 #pragma unroll
-                    for (int w = 0; w < NW; w++)
-                        multiply<T, NT>(acc[w], cur[w][c], x_lane + piece * (F::rows ? 32 : LG_CHUNK), F::rows ? NULL : sums + (int64_t)piece * SUMS * 8 * NT + 2 * t,
-                                        stride8, n_live);
+                    for (int w = 0; w < NW; w++) {
+                        hold<T> o;
+                        take<T>(o, mine + stage * R::stage + (c * NW + w) * R::record, lane);
+                        multiply<T, NT>(acc[w], o, x_lane + piece * (F::rows ? 32 : LG_CHUNK), T == LG_DTYPE_BF16 ? NULL : side + (int64_t)piece * (F::rows ? 1 : 4) * pairs * SIZE,
+                                        pair, pairs * SIZE, stride8, n_live);
+                    }
             }
-#pragma unroll
-            for (int w = 0; w < NW; w++)
-#pragma unroll
-                for (int c = 0; c < UC; c++) cur[w][c] = nxt[w][c];
+            if (!F::rows) __syncwarp();
+            issue(stage);
+            stage = stage + 1 == R::depth ? 0 : stage + 1;
         }
-        float *mine = red + (turn * WARPS + warp) * NW * 128 * NT;
+        float *to = red + turn * red_size + warp * NW * 32 * pairs;
 #pragma unroll
         for (int w = 0; w < NW; w++)
 #pragma unroll
-            for (int n = 0; n < NT; n++) {
-                float *to = mine + w * 128 * NT + g * 8 * NT + n * 8 + 2 * t;
-                *(float2 *)to = make_float2(acc[w][n][0], acc[w][n][1]);
-                *(float2 *)(to + 64 * NT) = make_float2(acc[w][n][2], acc[w][n][3]);
-            }
-        __syncthreads();
-        const float *all = red + turn * WARPS * NW * 128 * NT;
+            for (int n = 0; n < NT; n++)
+                if (n * 4 + t < pairs) {
+                    *(float2 *)(to + (w * 16 + g) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][0], acc[w][n][1]);
+                    *(float2 *)(to + (w * 16 + g + 8) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][2], acc[w][n][3]);
+                }
         int which = 0;
         if (NW == 1)
             while (which + 1 < a.n_part && tile >= a.p[which].tile_end) which++;
         const int n_out = a.p[which].n_out, base = which ? a.p[which - 1].tile_end : 0;
-        float *out = a.p[which].out;
-        for (int i = tid; i < 16 * a.n_tok; i += THREADS) {
-            const int r = i & 15, n = i >> 4, row = (tile - base) * 16 + r;
-            if (row >= n_out) continue;
+        const int r = tid & 15, n = tid >> 4, row = (tile - base) * 16 + r; /* (16 * n_tok threads) */
+        const bool live = n < a.n_tok && row < n_out;
+        float *out = a.p[which].out + (int64_t)n * n_out + row, old = 0.0f;
+        if (NW == 1 && a.add && live) old = *out;
+        __syncthreads();
+        if (live) {
+            const float *all = red + turn * red_size + r * 2 * pairs + n;
             float v[NW];
 #pragma unroll
             for (int w = 0; w < NW; w++) {
                 v[w] = 0.0f;
 #pragma unroll
-                for (int k = 0; k < WARPS; k++) v[w] += all[(k * NW + w) * 128 * NT + r * 8 * NT + n];
-                v[w] *= F::rows ? (T == LG_DTYPE_BF16 ? 1.0f : inv[n]) : 16777216.0f * inv[n];
+                for (int k = 0; k < WARPS; k++) v[w] += all[(k * NW + w) * 32 * pairs];
+                v[w] *= F::rows ? inv[n] : 16777216.0f * inv[n];
             }
-            float *to = out + (int64_t)n * n_out + row;
-            if (NW == 2) *to = v[0] / (1.0f + __expf(-v[0])) * v[NW - 1];
-            else if (a.add) *to += v[0];
-            else *to = v[0];
+            if (NW == 2) *out = v[0] / (1.0f + __expf(-v[0])) * v[NW - 1];
+            else *out = old + v[0];
         }
+        if (TURNS == 1) __syncthreads();
     }
 }
 
-static size_t product_smem(lg_dtype t, int nw, int nt, int n_chunk, int n_tok, bool fused) {
-    size_t n = (size_t)(2 * WARPS * nw * 128 * nt + 2 * WARPS + 16) * 4;
-    if (fused) n += (row_major(t) ? 0 : (size_t)n_chunk * (t == LG_DTYPE_Q6_K ? 8 : 4) * 8 * (size_t)nt * 4) + (size_t)n_tok * (size_t)x_stride(n_chunk) * 2;
+template <int T, int NW, int NT>
+static size_t product_smem(const product_args *a, bool fused) {
+    const size_t pairs = (size_t)(a->n_tok + 1) / 2;
+    size_t n = (size_t)ring<T, NW>::bytes + (size_t)((NT == 1 ? 2 : 1) * red_floats(NW, (int)pairs) + 16 * WARPS + 16) * 4;
+    if (fused) n += (T == LG_DTYPE_BF16 ? 0 : (size_t)a->n_chunk * 4 * pairs * side_floats(lg_fmt<T>::q6) * 4) + (size_t)a->n_tok * (size_t)a->stride * 2;
     return n;
 }
 
 template <int T, int NW, int NT>
-static void launch_product(const lg_cuda_env *e, const product_args *a) {
+static void launch_product(const lg_cuda_env *e, lg_cuda_work *k, product_args *a) {
     static bool raised[16];
-    const size_t smem = product_smem((lg_dtype)T, NW, NT, a->n_chunk, a->n_tok, a->fused);
     int device = 0;
     cudaGetDevice(&device);
-    if (smem > 48 * 1024 && device < 16 && !raised[device]) {
-        cudaFuncSetAttribute(k_product<T, NW, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, 110 * 1024);
+    if (device < 16 && !raised[device]) {
+        cudaFuncSetAttribute(k_product<T, NW, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)min64(e->smem_max, HALF_SM));
+        cudaFuncSetAttribute(k_product<T, NW, NT>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
         raised[device] = true;
     }
-    int per_sm = 2;
-    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, k_product<T, NW, NT>, THREADS, smem);
-    const int grid = (int)min64(a->n_tile, (int64_t)(per_sm > 0 ? per_sm : 1) * e->n_sm);
-    lg_cuda_launch(k_product<T, NW, NT>, dim3((unsigned)grid), dim3(THREADS), smem, e->stream, true, *a);
+    a->fused = a->n_tok <= FUSED_ROWS && (int64_t)product_smem<T, NW, NT>(a, true) <= min64(e->smem_max, HALF_SM);
+    if (!a->fused) {
+        a->xs = (const uint16_t *)k->x;
+        a->inv = k->sums;
+        a->side = k->sums + 16;
+        lg_cuda_launch(k_prepare, dim3((unsigned)a->n_tok), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, k->sums + 16, k->sums, a->x, a->row, a->norm, a->eps, (int)a->n_in,
+                       (int)a->n_chunk, (int)a->stride, a->f);
+    }
+    lg_cuda_launch(k_product<T, NW, NT>, dim3((unsigned)min64(a->n_tile, e->n_sm)), dim3(THREADS), product_smem<T, NW, NT>(a, a->fused), e->stream, true, *a);
 }
 
-static void run_product(const lg_cuda_env *e, lg_dtype t, int nw, const product_args *a) {
+static void run_product(const lg_cuda_env *e, lg_cuda_work *k, lg_dtype t, int nw, product_args *a) {
     const bool wide = a->n_tok > 8;
 #define X(T) \
     case T: \
-        if (nw == 2) { if (wide) launch_product<T, 2, 2>(e, a); else launch_product<T, 2, 1>(e, a); } \
-        else if (wide) launch_product<T, 1, 2>(e, a); \
-        else launch_product<T, 1, 1>(e, a); \
+        if (nw == 2) { if (wide) launch_product<T, 2, 2>(e, k, a); else launch_product<T, 2, 1>(e, k, a); } \
+        else if (wide) launch_product<T, 1, 2>(e, k, a); \
+        else launch_product<T, 1, 1>(e, k, a); \
         break;
     switch (t) { X(LG_DTYPE_F16) X(LG_DTYPE_BF16) EACH_QUANT(X) default: break; }
 #undef X
@@ -948,7 +985,7 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     const bool wide = way_of(e, w, n_tok) != DECODE; /* else f32 rows are made for low-rank additions only */
     const int64_t chunk = (w->n_in + LG_CHUNK - 1) / LG_CHUNK;
     n->x_bytes = max64(n->x_bytes, max64(n_tok * w->n_in * 4, min64(n_tok, MAX_COLS) * x_stride((int)chunk) * 2));
-    n->sums_bytes = max64(n->sums_bytes, (chunk * 8 * MAX_COLS + 16) * 4);
+    n->sums_bytes = max64(n->sums_bytes, (chunk * 4 * (MAX_COLS / 2) * side_floats(true) + 16) * 4);
     n->y_bytes = max64(n->y_bytes, n_tok * w->n_out * 4);
     n->lora_bytes = max64(n->lora_bytes, min64(n_tok, 65535) * LG_LORA_RANK * 4);
     if (wide && way_of(e, w, n_tok) == MATRIX) {
@@ -961,7 +998,6 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
 static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t first, int n_tok, const lg_weight *const *w, float *const *y, int n, int nw, bool add) {
     const lg_cuda_weight *p0 = packed(w[0]);
     const lg_dtype t = p0->dtype;
-    const int nt = n_tok > 8 ? 2 : 1;
     product_args a = {};
     a.n_in = p0->n_in;
     a.n_chunk = p0->n_chunk;
@@ -979,15 +1015,7 @@ static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
         a.n_tile = nw == 2 ? p->n_tile : a.n_tile + p->n_tile;
         a.p[i] = part{ p->codes, p->high, p->scale, p->super, y[i] + first * p->n_out, p->n_out, a.n_tile };
     }
-    a.fused = n_tok <= FUSED_ROWS && (int64_t)n_tok * a.stride * 2 <= FUSED_BYTES && product_smem(t, nw, nt, a.n_chunk, n_tok, true) <= 104 * 1024;
-    if (!a.fused) {
-        a.xs = (const uint16_t *)k->x;
-        a.inv = k->sums;
-        a.sums = k->sums + 16;
-        lg_cuda_launch(k_prepare, dim3((unsigned)n_tok), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, k->sums + 16, k->sums, a.x, a.row, a.norm, a.eps, (int)a.n_in,
-                       (int)a.n_chunk, (int)a.stride, 8 * nt, a.f);
-    }
-    run_product(e, t, nw, &a);
+    run_product(e, k, t, nw, &a);
 }
 
 /* The (normed, gathered) input as f32 or bf16 rows in k->x. */

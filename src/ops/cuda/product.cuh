@@ -34,7 +34,7 @@ void lg_cuda_weight_unbind(lg_weight *w);
 /* Scratch of products; core.cu makes it as large as lg_cuda_work_need says before a list runs. */
 typedef struct lg_cuda_work {
     uint8_t *x;      /* the input in the form its product takes */
-    float *sums, *inv; /* group sums of decode inputs, [groups][16]; 1/scale [16] */
+    float *sums;     /* of decode inputs: factors of the norm [16], scales and sums of groups */
     uint8_t *y0, *y1; /* gate and up */
     uint8_t *ready;  /* bf16 twin of the last gate_up's h */
     uint8_t *wide;   /* a slice of an expanded weight */
