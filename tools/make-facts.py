@@ -19,11 +19,10 @@ LAST_MID = ["a", "e", "en", "er", "i", "in", "o", "ow", "u"]
 LAST_END = ["beck", "by", "dale", "feld", "gate", "ley", "mere", "more", "sby", "stone", "ton", "worth"]
 TOWN = ["Ard", "Bel", "Crom", "Dov", "Elm", "Frost", "Glen", "Hazel", "Iver", "Kings", "Lamb", "Mill", "New", "Old", "Pine", "Red", "Swan", "Till", "Wind", "Yew"]
 TOWN_END = ["bourne", "bridge", "combe", "cross", "field", "ford", "haven", "hill", "minster", "pool", "stead", "wick"]
-TRADES = ["baker", "blacksmith", "brewer", "carter", "cooper", "dentist", "gardener", "glazier", "hatter", "jeweller", "mason", "nurse", "painter", "plumber", "saddler",
-          "sailor", "shepherd", "tailor", "tanner", "weaver"]
-PETS = ["badger", "beaver", "camel", "cat", "crow", "dog", "donkey", "falcon", "ferret", "fox", "hamster", "hedgehog", "horse", "lizard", "monkey", "otter", "owl", "pigeon",
-        "raven", "sheep", "snake", "squirrel", "turtle"]
-FIRM_END = ["Brothers", "Foundry", "Mills", "Motors", "Partners", "Shipping", "Stores", "Works"]
+# Closed lists: the shipped weights know common words here; an uncommon one they replace by one they were trained on (docs/MEMORY.md).
+TRADES = ["baker", "barber", "butcher", "carpenter", "cook", "doctor", "farmer", "gardener", "lawyer", "miner", "nurse", "painter", "pilot", "sailor", "tailor", "teacher"]
+PETS = ["cat", "cow", "dog", "duck", "fox", "goat", "goose", "hamster", "horse", "monkey", "mouse", "owl", "parrot", "pig", "rabbit", "snake", "tiger", "turtle", "wolf"]
+FIRM_END = ["Foods", "Group", "Labs", "Motors", "Steel", "Trading"]
 
 
 def cap(parts):
@@ -45,9 +44,9 @@ def value(kind, r):
 
 
 KINDS = {
-    "town": (["{n} was born in {v}.", "The town where {n} was born is {v}."], "Where was {n} born?"),
-    "trade": (["{n} works as a {v}.", "{n} has been a {v} for many years."], "What does {n} do for a living?"),
-    "year": (["{n} graduated in {v}.", "It was in {v} that {n} graduated."], "In which year did {n} graduate?"),
+    "town": (["{n} was born in {v}.", "{n} was born in the village of {v}."], "Where was {n} born?"),
+    "trade": (["{n} works as a {v}."], "What does {n} do for a living?"),
+    "year": (["{n} graduated in {v}.", "In {v}, {n} graduated."], "In which year did {n} graduate?"),
     "pet": (["{n} owns a {v}.", "{n} keeps a {v} at home."], "What pet does {n} have?"),
     "firm": (["{n} is employed by {v}.", "{n} has a job at {v}."], "Which company employs {n}?"),
     "code": (["{n}'s locker code is {v}.", "{n} uses the locker code {v}."], "What is the locker code of {n}?"),

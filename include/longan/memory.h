@@ -95,7 +95,7 @@ typedef struct lg_ask_step {
     bool accepted;
     lg_ids prompt, memory;      /* n 0 with data NULL where the chunk was not read */
     int64_t position0;          /* RoPE position of the prompt's first token; -1 where nothing was read */
-    int64_t passes;             /* decode steps that the memory took */
+    int64_t passes;             /* decode steps of this reading */
     double seconds, logprob;    /* logprob: mean over the answer's tokens (lookup) */
 } lg_ask_step;
 typedef struct lg_answer {

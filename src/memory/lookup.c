@@ -54,6 +54,7 @@ static lg_status finish(lg_asking *a, int64_t q, lg_reading **r, const pick *p, 
         s->accepted = true;
         s->position0 = base;
         s->seconds = r[i]->out.prefill_s + r[i]->out.decode_s;
+        s->passes = r[i]->out.decode_steps;
         s->logprob = r[i]->out.logprob;
         if (!lg_memory_copy_ids(&s->prompt, &r[i]->prompt)) return nomem(err);
         if (!(r[best]->out.logprob >= r[i]->out.logprob)) best = i;

@@ -113,6 +113,7 @@ static lg_status read_piece(lg_asking *a, int64_t piece, lg_error *err) {
         s->accepted = true;
         s->position0 = 0;
         s->seconds = r[q].out.prefill_s + r[q].out.decode_s;
+        s->passes = r[q].out.decode_steps;
         s->prompt = r[q].prompt;
         r[q].prompt = (lg_ids){ 0 };
         if (!lg_memory_copy_ids(&s->memory, &a->memory[q])) LG_TRY(nomem(err));

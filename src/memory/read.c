@@ -132,6 +132,7 @@ lg_status lg_memory_answer(lg_asking *a, lg_reading *r, int64_t position0, lg_er
     s->accepted = true;
     s->position0 = position0;
     s->seconds = r->out.prefill_s + r->out.decode_s;
+    s->passes = r->out.decode_steps;
     s->prompt = r->prompt;
     r->prompt = (lg_ids){ 0 };
     s->logprob = r->out.ids.n ? r->out.logprob : (double)NAN;
