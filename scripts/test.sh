@@ -39,9 +39,9 @@ step() { # NAME COMMAND...: passes with the command; its output is shown only wh
         fail "$name"; tail -n 40 "build/log/$name.log" | sed 's/^/  | /'; return 1
     fi
 }
-unit() { # BUILD: the cmocka programs of a build folder
+unit() { # BUILD [NAME ...]: the cmocka programs of a build folder
     rm -f "$1/tests/summary"
-    LG_TEST_NESTED=1 sh scripts/run-tests.sh "$1" || true
+    LG_TEST_NESTED=1 sh scripts/run-tests.sh "$@" || true
     if [ -s "$1/tests/summary" ]; then
         read -r p f s <"$1/tests/summary"
         passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
@@ -88,7 +88,13 @@ COUNTS
 done
 
 head1 "ASan, UBSan"
-if step sanitizer-build make -s -j"$jobs" SAN=1 all tests; then unit build-san; fi
+# test_memory_cases is figures of the real model over thousands of rows: many minutes here, and test_memory walks the same code.
+under_san=$(for t in tests/test_*.c; do basename "$t" .c; done | grep -vx test_memory_cases)
+# shellcheck disable=SC2086 # names
+if step sanitizer-build make -s -j"$jobs" SAN=1 all tests; then
+    unit build-san $under_san
+    [ ! -e tests/test_memory_cases.c ] || skip build-san/test_memory_cases "figures of the real model; test_memory walks the same code"
+fi
 
 head1 "valgrind"
 tiny=tests/fixtures/tiny-llama
