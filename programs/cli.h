@@ -130,7 +130,7 @@ typedef struct options {
     const char *question_ids, *questions, *update_template, *answer_template, *memory_init, *gate, *trace_html, *cache;
     int64_t memory_size, max_new, pad_id, second_look, gate_batch, top;
     double gate_threshold;
-    bool keep_memory, trace, draft;
+    bool keep_memory, trace, draft, weigh;
     int64_t refine;
     int64_t piece;
     /* what stood on the command line */

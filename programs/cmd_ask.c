@@ -378,6 +378,7 @@ static int ask_setup(asked *a, buf *update, buf *answer, const lg_generate_param
     p->max_new = opt_given(o, "max-new") ? o->max_new : o->mode == MODE_LOOKUP ? 64 : 1024;
     p->keep_memory = o->keep_memory;
     p->draft = o->draft;
+    p->weigh = o->weigh;
     p->top = o->top;
     p->piece = o->piece;
     p->boxed = o->final == 1;
@@ -522,6 +523,7 @@ static const opt gate_opts[] = {
     O_SIZE(0, "gate-batch", gate_batch, 1, 4096, "8", NULL, "chunks scored ahead with the present memory"),
     O_SIZE(0, "second-look", second_look, 0, 1000, "0", NULL, "rounds over rejected chunks once the memory has changed"),
     O_SIZE(0, "top", top, 1, MAX_CHUNK, "3", NULL, "lookup, lexical gate: chunks read"),
+    O_FLAG(0, "weigh", weigh, "lookup: weigh answers by their chunk's gate score too"),
     O_END};
 static const opt document_opts[] = {
     O_SIZE(0, "chunk", chunk, 1, MAX_CHUNK, "4096", NULL, "tokens of a chunk (where the bank is built here)"),

@@ -97,7 +97,7 @@ print("bank %.0f MB; the full cache in f16 would be %.0f MB" % (info["file_bytes
 
 # --- all questions, one batch
 began = time.monotonic()
-out, peak = run(["ask", str(bank), "--mode", "lookup", "--top", str(TOP), "--parallel", "16" if device == "cpu" else "64", "--questions", str(work / "questions.jsonl")] + common)
+out, peak = run(["ask", str(bank), "--mode", "lookup", "--weigh", "--top", str(TOP), "--parallel", "16" if device == "cpu" else "64", "--questions", str(work / "questions.jsonl")] + common)
 seconds = time.monotonic() - began
 answers = [json.loads(line) for line in out.splitlines()]
 

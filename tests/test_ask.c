@@ -324,6 +324,16 @@ static void test_lookup(void **state) {
         assert_int_equal(r.chunk, from);
         assert_true(r.step[3].logprob == best);
         lg_answer_free(&r);
+        p.weigh = true; /* mean ln p plus the distance from the best score */
+        OK(lg_ask(session, bank, &q, 1, &p, &r, err));
+        best = -INFINITY;
+        for (int i = 0; i < 3; i++) {
+            const double w = r.step[i].logprob + r.step[i].gate_score - r.step[0].gate_score;
+            if (w > best) best = w, from = r.step[i].chunk;
+        }
+        assert_int_equal(r.chunk, from);
+        p.weigh = false;
+        lg_answer_free(&r);
         lg_ids_free(&q);
     }
 }

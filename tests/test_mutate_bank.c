@@ -67,7 +67,7 @@ static void test_wrong_headers(void **state) {
                 memcpy(&h, t.data, sizeof h);
                 int32_t old;
                 memcpy(&old, (char *)&h + at, 4);
-                const int32_t v = (int32_t)(d ? old + values[i] : values[i]);
+                const int32_t v = (int32_t)(d ? (int64_t)((uint64_t)old + (uint64_t)values[i]) : values[i]);
                 if (v == old) continue;
                 memcpy((char *)&h + at, &v, 4);
                 lg_memory_bank_seal(&h);

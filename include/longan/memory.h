@@ -77,6 +77,7 @@ typedef struct lg_ask_params {
     bool draft;                 /* prompt-lookup drafting from the previous memory: same output, fewer steps.
                                  * Updates of mode memory, one question after another, on the CPU without head roles */
     int64_t top;                /* lookup: chunks read, 3; memory with the lexical gate: chunks accepted */
+    bool weigh;                 /* lookup: an answer also counts by its chunk's gate score, not by its mean ln p alone */
     int64_t piece;              /* memagent: tokens read at once, 0: 5000 */
     bool boxed;                 /* memagent: the \boxed{} answer prompt, else "Therefore, the answer is (...)" */
     int slot_rope;              /* -1 as bank and adapter say */

@@ -42,6 +42,13 @@ static lg_status rank(lg_asking *a, int64_t q, const lg_lexical *x, float *f, do
     return st;
 }
 
+/* What an answer is worth: its mean ln p, and with `weigh` how far its chunk is behind the best one in the gate's eyes (BM25 scores
+ * taken as log-odds, a gate's as probabilities): a reader is often sure of what it read in the wrong chunk. */
+static double worth(const lg_asking *a, const lg_reading *r, const pick *p, const pick *first) {
+    if (!a->p.weigh || a->p.gate == LG_GATE_NONE) return r->out.logprob;
+    return r->out.logprob + (a->p.gate == LG_GATE_ADAPTER ? log(p->score / first->score) : p->score - first->score);
+}
+
 static lg_status finish(lg_asking *a, int64_t q, lg_reading **r, const pick *p, int64_t n, double began, lg_error *err) {
     lg_answer *o = &a->out[q];
     lg_status st = LG_OK;
@@ -57,7 +64,7 @@ static lg_status finish(lg_asking *a, int64_t q, lg_reading **r, const pick *p, 
         s->passes = r[i]->out.decode_steps;
         s->logprob = r[i]->out.logprob;
         if (!lg_memory_copy_ids(&s->prompt, &r[i]->prompt)) return nomem(err);
-        if (!(r[best]->out.logprob >= r[i]->out.logprob)) best = i;
+        if (!(worth(a, r[best], &p[best], p) >= worth(a, r[i], &p[i], p))) best = i;
     }
     o->read_s = lg_base_now() - began;
     o->chunk = p[best].chunk;

@@ -57,7 +57,7 @@ lg_status lg_memory_read(lg_asking *a, lg_reading *r, int64_t n, lg_error *err) 
         p[i].n_stop = r[i].answer ? a->n_stop_text : 0;
         p[i].stream = on_token;
         p[i].stream_user = a;
-        p[i].logprob = true;
+        p[i].logprob = r[i].answer; /* costs a look at all logits of every step */
         if (r[i].chunk < 0) continue;
         if (i && r[i].chunk == r[i - 1].chunk) { /* one chunk, one object */
             at[i] = at[i - 1];
