@@ -42,7 +42,7 @@ if [ "$tokens" -gt 1000000 ] && [ ! -s "$dir/foldoc.txt" ]; then
 fi
 [ -s "$dir/kjv.txt" ] || { bible -f gen1:1-rev22:21 </dev/null >"$dir/kjv.tmp" && mv "$dir/kjv.tmp" "$dir/kjv.txt"; }
 exec python3 - "$longan" "$model" "$adapter" "$dir" "$tokens" "$facts" "$device" "$slots" "$ratio" "$memagent" <<'PY'
-import json, os, pathlib, subprocess, sys, time
+import hashlib, json, os, pathlib, subprocess, sys, time
 longan, model, adapter, folder, tokens, facts, device, slots, ratio, memagent = sys.argv[1:11]
 tokens, facts, ratio, memagent, folder = int(tokens), int(facts), int(ratio), int(memagent), pathlib.Path(folder)
 CHUNK, TOP = 1024, 3  # the weights were trained on chunks of 512 and 1024 tokens, one window each
@@ -74,7 +74,8 @@ text = work / "text.txt"
 
 common = ["-m", model, "--adapter", adapter, "--device", device]
 form = ["--chunk", str(CHUNK), "--window", str(CHUNK), "--ratio", str(ratio), "--slots", slots]
-bank = work / ("r%d-%s-%s.bank" % (ratio, slots, device.replace(":", "")))
+weights = hashlib.sha256(pathlib.Path(adapter).read_bytes()).hexdigest()[:8]
+bank = work / ("r%d-%s-%s-%s.bank" % (ratio, slots, device.replace(":", ""), weights))
 
 # --- how long: measured on the first 8 chunks
 if not bank.exists():

@@ -70,7 +70,11 @@ lg_status lg_bank_fits(const lg_bank *b, const lg_model *m, lg_error *err) {
         return lg_base_fail(err, LG_ERR_MISMATCH, -1, "%s: a bank of another model (family %.32s, the model's is %.32s)", b->name, h->family, m->info.family);
     if (memcmp(h->fingerprint, m->info.fingerprint, 32))
         lg_base_log(LG_LOG_WARN, "%s: built with another quantisation of this model", b->name);
-    return LG_OK;
+    char memory[40] = "";
+    const lg_status st = lg_memory_weights_hash(m, memory, err);
+    if (st == LG_OK && *memory && *h->memory && memcmp(memory, h->memory, 32))
+        lg_base_log(LG_LOG_WARN, "%s: built with other memory weights than those loaded; its slots may mean nothing to this reader", b->name);
+    return st;
 }
 
 /* ---- ids alone ---- */

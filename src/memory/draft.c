@@ -41,8 +41,13 @@ lg_status lg_memory_read_drafted(lg_asking *a, lg_reading *r, const lg_ids *from
     lg_ids *out = &r->out.ids;
     int32_t feed[MOST + 1];
     const double began = lg_base_now();
-    LG_TRY(lg_session_set_slots(s, 0, NULL, err));
-    if (r->chunk >= 0) LG_TRY(lg_bank_place(a->b, r->chunk, s, 0, a->p.slot_rope, err));
+    lg_slots slots = { 0 };
+    const int64_t n_layer = a->m->cfg.n_layer;
+    const uint8_t **rows = lg_base_calloc(2 * n_layer, sizeof *rows);
+    if (!rows) LG_TRY(nomem(err));
+    if (r->chunk >= 0) LG_TRY(lg_memory_bank_slots(a->b, r->chunk, &slots, rows, rows + n_layer, err));
+    if (a->p.slot_rope >= 0) slots.rope = a->p.slot_rope != 0;
+    LG_TRY(lg_session_set_slots(s, 0, &slots, err));
     const int64_t before = s->seq[0].n_slot + s->seq[0].shift; /* positions in front of the prompt */
     LG_TRY(lg_session_sync(s, 0, r->prompt.data, r->prompt.n, err));
     r->out.prompt_tokens = r->prompt.n;
@@ -79,5 +84,6 @@ lg_status lg_memory_read_drafted(lg_asking *a, lg_reading *r, const lg_ids *from
     r->out.decode_s = lg_base_now() - began - r->out.prefill_s;
     LG_TRY(lg_session_set_slots(s, 0, NULL, err));
 done:
+    lg_base_free(rows);
     return st;
 }
