@@ -103,7 +103,9 @@ seconds = time.monotonic() - began
 answers = [json.loads(line) for line in out.splitlines()]
 
 def holds(step, fact):
-    return step["chunk"] is not None and step["byte_begin"] is not None and step["byte_begin"] <= fact["byte"] < step["byte_end"]
+    """The whole sentence stands in that chunk (one that a border cuts stands in none)."""
+    end = fact["byte"] + len(fact["sentence"].encode())
+    return step["chunk"] is not None and step["byte_begin"] is not None and step["byte_begin"] <= fact["byte"] and end <= step["byte_end"]
 
 right = [a["answer"].strip() == f["answer"] for a, f in zip(answers, planted)]
 found = [any(holds(s, f) for s in a["steps"][:-1]) for a, f in zip(answers, planted)]
