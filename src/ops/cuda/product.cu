@@ -1,7 +1,7 @@
 /* Products with weights. Three ways:
  *   decode   up to 16 rows of input (more in turns of 16): one kernel family for every format. A block of 8 warps takes tiles of 16
- *            weight rows in turn; its warps split the columns and stream the weights as tensor-core fragments through rings in
- *            shared memory, inputs are the columns. Codes of quantised weights stay integers: as f16 subnormals (code * 2^-24) they need one lop3 per two
+ *            weight rows in turn; its warps split the columns and stream the weights as tensor-core fragments (one row of input and
+ *            16- or 8-bit weights: through rings in shared memory, else straight into registers), inputs are the columns. Codes of quantised weights stay integers: as f16 subnormals (code * 2^-24) they need one lop3 per two
  *            weights and no conversion; scale, minimum and zero point are applied to the f32 sum of each group.
  *   exact    compute f32, and shapes or formats the others do not take: f32 multiply-add of exactly dequantised weights
  *   matrix   many rows: cuBLASLt in bf16 (compute f32: f32 without TF32), quantised weights expanded a slice at a time */
@@ -256,13 +256,17 @@ static const lg_cuda_weight *packed(const lg_weight *w) { return (const lg_cuda_
 /* bf16 weights take bf16 inputs; all others f16, each group of 32 scaled by a power of two so that its largest lies in [512, 1024).
  * Codes of 4 to 6 bits stand alternately at bits 0 and 4 of an f16 mantissa, so inputs of every second pair are divided by 16.
  * Beside the inputs, for each (group, pair of rows): the scales to undo and the sums of the group's inputs (as rounded, in units of
- * the product's sum, 2^-24). The factor of the norm is a factor of the result and applied there: one pass over x. */
-typedef struct form { bool bf16, sixteenth, half_groups; } form;
+ * the product's sum, 2^-24); where codes have a constant zero point, that sum times -zero, still scaled: the product starts from it. The factor of the norm is a factor of the result and applied there: one pass over x. */
+typedef struct form { bool bf16, sixteenth, half_groups; float zero; } form; /* zero: of codes, where it is applied to the sums of inputs */
+template <int T> static constexpr bool folds = lg_fmt<T>::zero != 0 && !lg_fmt<T>::q6;
 static form form_of(lg_dtype t) {
     form f = {};
     f.bf16 = t == LG_DTYPE_BF16;
     f.sixteenth = !row_major(t) && t != LG_DTYPE_Q8_0;
     f.half_groups = t == LG_DTYPE_Q6_K;
+#define X(T) if (t == T && folds<T>) f.zero = (float)lg_fmt<T>::zero;
+    EACH_QUANT(X)
+#undef X
     return f;
 }
 static __host__ __device__ __forceinline__ constexpr int side_floats(bool half_groups) { return half_groups ? 8 : 4; }
@@ -343,7 +347,7 @@ static __device__ __forceinline__ float prepare_row(uint16_t *xs, float *side, i
                     float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
                     const float undo = 1.0f / s;
                     to[0] = undo;
-                    to[2] = sum[0] * undo * (1.0f / 16777216.0f);
+                    to[2] = sum[0] * (f.zero != 0 ? -f.zero : undo) * (1.0f / 16777216.0f);
                     if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
                 }
             }
@@ -390,14 +394,18 @@ typedef struct product_args {
     const float *side, *inv;
 } product_args;
 
+/* d = a b + c */
 template <bool BF16>
-static __device__ __forceinline__ void mma(float *c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+static __device__ __forceinline__ void mma(float *d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, float c0, float c1, float c2, float c3) {
     if (BF16)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+                     : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
     else
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+                     : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
+}
+template <bool BF16> static __device__ __forceinline__ void mma(float *c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    mma<BF16>(c, a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]);
 }
 
 /* The weights stream through a ring in shared memory, one of each warp: a record is one tile (16 rows) and one piece of columns (32 of
@@ -443,6 +451,27 @@ static __device__ __forceinline__ void fetch(uint32_t to, const part &p, int til
     }
 }
 
+static __device__ __forceinline__ uint4 stream16(const uint8_t *p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint2 stream8(const uint8_t *p) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint32_t stream4(const uint8_t *p) {
+    uint32_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint32_t stream2(const uint8_t *p) {
+    uint16_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+
 /* What a lane holds of a record: rows g and g + 8. */
 template <int T> struct hold {
     uint4 c[lg_fmt<T>::byte ? 4 : 2];
@@ -450,6 +479,63 @@ template <int T> struct hold {
     uint32_t h[4];
     uint32_t d[2];
 };
+/* .. from memory .. */
+template <int T>
+static __device__ __forceinline__ void read(hold<T> &o, const part &p, int tile, int piece, int n_in, int n_chunk, int lane) {
+    typedef lg_fmt<T> F;
+    if (F::rows) {
+        const int k = piece * 32 + (lane & 3) * 8;
+        const int64_t r0 = min(tile * 16 + (lane >> 2), p.n_out - 1), r1 = min(tile * 16 + 8 + (lane >> 2), p.n_out - 1);
+        o.c[0] = o.c[1] = make_uint4(0, 0, 0, 0);
+        if (k < n_in) {
+            o.c[0] = stream16(p.codes + (r0 * n_in + k) * 2);
+            o.c[1] = stream16(p.codes + (r1 * n_in + k) * 2);
+        }
+        return;
+    }
+    const int64_t rec = (int64_t)tile * n_chunk + piece;
+    const int g = lane >> 2;
+    if (F::byte) {
+        const uint8_t *c = p.codes + rec * 2048 + lane * 16;
+#pragma unroll
+        for (int i = 0; i < 4; i++) o.c[i & (F::byte ? 3 : 1)] = stream16(c + i * 512);
+    } else {
+        const uint8_t *c = p.codes + rec * 1024 + lane * 16;
+        o.c[0] = stream16(c);
+        o.c[1] = stream16(c + 512);
+    }
+    if (F::five) {
+        o.h[0] = stream4(p.high + rec * 256 + lane * 4);
+        o.h[1] = stream4(p.high + rec * 256 + 128 + lane * 4);
+    }
+    if (F::q6) {
+        const uint2 a = stream8(p.high + rec * 512 + lane * 8), b = stream8(p.high + rec * 512 + 256 + lane * 8);
+        o.h[0] = a.x;
+        o.h[1] = b.x;
+        o.h[2] = a.y;
+        o.h[3] = b.y;
+    }
+    const uint8_t *s = p.scale + rec * 16 * F::scale_bytes;
+    if (F::pair) {
+        o.s[0] = stream16(s + g * 16);
+        o.s[F::pair ? 1 : 0] = stream16(s + (g + 8) * 16);
+    } else {
+        const uint2 a = stream8(s + g * 8), b = stream8(s + (g + 8) * 8);
+        o.s[0] = make_uint4(a.x, a.y, b.x, b.y);
+    }
+    if (F::super_bytes) {
+        const int64_t at = ((int64_t)tile * ((n_chunk + 1) >> 1) + (piece >> 1)) * 16 + g;
+        if (F::k45) {
+            o.d[0] = stream4(p.super + at * 4);
+            o.d[1] = stream4(p.super + (at + 8) * 4);
+        } else {
+            o.d[0] = stream2(p.super + at * 2);
+            o.d[1] = stream2(p.super + (at + 8) * 2);
+        }
+    }
+}
+
+/* .. or from the ring. */
 template <int T>
 static __device__ __forceinline__ void take(hold<T> &o, const uint8_t *r, int lane) {
     typedef lg_fmt<T> F;
@@ -518,32 +604,34 @@ static __device__ __forceinline__ void unpack(uint32_t *r, const hold<T> &o, int
     }
 }
 
+static __device__ __forceinline__ float byte_float(uint32_t v, int b) { return __uint_as_float(__byte_perm(v, 0x4B000000u, 0x7440 | b)) - 8388608.0f; }
+static __device__ __forceinline__ float half_float(uint32_t v, int h) { return h ? __high2float(*(const __half2 *)&v) : __low2float(*(const __half2 *)&v); }
+
 /* Scale and addend of group j (Q6_K: of its half q), row half hf. */
 template <int T>
 static __device__ __forceinline__ void scale_of(float &d, float &m, const hold<T> &o, int hf, int j, int q) {
     typedef lg_fmt<T> F;
     if (F::pair) {
         const uint32_t v = part4(o.s[F::pair ? hf : 0], j);
-        d = lg_f16((uint16_t)v);
-        m = lg_f16((uint16_t)(v >> 16));
+        d = half_float(v, 0);
+        m = half_float(v, 1);
         return;
     }
-    const uint32_t v = part4(o.s[0], hf * 2 + (j >> 1)) >> (j & 1) * 16;
+    const uint32_t v = part4(o.s[0], hf * 2 + (j >> 1));
     if (F::k45) {
-        d = lg_f16((uint16_t)o.d[hf]) * (float)(v & 255);
-        m = -lg_f16((uint16_t)(o.d[hf] >> 16)) * (float)((v >> 8) & 255);
+        d = half_float(o.d[hf], 0) * byte_float(v, (j & 1) * 2);
+        m = -half_float(o.d[hf], 1) * byte_float(v, (j & 1) * 2 + 1);
     } else if (F::q6) {
-        d = lg_f16((uint16_t)o.d[hf]) * (float)(int8_t)(v >> q * 8);
+        d = half_float(o.d[hf], 0) * (float)(int8_t)(v >> ((j & 1) * 16 + q * 8));
         m = -32.0f * d;
     } else {
-        d = lg_f16((uint16_t)v);
-        m = -(float)F::zero * d;
+        d = half_float(v, j & 1);
     }
 }
 
 /* xs: this lane's part of the first input column of its piece. side: of the piece's first group; the lane's pairs of columns lie at
  * pair[nt], the next group `step` on. Columns beyond n_tok hold anything: nobody reads their sums. */
-template <int T, int NT>
+template <int T, int NT, bool ONE>
 static __device__ __forceinline__ void multiply(float (*acc)[4], const hold<T> &o, const uint16_t *xs, const float *side, const int *pair, int step, int64_t stride8, int n_live) {
     typedef lg_fmt<T> F;
     constexpr bool BF = T == LG_DTYPE_BF16;
@@ -574,45 +662,51 @@ static __device__ __forceinline__ void multiply(float (*acc)[4], const hold<T> &
                 mma<BF>(acc[nt], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
                 continue;
             }
-            float c[4] = { 0, 0, 0, 0 };
+            float c[4];
             const float *beside = side + j * step + pair[nt];
             const float4 u = *(const float4 *)beside; /* scales, sums */
-            mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+            if (folds<T>) mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y, u.z, u.w, u.z, u.w);
+            else mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y, 0, 0, 0, 0);
             if (F::q6) {
-                float e[4] = { 0, 0, 0, 0 };
+                float e[4];
                 const float2 v = *(const float2 *)(beside + 4);
-                mma<false>(e, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+                mma<false>(e, a0[2], a1[2], a0[3], a1[3], b.z, b.w, 0, 0, 0, 0);
                 acc[nt][0] += u.x * (d0 * c[0] + e0 * e[0]) + m0 * u.z + n0 * v.x;
-                acc[nt][1] += u.y * (d0 * c[1] + e0 * e[1]) + m0 * u.w + n0 * v.y;
                 acc[nt][2] += u.x * (d1 * c[2] + e1 * e[2]) + m1 * u.z + n1 * v.x;
-                acc[nt][3] += u.y * (d1 * c[3] + e1 * e[3]) + m1 * u.w + n1 * v.y;
+                if (!ONE) {
+                    acc[nt][1] += u.y * (d0 * c[1] + e0 * e[1]) + m0 * u.w + n0 * v.y;
+                    acc[nt][3] += u.y * (d1 * c[3] + e1 * e[3]) + m1 * u.w + n1 * v.y;
+                }
                 continue;
             }
             mma<false>(c, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
-            if (F::rows) {
-                acc[nt][0] += u.x * c[0];
-                acc[nt][1] += u.y * c[1];
-                acc[nt][2] += u.x * c[2];
-                acc[nt][3] += u.y * c[3];
-            } else {
-                acc[nt][0] += d0 * (u.x * c[0]) + m0 * u.z;
-                acc[nt][1] += d0 * (u.y * c[1]) + m0 * u.w;
-                acc[nt][2] += d1 * (u.x * c[2]) + m1 * u.z;
-                acc[nt][3] += d1 * (u.y * c[3]) + m1 * u.w;
+            if (!F::rows && !folds<T>) {
+                acc[nt][0] += m0 * u.z;
+                acc[nt][2] += m1 * u.z;
+                if (!ONE) {
+                    acc[nt][1] += m0 * u.w;
+                    acc[nt][3] += m1 * u.w;
+                }
+            }
+            acc[nt][0] += d0 * u.x * c[0];
+            acc[nt][2] += d1 * u.x * c[2];
+            if (!ONE) {
+                acc[nt][1] += d0 * u.y * c[1];
+                acc[nt][3] += d1 * u.y * c[3];
             }
         }
     }
 }
 
-/* Floats of one turn of the sums of warps: [WARPS][NW][16 rows][2 * pairs]. Two turns but for wide inputs. */
+/* Floats of one turn of the sums of warps: [WARPS][NW][16 rows][2 * pairs]. */
 static __host__ __device__ __forceinline__ constexpr int red_floats(int nw, int pairs) { return WARPS * nw * 32 * pairs; }
 
-/* NW = 2: parts 0 and 1 are gate and up, tile for tile; the result is silu(gate)*up. NT: columns / 8. */
-template <int T, int NW, int NT>
-static __global__ void __launch_bounds__(THREADS, 2) k_product(const __grid_constant__ product_args a) {
+/* NW = 2: parts 0 and 1 are gate and up, tile for tile; the result is silu(gate)*up. NC: columns / 8, 0: one column. */
+template <int T, int NW, int NC>
+static __global__ void __launch_bounds__(WARPS * 32, 2) k_ring(const __grid_constant__ product_args a) {
     typedef lg_fmt<T> F;
     typedef ring<T, NW> R;
-    constexpr int C = R::C, TURNS = NT == 1 ? 2 : 1, SIZE = side_floats(F::q6);
+    constexpr int NT = NC ? NC : 1, C = R::C, TURNS = 2, SIZE = side_floats(F::q6);
     extern __shared__ uint4 shared[];
     const int pairs = (a.n_tok + 1) >> 1, red_size = red_floats(NW, pairs), n_group = T == LG_DTYPE_BF16 ? 0 : a.n_chunk * 4;
     uint8_t *ring_s = (uint8_t *)shared;                       /* [WARPS][depth][stage] */
@@ -691,7 +785,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_product(const __grid_cons
                     for (int w = 0; w < NW; w++) {
                         hold<T> o;
                         take<T>(o, mine + stage * R::stage + (c * NW + w) * R::record, lane);
-                        multiply<T, NT>(acc[w], o, x_lane + piece * (F::rows ? 32 : LG_CHUNK), T == LG_DTYPE_BF16 ? NULL : side + (int64_t)piece * (F::rows ? 1 : 4) * pairs * SIZE,
+                        multiply<T, NT, NC == 0>(acc[w], o, x_lane + piece * (F::rows ? 32 : LG_CHUNK), T == LG_DTYPE_BF16 ? NULL : side + (int64_t)piece * (F::rows ? 1 : 4) * pairs * SIZE,
                                         pair, pairs * SIZE, stride8, n_live);
                     }
             }
@@ -730,29 +824,149 @@ static __global__ void __launch_bounds__(THREADS, 2) k_product(const __grid_cons
             if (NW == 2) *out = v[0] / (1.0f + __expf(-v[0])) * v[NW - 1];
             else *out = old + v[0];
         }
-        if (TURNS == 1) __syncthreads();
     }
 }
 
-template <int T, int NW, int NT>
-static size_t product_smem(const product_args *a, bool fused) {
-    const size_t pairs = (size_t)(a->n_tok + 1) / 2;
-    size_t n = (size_t)ring<T, NW>::bytes + (size_t)((NT == 1 ? 2 : 1) * red_floats(NW, (int)pairs) + 16 * WARPS + 16) * 4;
-    if (fused) n += (T == LG_DTYPE_BF16 ? 0 : (size_t)a->n_chunk * 4 * pairs * side_floats(lg_fmt<T>::q6) * 4) + (size_t)a->n_tok * (size_t)a->stride * 2;
+
+/* The same with weights straight into registers, a unit ahead; two blocks fill a multiprocessor. */
+template <int T, int NW, int NC>
+static __global__ void __launch_bounds__(WARPS * 32, 2) k_direct(const __grid_constant__ product_args a) {
+    typedef lg_fmt<T> F;
+    constexpr int NT = NC ? NC : 1, C = (F::rows ? 4 : F::byte ? 1 : 2) / NW > 0 ? (F::rows ? 4 : F::byte ? 1 : 2) / NW : 1, TURNS = 2, SIZE = side_floats(F::q6);
+    extern __shared__ uint4 shared[];
+    const int pairs = (a.n_tok + 1) >> 1, red_size = red_floats(NW, pairs), n_group = T == LG_DTYPE_BF16 ? 0 : a.n_chunk * 4;
+    float *red = (float *)shared;                              /* [2][red_size] */
+    float *tmp = red + TURNS * red_size;                       /* [16][WARPS] */
+    float *inv_s = tmp + 16 * WARPS;                           /* [16] */
+    float *side_s = inv_s + 16;                                /* [n_group][pairs][SIZE], where fused */
+    uint16_t *xs_s = (uint16_t *)(side_s + n_group * pairs * SIZE); /* [n_tok][stride], where fused */
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
+    const int n_piece = F::rows ? (a.n_in + 31) >> 5 : a.n_chunk;
+    const int units = (n_piece + WARPS * C - 1) / (WARPS * C);
+    hold<T> cur[NW][C], nxt[NW][C];
+    int tile = blockIdx.x;
+
+    auto load = [&](hold<T> (*to)[C], int at, int u) {
+        if (at >= a.n_tile) return;
+        int which = 0, base = 0;
+        if (NW == 1) {
+            while (which + 1 < a.n_part && at >= a.p[which].tile_end) which++;
+            base = which ? a.p[which - 1].tile_end : 0;
+        }
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            const int piece = (u * C + c) * WARPS + warp;
+            if (piece < n_piece)
+#pragma unroll
+                for (int w = 0; w < NW; w++) read<T>(to[w][c], a.p[NW == 1 ? which : w], at - base, piece, a.n_in, a.n_chunk, lane);
+        }
+    };
+
+    load(cur, tile, 0);
+    lg_pdl_wait();
+    lg_pdl_go();
+    const uint16_t *xs = a.xs;
+    const float *side = a.side, *inv = a.inv;
+    if (a.fused) {
+        for (int n = 0; n < a.n_tok; n++)
+            warp_sum(tmp + n * WARPS, prepare_row(xs_s + n * a.stride, side_s, pairs, n, a.x + (a.row ? a.row[n] : n) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, a.f));
+        __syncthreads();
+        if (tid < a.n_tok) inv_s[tid] = a.norm ? norm_factor(tmp + tid * WARPS, a.eps, a.n_in) : 1.0f; /* (read behind the barrier of a tile) */
+        xs = xs_s;
+        side = side_s;
+        inv = inv_s;
+    }
+    /* Lanes of a column beyond n_tok feed zeros. */
+    const int n_live = g < a.n_tok ? (NT == 1 || g + 8 >= a.n_tok ? 1 : 2) : 0;
+    const uint16_t *x_lane = xs + (int64_t)g * a.stride + t * 8;
+    const int64_t stride8 = (int64_t)a.stride * 8;
+    int pair[NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++) pair[n] = (n * 4 + t < pairs ? n * 4 + t : 0) * SIZE;
+
+    for (int turn = 0; tile < a.n_tile; tile += gridDim.x, turn ^= TURNS - 1) {
+        float acc[NW][NT][4];
+#pragma unroll
+        for (int w = 0; w < NW; w++)
+#pragma unroll
+            for (int n = 0; n < NT; n++) acc[w][n][0] = acc[w][n][1] = acc[w][n][2] = acc[w][n][3] = 0.0f;
+        for (int u = 0; u < units; u++) {
+            if (u + 1 < units) load(nxt, tile, u + 1);
+            else load(nxt, tile + gridDim.x, 0);
+#pragma unroll
+            for (int c = 0; c < C; c++) {
+                const int piece = (u * C + c) * WARPS + warp;
+                if (piece < n_piece)
+#pragma unroll
+                    for (int w = 0; w < NW; w++)
+                        multiply<T, NT, NC == 0>(acc[w], cur[w][c], x_lane + piece * (F::rows ? 32 : LG_CHUNK),
+                                                 T == LG_DTYPE_BF16 ? NULL : side + (int64_t)piece * (F::rows ? 1 : 4) * pairs * SIZE, pair, pairs * SIZE, stride8, n_live);
+            }
+#pragma unroll
+            for (int w = 0; w < NW; w++)
+#pragma unroll
+                for (int c = 0; c < C; c++) cur[w][c] = nxt[w][c];
+        }
+        float *to = red + turn * red_size + warp * NW * 32 * pairs;
+#pragma unroll
+        for (int w = 0; w < NW; w++)
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+                if (n * 4 + t < pairs) {
+                    *(float2 *)(to + (w * 16 + g) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][0], acc[w][n][1]);
+                    *(float2 *)(to + (w * 16 + g + 8) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][2], acc[w][n][3]);
+                }
+        int which = 0;
+        if (NW == 1)
+            while (which + 1 < a.n_part && tile >= a.p[which].tile_end) which++;
+        const int n_out = a.p[which].n_out, base = which ? a.p[which - 1].tile_end : 0;
+        const int r = tid & 15, n = tid >> 4, row = (tile - base) * 16 + r; /* (16 * n_tok threads) */
+        const bool live = n < a.n_tok && row < n_out;
+        float *out = a.p[which].out + (int64_t)n * n_out + row, old = 0.0f;
+        if (NW == 1 && a.add && live) old = *out;
+        __syncthreads();
+        if (live) {
+            const float *all = red + turn * red_size + r * 2 * pairs + n;
+            float v[NW];
+#pragma unroll
+            for (int w = 0; w < NW; w++) {
+                v[w] = 0.0f;
+#pragma unroll
+                for (int k = 0; k < WARPS; k++) v[w] += all[(k * NW + w) * 32 * pairs];
+                v[w] *= F::rows ? inv[n] : 16777216.0f * inv[n];
+            }
+            if (NW == 2) *out = v[0] / (1.0f + __expf(-v[0])) * v[NW - 1];
+            else *out = old + v[0];
+        }
+    }
+}
+
+/* One row of input and weights of 16 or 8 bits: the ring. Else direct: 4-bit codes need the 16 warps of two blocks to keep up with the
+ * memory, and so do several rows, whose inputs come from the cache. */
+template <int T, int NC> static constexpr bool rings = NC == 0 && (lg_fmt<T>::rows || lg_fmt<T>::byte);
+
+template <int T, int NW, int NC>
+static int64_t product_smem(const product_args *a, bool fused) {
+    const int64_t pairs = (a->n_tok + 1) / 2;
+    int64_t n = (rings<T, NC> ? ring<T, NW>::bytes : 0) + (int64_t)(2 * red_floats(NW, (int)pairs) + 16 * WARPS + 16) * 4;
+    if (fused) n += (T == LG_DTYPE_BF16 ? 0 : (int64_t)a->n_chunk * 4 * pairs * side_floats(lg_fmt<T>::q6) * 4) + (int64_t)a->n_tok * a->stride * 2;
     return n;
 }
 
-template <int T, int NW, int NT>
+template <int T, int NW, int NC>
 static void launch_product(const lg_cuda_env *e, lg_cuda_work *k, product_args *a) {
     static bool raised[16];
-    int device = 0;
+    void (*kernel)(product_args);
+    if constexpr (rings<T, NC>) kernel = k_ring<T, NW, NC>;
+    else kernel = k_direct<T, NW, NC>;
+    int device = 0, beside = 1;
     cudaGetDevice(&device);
     if (device < 16 && !raised[device]) {
-        cudaFuncSetAttribute(k_product<T, NW, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)min64(e->smem_max, HALF_SM));
-        cudaFuncSetAttribute(k_product<T, NW, NT>, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)min64(e->smem_max, HALF_SM));
+        if (rings<T, NC>) cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
         raised[device] = true;
     }
-    a->fused = a->n_tok <= FUSED_ROWS && (int64_t)product_smem<T, NW, NT>(a, true) <= min64(e->smem_max, HALF_SM);
+    a->fused = a->n_tok <= FUSED_ROWS && product_smem<T, NW, NC>(a, true) <= min64(e->smem_max, HALF_SM);
     if (!a->fused) {
         a->xs = (const uint16_t *)k->x;
         a->inv = k->sums;
@@ -760,16 +974,23 @@ static void launch_product(const lg_cuda_env *e, lg_cuda_work *k, product_args *
         lg_cuda_launch(k_prepare, dim3((unsigned)a->n_tok), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, k->sums + 16, k->sums, a->x, a->row, a->norm, a->eps, (int)a->n_in,
                        (int)a->n_chunk, (int)a->stride, a->f);
     }
-    lg_cuda_launch(k_product<T, NW, NT>, dim3((unsigned)min64(a->n_tile, e->n_sm)), dim3(THREADS), product_smem<T, NW, NT>(a, a->fused), e->stream, true, *a);
+    const size_t smem = (size_t)product_smem<T, NW, NC>(a, a->fused);
+    if (!rings<T, NC>) cudaOccupancyMaxActiveBlocksPerMultiprocessor(&beside, kernel, THREADS, smem);
+    lg_cuda_launch(kernel, dim3((unsigned)min64(a->n_tile, (int64_t)(beside > 0 ? beside : 1) * e->n_sm)), dim3(THREADS), smem, e->stream, true, *a);
 }
 
 static void run_product(const lg_cuda_env *e, lg_cuda_work *k, lg_dtype t, int nw, product_args *a) {
-    const bool wide = a->n_tok > 8;
+    const int how = (nw == 2 ? 3 : 0) + (a->n_tok == 1 ? 0 : a->n_tok <= 8 ? 1 : 2);
 #define X(T) \
     case T: \
-        if (nw == 2) { if (wide) launch_product<T, 2, 2>(e, k, a); else launch_product<T, 2, 1>(e, k, a); } \
-        else if (wide) launch_product<T, 1, 2>(e, k, a); \
-        else launch_product<T, 1, 1>(e, k, a); \
+        switch (how) { \
+        case 0: launch_product<T, 1, 0>(e, k, a); break; \
+        case 1: launch_product<T, 1, 1>(e, k, a); break; \
+        case 2: launch_product<T, 1, 2>(e, k, a); break; \
+        case 3: launch_product<T, 2, 0>(e, k, a); break; \
+        case 4: launch_product<T, 2, 1>(e, k, a); break; \
+        default: launch_product<T, 2, 2>(e, k, a); break; \
+        } \
         break;
     switch (t) { X(LG_DTYPE_F16) X(LG_DTYPE_BF16) EACH_QUANT(X) default: break; }
 #undef X
