@@ -137,7 +137,7 @@ static const opt calibrate_opts[] = {
     O_SIZE(0, "sinks", sinks, 0, (int64_t)1 << 30, "16", NULL, "first tokens in every set"),
     O_SIZE(0, "recents", recents, 0, (int64_t)1 << 30, "64", NULL, "last tokens in every set"),
     O_SIZE(0, "seed", seed, 0, INT64_MAX, "0", NULL, "seed of positions and passkeys"),
-    O_SIZE(0, "search", search, 0, 64, "4", NULL, "candidates per added head that are tried by real decoding"),
+    O_SIZE(0, "search", search, 0, 64, "2", NULL, "candidates per added head that are tried by real decoding"),
     O_SIZE(0, "refine", refine, 0, 64, "0", NULL, "rounds of swaps in the map of each asked count, by real decoding"),
     O_TEXT(0, "also", also, "N,N,..", NULL, "further counts to write, each beside the output as NAME-nN.json"),
     O_TEXT(0, "curve", curve, "CSV", NULL, "write KL over the number of retrieval heads"),

@@ -9,7 +9,7 @@
 
 /* The sanitizers make this 20 times slower; they need every path, not every position. */
 #ifdef __SANITIZE_ADDRESS__
-enum { CONTEXT = 150, POSITIONS = 2, SEARCH = 1 };
+enum { CONTEXT = 200, POSITIONS = 2, SEARCH = 2 };
 #else
 enum { CONTEXT = 240, POSITIONS = 6, SEARCH = 2 };
 #endif

@@ -9,17 +9,10 @@
  * Raw scores of heads that make a set leave in the same pass: the mean over the group of the products before scaling; where a
  * group needs several chunks, the mean query rides along as column 7. */
 #include "ops/cuda/decode_work.cuh"
-#ifdef DEC_TUNE
-#include <stdio.h>
-#include <stdlib.h>
-#endif
 
 enum { DEC_THREADS = 256 };
-#ifndef DEC_WARPS
-#define DEC_WARPS 12
-#endif
 /* Threads of a tensor block: as many warps as registers allow without spilling. */
-template <int HD> struct dec_threads { enum { N = HD <= 128 ? DEC_WARPS * 32 : 256 }; };
+template <int HD> struct dec_threads { enum { N = HD <= 128 ? 384 : 256 }; };
 
 /* Heads of this segment's chunk. */
 static __device__ __forceinline__ int32_t dec_heads(const dec_args &a, const dec_seg &g) {
@@ -616,11 +609,6 @@ static int64_t dec_bytes(int32_t n_warp, int32_t n_stage, int32_t room, int32_t 
 static dec_shape dec_fit(const lg_cuda_env *e, const dec_choice *c, int32_t hd) {
     static const int8_t tries[][2] = { { 12, 3 }, { 8, 5 }, { 8, 4 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 }, { 1, 3 }, { 1, 2 } };
     dec_shape s = { 0, 0, 0 };
-#ifdef DEC_TUNE
-    static int tw = -1, ts;
-    if (tw < 0 && (!getenv("LG_DEC_SHAPE") || sscanf(getenv("LG_DEC_SHAPE"), "%d,%d", &tw, &ts) != 2)) tw = 0;
-    if (tw > 0 && tw <= c->warps && dec_bytes(tw, ts, c->room, hd) <= e->smem_max) return (dec_shape){ tw, ts, dec_bytes(tw, ts, c->room, hd) };
-#endif
     for (size_t i = 0; i < sizeof tries / sizeof tries[0] && !s.n_warp; i++) {
         const int64_t b = dec_bytes(tries[i][0], tries[i][1], c->room, hd);
         if (tries[i][0] <= c->warps && b <= e->smem_max) s = (dec_shape){ tries[i][0], tries[i][1], b };
