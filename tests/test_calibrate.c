@@ -7,11 +7,11 @@
 
 #define OUT "/tmp/lg-calibrate-test"
 
-/* The sanitizers make this 20 times slower; they need every path, not every position. */
+/* The sanitizers make this 10 to 20 times slower: one kind of sharing, few positions, and the comparison of two runs left to the plain build. */
 #ifdef __SANITIZE_ADDRESS__
 enum { CONTEXT = 200, POSITIONS = 2, SEARCH = 2 };
 #else
-enum { CONTEXT = 240, POSITIONS = 6, SEARCH = 2 };
+enum { CONTEXT = 240, POSITIONS = 6, SEARCH = 2, SHARES = 2 };
 #endif
 
 static lg_model *model;
@@ -57,7 +57,7 @@ static lg_roles *load(const char *path) {
 
 static void test_run(void **state) {
     (void)state;
-    for (int same = 0; same < 2; same++) {
+    for (int same = 0; same < SHARES; same++) {
         lg_calibrate_params p = small();
         const int64_t also[] = { 4, 15 };
         p.same_index = same;
@@ -98,16 +98,18 @@ static void test_run(void **state) {
         lg_text_free(&csv);
 
         /* Again: the same roles. */
-        lg_calibrate_params again = p;
-        again.n_also = 0;
-        again.curve_csv = NULL;
-        OK(lg_heads_calibrate(model, &again, OUT "-again.json", err));
-        lg_roles *b = load(OUT "-again.json");
-        assert_memory_equal(r->role, b->role, 15 * sizeof *r->role);
+        if (SHARES == 2) {
+            lg_calibrate_params again = p;
+            again.n_also = 0;
+            again.curve_csv = NULL;
+            OK(lg_heads_calibrate(model, &again, OUT "-again.json", err));
+            lg_roles *b = load(OUT "-again.json");
+            assert_memory_equal(r->role, b->role, 15 * sizeof *r->role);
+            lg_roles_free(b);
+        }
         lg_roles_free(r);
         lg_roles_free(four);
         lg_roles_free(all);
-        lg_roles_free(b);
     }
     remove(OUT ".json");
     remove(OUT "-n4.json");
@@ -120,7 +122,7 @@ static void test_run(void **state) {
 static void test_refine(void **state) {
     (void)state;
     lg_error why;
-    for (int same = 0; same < 2; same++) {
+    for (int same = 0; same < SHARES; same++) {
         lg_calibrate_params p = small();
         p.same_index = same;
         p.refine = 2;
