@@ -9,7 +9,7 @@
 
 /* The sanitizers make this 10 to 20 times slower: one kind of sharing, few positions, and the comparison of two runs left to the plain build. */
 #ifdef __SANITIZE_ADDRESS__
-enum { CONTEXT = 200, POSITIONS = 2, SEARCH = 2 };
+enum { CONTEXT = 240, POSITIONS = 2, SEARCH = 2, SHARES = 1 };
 #else
 enum { CONTEXT = 240, POSITIONS = 6, SEARCH = 2, SHARES = 2 };
 #endif
