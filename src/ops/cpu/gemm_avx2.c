@@ -274,7 +274,10 @@ static void ymm_row_q8(uint8_t *row, const float *x, float scale, const float *n
         const float largest = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
         const __m256 inv = _mm256_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++) c[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inv));
+        for (int i = 0; i < 4; i++) { /* what is no number converts to INT32_MIN, whose sums would overflow */
+            c[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inv));
+            c[i] = _mm256_max_epi32(_mm256_min_epi32(c[i], _mm256_set1_epi32(127)), _mm256_set1_epi32(-127));
+        }
         const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]), _mm256_packs_epi32(c[2], c[3]));
         _mm256_storeu_si256((void *)(q + b * LG_GEMM_KB), _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
         const __m256i h0 = half_sums(_mm256_add_epi32(c[0], c[1])), h1 = half_sums(_mm256_add_epi32(c[2], c[3]));
