@@ -69,9 +69,9 @@ static void row_bf16(uint8_t *tile_row, const float *x, float scale, const float
     }
 }
 
-/* 2^t for |t| <= 126: Taylor in u = t - rint(t), relative error below 2e-7. */
+/* 2^t for |t| <= 126, beyond it clamped: Taylor in u = t - rint(t), relative error below 2e-7. */
 static inline float row_exp2(float t) {
-    t = t < -126.0f ? -126.0f : t > 126.0f ? 126.0f : t;
+    t = t > -126.0f ? t < 126.0f ? t : 126.0f : -126.0f; /* (what is no number becomes one: it is cast below) */
     const float n = rintf(t), u = t - n;
     float p = 1.5403530e-4f;
     p = p * u + 1.3333558e-3f;
