@@ -180,6 +180,7 @@ done:
     lg_text_free(&r.out);
     if (cc) pcre2_compile_context_free(cc);
     if (g) pcre2_general_context_free(g);
+    if (x && x->code) pcre2_code_free(x->code);
     lg_base_free(x);
     return st;
 }
