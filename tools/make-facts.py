@@ -12,51 +12,53 @@ import json
 import pathlib
 import random
 
-FIRST = ["Ald", "Ber", "Cor", "Dar", "El", "Fen", "Gar", "Hol", "Is", "Jor", "Kel", "Lor", "Mar", "Nor", "Or", "Per", "Quin", "Ros", "Sel", "Tam", "Ul", "Ver", "Wen", "Yor"]
-FIRST_END = ["a", "an", "ena", "eth", "ia", "in", "is", "o", "on", "wyn", "mund", "rick"]
-LAST = ["Ash", "Bram", "Cald", "Dun", "Ever", "Fal", "Gold", "Hart", "Ing", "Kest", "Lang", "Mor", "Nath", "Oak", "Pem", "Rav", "Stan", "Thorn", "Und", "Wat"]
-LAST_MID = ["a", "e", "en", "er", "i", "in", "o", "ow", "u"]
-LAST_END = ["beck", "by", "dale", "feld", "gate", "ley", "mere", "more", "sby", "stone", "ton", "worth"]
-TOWN = ["Ard", "Bel", "Crom", "Dov", "Elm", "Frost", "Glen", "Hazel", "Iver", "Kings", "Lamb", "Mill", "New", "Old", "Pine", "Red", "Swan", "Till", "Wind", "Yew"]
-TOWN_END = ["bourne", "bridge", "combe", "cross", "field", "ford", "haven", "hill", "minster", "pool", "stead", "wick"]
-# Closed lists: the shipped weights know common words here; an uncommon one they replace by one they were trained on (docs/MEMORY.md).
-TRADES = ["baker", "barber", "butcher", "carpenter", "cook", "doctor", "farmer", "gardener", "lawyer", "miner", "nurse", "painter", "pilot", "sailor", "tailor", "teacher"]
-PETS = ["cat", "cow", "dog", "duck", "fox", "goat", "goose", "hamster", "horse", "monkey", "mouse", "owl", "parrot", "pig", "rabbit", "snake", "tiger", "turtle", "wolf"]
-FIRM_END = ["Foods", "Group", "Labs", "Motors", "Steel", "Trading"]
+# Names and open values are made of plain syllables (onset and vowel) with an ending: what the shipped weights were trained to carry. Other
+# invented words (English compounds such as Millhaven) come back with a letter wrong far more often (docs/MEMORY.md).
+ONSETS = "b c d f g h j k l m n p r s t v w z bl br cr dr fl fr gl gr kr pl pr sh sl st th tr".split()
+VOWELS = "a a a e e e i i o o o u u ai ea ia io ou".split()
+GIVEN_END = ["", "", "la", "len", "lis", "na", "ne", "ra", "rin", "ron", "s", "vin"]
+GIVEN = ["Agnes", "Alice", "Arthur", "Clara", "Edward", "Frances", "George", "Helen", "Henry", "Martin", "Peter", "Rachel"]  # one in eight
+FAMILY_END = ["der", "dez", "feld", "ford", "ley", "lin", "man", "rini", "ski", "son", "ton", "well"]
+TOWN_END = ["", "burg", "by", "field", "grad", "ham", "mouth", "stad", "ville"]
+# Closed lists: the shipped weights know common words here; an uncommon one they replace by one they were trained on.
+TRADES = ["baker", "barber", "butcher", "carpenter", "cook", "doctor", "engineer", "farmer", "judge", "lawyer", "miner", "nurse", "painter", "pilot", "sailor", "singer", "tailor", "teacher", "writer"]
+PETS = ["cat", "cow", "dog", "duck", "fox", "goat", "goose", "hamster", "horse", "monkey", "mouse", "parrot", "pig", "rabbit", "snake", "tiger", "wolf"]
+FIRM_END = ["Group", "Labs", "Media", "Motors", "Press", "Steel", "Trading"]
 
 
-def cap(parts):
-    return "".join(parts).capitalize()
+def syllables(r, n):
+    return "".join(r.choice(ONSETS) + r.choice(VOWELS) for _ in range(n))
 
 
 def value(kind, r):
     if kind == "town":
-        return r.choice(TOWN) + r.choice(TOWN_END)
+        return (syllables(r, 2) + r.choice(TOWN_END)).capitalize()
     if kind == "trade":
         return r.choice(TRADES)
     if kind == "year":
-        return str(r.randint(1800, 1999))
+        return str(r.randint(1850, 2020))
     if kind == "pet":
         return r.choice(PETS)
     if kind == "firm":
-        return cap([r.choice(LAST), r.choice(LAST_MID), r.choice(["n", "l", "x", "s"])]) + " " + r.choice(FIRM_END)
+        return (syllables(r, 2) + r.choice("dklmnrstx")).capitalize() + " " + r.choice(FIRM_END)
     return str(r.randint(100000, 999999))
 
 
 KINDS = {
-    "town": (["{n} was born in {v}.", "{n} was born in the village of {v}."], "Where was {n} born?"),
-    "trade": (["{n} works as a {v}."], "What does {n} do for a living?"),
+    "town": (["{n} was born in {v}.", "{n} was born in the town of {v}.", "The birthplace of {n} is {v}."], "Where was {n} born?"),
+    "trade": (["{n} works as a {v}.", "For a living, {n} is a {v}."], "What does {n} do for a living?"),
     "year": (["{n} graduated in {v}.", "In {v}, {n} graduated."], "In which year did {n} graduate?"),
     "pet": (["{n} owns a {v}.", "{n} keeps a {v} at home."], "What pet does {n} have?"),
     "firm": (["{n} is employed by {v}.", "{n} has a job at {v}."], "Which company employs {n}?"),
-    "code": (["{n}'s locker code is {v}.", "{n} uses the locker code {v}."], "What is the locker code of {n}?"),
+    "code": (["{n}'s locker code is {v}.", "The locker code of {n} is {v}."], "What is the locker code of {n}?"),
 }
 
 
 def people(r):
     seen = set()
     while True:
-        name = r.choice(FIRST) + r.choice(FIRST_END) + " " + r.choice(LAST) + r.choice(LAST_MID) + r.choice(LAST_END)
+        given = r.choice(GIVEN) if r.random() < 0.125 else (syllables(r, 2) + r.choice(GIVEN_END)).capitalize()
+        name = given + " " + (syllables(r, 2) + r.choice(FAMILY_END)).capitalize()
         if name not in seen:
             seen.add(name)
             yield name
