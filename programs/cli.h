@@ -116,7 +116,7 @@ typedef struct options {
     int64_t at_once, prefill;
     /* heads calibrate */
     int share;
-    int64_t retrieval, positions;
+    int64_t retrieval, positions, passages;
     double kl_bound;
     const char *curve;
     const char *also;

@@ -79,6 +79,7 @@ static int calibrate_with(const options *o, lg_model *m, const buf *text)
     p.kl_bound = o->kl_bound;
     p.n_ctx = o->ctx;
     p.n_positions = o->positions;
+    p.n_passages = o->passages;
     p.budget = o->budget;
     p.sinks = o->sinks;
     p.recents = o->recents;
@@ -133,6 +134,7 @@ static const opt calibrate_opts[] = {
     O_REAL("kl-bound", kl_bound, 0.0, 100.0, "0.02", NULL, "take the fewest heads whose KL is below this"),
     O_SIZE(0, "ctx", ctx, 64, (int64_t)1 << 30, "4096", NULL, "context length to calibrate for"),
     O_SIZE(0, "positions", positions, 1, 1 << 20, "128", NULL, "positions looked at"),
+    O_SIZE(0, "passages", passages, 1, 64, "4", NULL, "passages of the text that share them"),
     O_SIZE(0, "budget", budget, 1, (int64_t)1 << 30, "512", NULL, "tokens a sparse head reads"),
     O_SIZE(0, "sinks", sinks, 0, (int64_t)1 << 30, "16", NULL, "first tokens in every set"),
     O_SIZE(0, "recents", recents, 0, (int64_t)1 << 30, "64", NULL, "last tokens in every set"),

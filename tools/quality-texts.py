@@ -3,12 +3,14 @@
 
     tools/quality-texts.py OUTDIR
 
-Writes OUTDIR/calibrate.txt (King James Bible, Genesis to 2 Chronicles, and the first half of the Jargon File) and
-OUTDIR/held-out/*.txt: Jane Austen's novels, WordNet's glosses, one Gospel, manual pages. Calibration sees none of
-these. Needs bible-kjv, dict-jargon, wordnet-base; r-cran-janeaustenr is fetched and unpacked, not installed, and
-left out with a word where that fails."""
+Writes OUTDIR/calibrate.txt (King James Bible, Genesis to 2 Chronicles, and the first half of the Jargon File),
+OUTDIR/calibrate-mixed.txt (the same with foldoc, the Anarchist FAQ and Perl's manual, in turn by blocks, so that the last
+quarter, which calibration holds out, has all of them) and OUTDIR/held-out/*.txt: Jane Austen's novels, WordNet's glosses,
+one Gospel, manual pages. Calibration sees none of the latter. Needs bible-kjv, dict-jargon, wordnet-base; the other packages
+are fetched and unpacked, not installed, and left out with a word where that fails."""
 import glob
 import gzip
+import html
 import pathlib
 import re
 import struct
@@ -46,12 +48,39 @@ def wordnet(part):
     return "\n".join(lines) + "\n"
 
 
+def unpacked(package, tmp):
+    """A package's files, fetched into tmp and not installed."""
+    subprocess.run(["apt-get", "download", "-q", package], cwd=tmp, check=True, capture_output=True)
+    subprocess.run(["dpkg", "-x", *glob.glob(f"{tmp}/{package}_*.deb"), f"{tmp}/{package}"], check=True)
+    return pathlib.Path(tmp, package)
+
+
+def mixed(sources):
+    """Blocks of 60,000 characters in turn, ten of each."""
+    size, count = 60_000, 10
+    step = [max(size, len(s) // count) for s in sources]
+    return "\n\n".join(s[i * at : i * at + size] for i in range(count) for s, at in zip(sources, step))
+
+
+def more():
+    """foldoc, the Anarchist FAQ and Perl's manual as plain text."""
+    with tempfile.TemporaryDirectory() as tmp:
+        foldoc = re.sub(r"[{}]", "", gzip.open(unpacked("dict-foldoc", tmp) / "usr/share/dictd/foldoc.dict.dz", "rt", encoding="utf-8", errors="replace").read())
+        pages = []
+        for path in sorted((unpacked("anarchism", tmp) / "usr/share/doc/anarchism").rglob("*.html")):
+            page = re.sub(r"(?is)<(script|style|head).*?</\1>", "", path.read_text(encoding="utf-8", errors="replace"))
+            pages.append(re.sub(r"\n{3,}", "\n\n", html.unescape(re.sub(r"<[^>]+>", "", page))))
+        pods = []
+        for path in sorted((unpacked("perl-doc", tmp) / "usr/share/perl").rglob("perl*.pod")):
+            pod = re.sub(r"(?m)^=\w+ ?", "", path.read_text(encoding="utf-8", errors="replace"))
+            pods.append(re.sub(r"[A-Z]<+ ?(.*?) ?>+", r"\1", pod))
+    return [foldoc, "\n".join(pages), "\n".join(pods)]
+
+
 def austen():
     """Novels out of R's lazy-load file: per object a big-endian size and a zlib stream of XDR strings."""
     with tempfile.TemporaryDirectory() as tmp:
-        subprocess.run(["apt-get", "download", "-q", "r-cran-janeaustenr"], cwd=tmp, check=True, capture_output=True)
-        subprocess.run(["dpkg", "-x", *glob.glob(tmp + "/*.deb"), tmp + "/x"], check=True)
-        data = pathlib.Path(tmp, "x/usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
+        data = (unpacked("r-cran-janeaustenr", tmp) / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
     novels = []
     while len(data) > 4:
         z = zlib.decompressobj()
@@ -85,7 +114,12 @@ def main():
     held = out / "held-out"
     held.mkdir(parents=True, exist_ok=True)
     words = jargon()
-    (out / "calibrate.txt").write_text(bible("gen1:1-2chr36:23") + words[: len(words) // 2])
+    verses, words = bible("gen1:1-2chr36:23"), words[: len(words) // 2]
+    (out / "calibrate.txt").write_text(verses + words)
+    try:
+        (out / "calibrate-mixed.txt").write_text(mixed([verses, words] + more()))
+    except (subprocess.CalledProcessError, OSError) as e:
+        print(f"no calibrate-mixed.txt: {e}", file=sys.stderr)
     (held / "luke.txt").write_text(bible("luke1:1-luke24:53"))
     (held / "glosses-noun.txt").write_text(wordnet("noun")[2_000_000:3_000_000])
     (held / "glosses-verb.txt").write_text(wordnet("verb")[:1_000_000])

@@ -15,7 +15,8 @@ typedef struct lg_calibrate_params {
     int64_t n_retrieval;   /* 0: smallest N whose KL is below kl_bound */
     double kl_bound;       /* default 0.02 */
     int64_t n_ctx;         /* context length calibrated for, default 4096 */
-    int64_t n_positions;   /* default 128 */
+    int64_t n_positions;   /* default 128, shared by */
+    int64_t n_passages;    /* passages of the text, default 4, at most 64 */
     int64_t budget, sinks, recents; /* defaults 512, 16, 64 */
     uint64_t seed;
     const char *curve_csv; /* NULL: none. Columns: n_retrieval,objective,kl_plain,kl_passkey,top1_plain,accuracy_passkey */

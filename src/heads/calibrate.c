@@ -20,7 +20,7 @@
 #include "tasks/passkey.h"
 
 enum {
-    N_PLAIN = 4,          /* passages of one kind of material; they share n_positions */
+    MAX_SEQ = 64,         /* passages of plain text at most */
     N_PASSKEY = 6,        /* samples */
     N_KEYS = 6, N_WORDS = 6, N_ASK = 2,
     PASSKEY_CTX = 1536,   /* small models lose passkeys beyond */
@@ -28,14 +28,14 @@ enum {
 };
 
 void lg_calibrate_defaults(lg_calibrate_params *p) {
-    *p = (lg_calibrate_params){ .kl_bound = 0.02, .n_ctx = 4096, .n_positions = 128, .budget = 512, .sinks = 16,
+    *p = (lg_calibrate_params){ .kl_bound = 0.02, .n_ctx = 4096, .n_positions = 128, .n_passages = 4, .budget = 512, .sinks = 16,
                                 .recents = 64, .search = 2 };
 }
 
 /* Sequences of one kind: their ids, where decoding starts, which rows count. */
 typedef struct material {
     int64_t n_seq;
-    lg_probe_seq seq[N_PASSKEY > N_PLAIN ? N_PASSKEY : N_PLAIN];
+    lg_probe_seq seq[MAX_SEQ];
     lg_passkey key[N_PASSKEY]; /* owns ids of passkey material */
     uint8_t *flags[N_PASSKEY]; /* owned */
     int64_t budget;            /* scaled to the length, so that both kinds are equally sparse */
@@ -77,17 +77,18 @@ static lg_status encode(void *user, const char *s, int64_t n, lg_ids *out, lg_er
 
 /* Passages at even spacing with a drawn offset; they may overlap where the text is short. */
 static lg_status make_plain(calib *c, material *mt, int64_t from, int64_t to, uint64_t stream) {
-    int64_t tail = (c->p->n_positions + N_PLAIN - 1) / N_PLAIN, len = c->p->n_ctx + tail + 1;
+    const int64_t n = c->p->n_passages, tail = (c->p->n_positions + n - 1) / n;
+    int64_t len = c->p->n_ctx + tail + 1;
     if (len > c->info.n_ctx_train && !c->info.rope_scaled) len = c->info.n_ctx_train;
     if (to - from < len)
         return lg_base_fail(c->err, LG_ERR_LIMIT, -1, "calibration: the text is too short: %lld tokens, at least %lld are needed",
                             (long long)c->ids.n, (long long)(2 * len));
     if (len - tail - 1 < 1)
         return lg_base_fail(c->err, LG_ERR_USAGE, -1, "calibration: %lld positions leave no context", (long long)c->p->n_positions);
-    mt->n_seq = N_PLAIN;
+    mt->n_seq = n;
     mt->budget = c->p->budget;
-    for (int64_t i = 0; i < N_PLAIN; i++) {
-        int64_t room = (to - from - len) / N_PLAIN;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t room = (to - from - len) / n;
         int64_t at = from + i * room + lg_base_rng_below(c->p->seed, stream, (uint64_t)i, room + 1);
         mt->seq[i] = (lg_probe_seq){ .ids = c->ids.data + at, .n = len, .n_ctx = len - tail - 1 };
     }
@@ -493,10 +494,10 @@ static lg_status describe(const calib *c, int64_t count, lg_text *t) {
     bool ok = lg_base_text_printf(t, "{\"by\": \"longan heads calibrate\", \"date\": \"%s\", \"model\": ", date) &&
               lg_json_put_str(t, c->info.name, (int64_t)strlen(c->info.name)) && lg_base_text_printf(t, ", \"text\": ") &&
               lg_json_put_str(t, name, (int64_t)strlen(name)) &&
-              lg_base_text_printf(t, ", \"text_bytes\": %lld, \"text_xxh3_128\": \"%s\",\n  \"n_ctx\": %lld, \"n_positions\": %lld, "
+              lg_base_text_printf(t, ", \"text_bytes\": %lld, \"text_xxh3_128\": \"%s\",\n  \"n_ctx\": %lld, \"n_positions\": %lld, \"n_passages\": %lld, "
                                   "\"seed\": %llu, \"search\": %lld, \"refine\": %lld, \"passkey\": {\"samples\": %d, \"n_ctx\": %lld, \"keys\": %d, "
                                   "\"words\": %d, \"asked\": %d, \"budget\": %lld}",
-                                  (long long)p->text_bytes, hash, (long long)p->n_ctx, (long long)p->n_positions,
+                                  (long long)p->text_bytes, hash, (long long)p->n_ctx, (long long)p->n_positions, (long long)p->n_passages,
                                   (unsigned long long)p->seed, (long long)p->search, (long long)p->refine, N_PASSKEY,
                                   (long long)c->passkey.seq[0].n_ctx, N_KEYS, N_WORDS, N_ASK, (long long)c->passkey.budget);
     if (ok && at->known)
@@ -557,6 +558,7 @@ static lg_status check(const calib *c) {
             return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld retrieval heads: the model has %lld KV heads", (long long)p->also[i], (long long)c->n);
     if (p->n_retrieval == 0 && !(p->kl_bound > 0)) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "the KL bound must be above 0");
     if (p->n_positions < 1 || p->n_positions > 65536) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld positions (1 to 65536)", (long long)p->n_positions);
+    if (p->n_passages < 1 || p->n_passages > MAX_SEQ) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld passages (1 to %d)", (long long)p->n_passages, MAX_SEQ);
     if (p->sinks < 0 || p->recents < 1 || p->budget < p->sinks + p->recents)
         return lg_base_fail(c->err, LG_ERR_USAGE, -1, "the budget of %lld tokens must hold sinks and recents", (long long)p->budget);
     if (p->n_ctx <= p->budget)
