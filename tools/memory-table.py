@@ -38,7 +38,7 @@ def person(r, names, kind):
 def chunk_of(a, r, names, kind, k, base):
     """Ids of one chunk and its people. The sentences stand in the first part of the text, so that the cut to 1024 ids loses none."""
     people = [person(r, names, kind) for _ in range(k)]
-    plain = " ".join(base.split(" ")[:900])
+    plain = " ".join(base.split(" ")[:1200])
     room, out, at = 2400, "", 0
     for place, p in zip(sorted(r.sample(range(room // 40), k)), people):
         cut = plain.find(" ", place * 40)

@@ -1,13 +1,12 @@
 #!/bin/sh
-# sh tools/quality-calibrate.sh LONGAN MODEL TEXT OUTDIR: donor and same-index maps at once, 8 threads each; OUTDIR/smollm2-135m-SHARE-nN.json.
-set -u
+# sh tools/quality-calibrate.sh LONGAN MODEL TEXT OUTDIR [OPTIONS]: donor and same-index maps, one after the other, as roles/ has them:
+# OUTDIR/smollm2-135m-SHARE-nN.json and -SHARE-curve.csv. OPTIONS go to calibrate (--device cuda: about 80 s each on an H100).
+set -eu
+[ $# -ge 4 ] || { sed -n '2,3s/^# *//p' "$0" >&2; exit 2; }
 longan=$1 model=$2 text=$3 out=$4
+shift 4
 mkdir -p "$out"
-pids=''
 for share in donor same-index; do
-    OMP_NUM_THREADS=8 "$longan" heads calibrate -m "$model" -f "$text" --compute f32 --threads 8 --share $share --retrieval 12 --also 8,12,18,24 \
-        --search 4 --refine 2 --seed 1 -o "$out/smollm2-135m-$share.json" --curve "$out/smollm2-135m-$share-curve.csv" > "$out/$share.log" 2>&1 &
-    pids="$pids $!"
+    "$longan" heads calibrate -m "$model" -f "$text" --compute f32 --share $share --retrieval 12 --also 8,12,18,24 --passages 16 --positions 1024 \
+        --search 4 --refine 2 --seed 1 -o "$out/smollm2-135m-$share.json" --curve "$out/smollm2-135m-$share-curve.csv" "$@"
 done
-for p in $pids; do wait "$p" || echo "one failed, see $out/*.log"; done
-ls -l "$out"
