@@ -1,7 +1,6 @@
 /* Memory slots before a prompt: rows 0 .. n-1 of a sequence hold the slots of one chunk, the prompt follows in row n with RoPE
  * position base. Slot keys come un-rotated; they are used so, or rotated at their index (the memory weights say which). */
 #include "session/session.h"
-#include <math.h>
 #include <string.h>
 
 static lg_status check(const lg_session *s, int64_t seq, const lg_slots *x, lg_error *err) {
@@ -36,11 +35,7 @@ static lg_status write_slots(lg_session *s, lg_timeline *q, const lg_slots *x, l
             const int64_t at = first + t;
             s->dst_page[t] = q->page[at / LG_PAGE];
             s->dst_slot[t] = (int32_t)(at % LG_PAGE);
-            for (int64_t i = 0; i < half && x->rope; i++) {
-                const float a = (float)at * m->inv_freq[i];
-                s->work.cs[t * half + i] = cosf(a) * m->rope_factor;
-                s->work.sn[t * half + i] = sinf(a) * m->rope_factor;
-            }
+            if (x->rope) lg_model_rotation(m, &s->work, at, s->work.cs + t * half, s->work.sn + t * half);
         }
         for (int64_t l = 0; l < m->cfg.n_layer; l++) {
             const uint8_t *k = x->k[l] + first * row, *v = x->v[l] + first * row;
