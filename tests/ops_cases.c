@@ -464,7 +464,9 @@ static void test_qkv(bench *b, const cas *c) {
             lg_base_free(b->keep[--b->n_keep]);
         }
     double err = 0, raw_err = 0, v_err = 0, k_err = 0;
-    if (raw) raw_err = error_of(download(b, raw, n * nkv), part[1], n * nkv), v_err = error_of(download(b, raw + n * nkv, n * nkv), part[2], n * nkv);
+    float *half = host(b, n * nkv * 4);
+    for (int64_t i = 0; i < n * nkv; i++) half[i / d * d + lg_ops_half_place(i % d, d, c->interleaved)] = part[1][i];
+    if (raw) raw_err = error_of(download(b, raw, n * nkv), half, n * nkv), v_err = error_of(download(b, raw + n * nkv, n * nkv), part[2], n * nkv);
     for (int i = 0; i < 2; i++)
         for (int64_t h = 0; h < n * (i ? c->n_kv : n_head); h++) {
             const int64_t t = h / (i ? c->n_kv : n_head);

@@ -275,6 +275,30 @@ static void cuda_download(lg_ops_ctx *c, void *dst, const void *src, int64_t byt
     }
     stick(c, e, "download");
 }
+static void cuda_download_rows(lg_ops_ctx *c, void *dst, int64_t dst_stride, const void *src, int64_t src_stride, int64_t bytes, int64_t n) {
+    if (bytes < 1 || n < 1) return;
+    use(c);
+    cudaError_t e = cudaMemcpy2DAsync(dst, (size_t)dst_stride, src, (size_t)src_stride, (size_t)bytes, (size_t)n, cudaMemcpyDeviceToHost, c->stream);
+    if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
+    stick(c, e, "download");
+}
+static void *cuda_host_alloc(lg_ops_ctx *c, int64_t bytes, lg_error *err) {
+    void *p = NULL;
+    use(c);
+    const cudaError_t e = cudaHostAlloc(&p, (size_t)max64(bytes, 1), cudaHostAllocDefault);
+    if (e == cudaSuccess) return p;
+    lg_cuda_fail(err, e, "page-locked memory");
+    return NULL;
+}
+static void cuda_host_free(lg_ops_ctx *c, void *p) {
+    use(c);
+    cudaFreeHost(p);
+}
+static int64_t cuda_in_use(lg_ops_ctx *c) {
+    size_t free_bytes = 0, total = 0;
+    use(c);
+    return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? (int64_t)(total - free_bytes) : -1;
+}
 static void cuda_copy(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
     if (bytes < 1) return;
     use(c);
@@ -612,8 +636,10 @@ template <int E> static __global__ void __launch_bounds__(128) k_finish(const __
     }
     if (is_k && a.k_raw)
 #pragma unroll
-        for (int i = 0; i < E; i++)
-            if (i * 32 + lane < d) a.k_raw[(t * n_kv + h) * d + i * 32 + lane] = v[i];
+        for (int i = 0; i < E; i++) {
+            const int at = i * 32 + lane, to = a.interleaved ? (at >> 1) + (at & 1) * (d / 2) : at; /* half order */
+            if (at < d) a.k_raw[(t * n_kv + h) * d + to] = v[i];
+        }
     if (!is_q && !is_k && a.v_raw)
 #pragma unroll
         for (int i = 0; i < E; i++)
@@ -1177,7 +1203,8 @@ static lg_status cuda_sync(lg_ops_ctx *c, lg_error *err) {
 
 extern "C" const lg_ops lg_ops_cuda = {
     .name = "cuda", .host_memory = false, .chunk = 2048, .open = cuda_open, .close = cuda_close, .describe = cuda_describe, .alloc = cuda_alloc, .free = cuda_free,
-    .upload = cuda_upload, .download = cuda_download, .copy = cuda_copy, .weight_bind = cuda_weight_bind, .weight_unbind = cuda_weight_unbind, .reserve = cuda_reserve,
+    .upload = cuda_upload, .download = cuda_download, .copy = cuda_copy, .download_rows = cuda_download_rows, .host_alloc = cuda_host_alloc, .host_free = cuda_host_free,
+    .in_use = cuda_in_use, .weight_bind = cuda_weight_bind, .weight_unbind = cuda_weight_unbind, .reserve = cuda_reserve,
     .embed = cuda_embed, .qkv = cuda_qkv, .attend = cuda_attend, .attend_hybrid = cuda_attend_hybrid, .product_add = cuda_product_add, .gate_up = cuda_gate_up,
     .logits = cuda_logits, .kv_write = cuda_kv_write, .argmax = cuda_argmax, .fetch = cuda_fetch, .kv_random = cuda_kv_random, .sync = cuda_sync,
 };
