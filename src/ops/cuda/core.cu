@@ -317,6 +317,16 @@ static void cuda_weight_unbind(lg_ops_ctx *c, lg_weight *w) {
     lg_cuda_weight_unbind(w);
 }
 
+static lg_status cuda_lora_bind(lg_ops_ctx *c, lg_lora *r, int64_t n_in, int64_t n_out, lg_error *err) {
+    use(c);
+    return c->env.compute == LG_COMPUTE_F32 ? LG_OK : lg_cuda_lora_bind(c->stream, r, n_in, n_out, err);
+}
+static void cuda_lora_unbind(lg_ops_ctx *c, lg_lora *r) {
+    use(c);
+    cudaStreamSynchronize(c->stream);
+    lg_cuda_lora_unbind(r);
+}
+
 static lg_status reserve_scratch(lg_ops_ctx *c, int64_t bytes, lg_error *err) {
     return grow(c, &c->env.scratch, &c->env.scratch_bytes, bytes, "the scratch of attention", err);
 }
@@ -353,6 +363,7 @@ static const lg_lora *keep_lora(task *t, int i, const lg_lora *l) {
     t->lora[i].scale = l->scale;
     t->lora[i].a = l->a;
     t->lora[i].b = l->b;
+    t->lora[i].packed = l->packed;
     return &t->lora[i];
 }
 #define RECORD(name, kind, field) \
@@ -1204,7 +1215,7 @@ static lg_status cuda_sync(lg_ops_ctx *c, lg_error *err) {
 extern "C" const lg_ops lg_ops_cuda = {
     .name = "cuda", .host_memory = false, .chunk = 2048, .open = cuda_open, .close = cuda_close, .describe = cuda_describe, .alloc = cuda_alloc, .free = cuda_free,
     .upload = cuda_upload, .download = cuda_download, .copy = cuda_copy, .download_rows = cuda_download_rows, .host_alloc = cuda_host_alloc, .host_free = cuda_host_free,
-    .in_use = cuda_in_use, .weight_bind = cuda_weight_bind, .weight_unbind = cuda_weight_unbind, .reserve = cuda_reserve,
+    .in_use = cuda_in_use, .weight_bind = cuda_weight_bind, .weight_unbind = cuda_weight_unbind, .lora_bind = cuda_lora_bind, .lora_unbind = cuda_lora_unbind, .reserve = cuda_reserve,
     .embed = cuda_embed, .qkv = cuda_qkv, .attend = cuda_attend, .attend_hybrid = cuda_attend_hybrid, .product_add = cuda_product_add, .gate_up = cuda_gate_up,
     .logits = cuda_logits, .kv_write = cuda_kv_write, .argmax = cuda_argmax, .fetch = cuda_fetch, .kv_random = cuda_kv_random, .sync = cuda_sync,
 };
