@@ -62,7 +62,7 @@ struct lg_session {
     lg_set_fn on_set; void *on_set_user; int32_t *set_tokens;
     lg_query_fn on_query; void *on_query_user;
     const lg_lora_set *lora;   /* NULL: none */
-    uint8_t *stage; int64_t stage_bytes; /* slots.c: device memory that slots of one layer pass through */
+    uint8_t *stage; int64_t stage_bytes; /* slots.c: device memory that slots of a few layers pass through */
 };
 
 /* cache.c */

@@ -258,9 +258,7 @@ static void cuda_free(lg_ops_ctx *c, void *p) {
 static void cuda_upload(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
     if (bytes < 1) return;
     use(c);
-    cudaError_t e = lg_cuda_push_run(&c->push, dst, src, bytes);
-    if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
-    stick(c, e, "upload");
+    stick(c, lg_cuda_push_run(&c->push, dst, src, bytes), "upload"); /* what follows on the stream finds it */
 }
 static void cuda_download(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
     if (bytes < 1) return;

@@ -69,7 +69,7 @@ cudaError_t lg_cuda_push_run(lg_cuda_push *p, void *dst, const void *src, int64_
         const int i = p->turn ^= 1;
         e = cudaEventSynchronize(p->done[i]); /* (an event never recorded is done) */
         if (e != cudaSuccess) break;
-        memcpy(p->pin[i], (const uint8_t *)src + at, (size_t)n);
+        lg_base_copy(p->pin[i], (const uint8_t *)src + at, n);
         e = cudaMemcpyAsync((uint8_t *)dst + at, p->pin[i], (size_t)n, cudaMemcpyHostToDevice, p->stream);
         if (e == cudaSuccess) e = cudaEventRecord(p->done[i], p->stream);
     }
