@@ -88,7 +88,7 @@ $(B)/fuzz/%: tests/fuzz/%.c $(B)/liblongan.a
 $(B)/tests/cuda/%: tests/cuda/%.cu $(B)/liblongan.a
 	@mkdir -p $(@D)
 	$(NVCC) -O2 -std=c++20 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -DLG_CUDA_ARCH_$(CUDA_ARCH) -Iinclude -Isrc -Xcompiler -Wall,-Wextra,-fno-threadsafe-statics $< $(B)/liblongan.a \
-	    --cudart static -lpthread -ldl -o $@
+	    -Xcompiler -fopenmp --cudart static -lpthread -ldl -o $@
 $(B)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(NVCC) -O3 -lineinfo -std=c++20 -gencode arch=compute_$(CUDA_ARCH),code=sm_$(CUDA_ARCH) -DLG_CUDA_ARCH_$(CUDA_ARCH) -Iinclude -Isrc -Xcompiler -Wall,-Wextra,-fno-threadsafe-statics \

@@ -408,6 +408,8 @@ static int ask_all(asked *a, const lg_roles *roles)
     if (!opt_given(o, "ctx"))
         sp.n_ctx = whole || info.rope_scaled || need_ctx < info.n_ctx_train ? need_ctx : info.n_ctx_train;
     int64_t runs = a->n * (o->mode == MODE_LOOKUP ? o->top : 1);
+    if (a->p.gate == LG_GATE_ADAPTER && runs < a->p.gate_batch) /* chunks are scored on sequences of their own */
+        runs = a->p.gate_batch < a->info.n_chunk ? a->p.gate_batch : a->info.n_chunk;
     sp.n_seq_max = whole ? 1 : runs < o->parallel ? runs : o->parallel;
     sp.progress = NULL; /* the questions have a bar of their own */
     int rc = session_open(a->m, &sp, &s);

@@ -80,6 +80,8 @@ static void product_cases(visit_fn f, void *u) {
         if (weights[w] <= LG_DTYPE_BF16) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 17, .n_in = 37, .n_tok = 30 });
         named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 200, .n_in = 256, .n_tok = 3, .rank = 8 });
         named(f, u, (cas){ .k = GATE_UP, .w = weights[w], .n_out = 200, .n_in = 256, .n_tok = 20, .rank = 16 });
+        named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 200, .n_in = 256, .n_tok = 80, .rank = 16 });
+        named(f, u, (cas){ .k = GATE_UP, .w = weights[w], .n_out = 200, .n_in = 256, .n_tok = 80, .rank = 12 });
     }
 }
 
@@ -92,7 +94,7 @@ static void qkv_cases(visit_fn f, void *u) {
             for (int n = 0; n < 4; n++)
                 named(f, u, (cas){ .k = QKV, .w = some[(h + k + n) % 4], .n_in = 576, .n_out = head[h][0] * head[h][1] * head[h][2], .n_tok = rows[n], .kv = caches[k],
                                    .d = head[h][0], .n_kv = head[h][1], .group = head[h][2], .bias = (h + n) % 2, .qk_norm = (h + n) % 3 == 0,
-                                   .interleaved = (h + k) % 2, .rank = n == 1 ? 4 : 0 });
+                                   .interleaved = (h + k) % 2, .rank = n == 1 ? 4 : n == 3 ? 8 * (1 + k % 2) : 0 });
     for (int k = 0; k < N_CACHE; k++) {
         named(f, u, (cas){ .k = KV_WRITE, .n_tok = 37, .kv = caches[k], .d = 64, .n_kv = 3, .group = 1, .w = LG_DTYPE_F32 });
         named(f, u, (cas){ .k = KV_WRITE, .n_tok = 5, .kv = caches[k], .d = 128, .n_kv = 8, .group = 1, .interleaved = true, .w = LG_DTYPE_BF16 });
@@ -281,7 +283,12 @@ static lg_lora make_lora(bench *b, int32_t rank, int64_t n_out, int64_t n_in, lg
     *on_device = l;
     on_device->a = device(b, l.a, rank * n_in * 4);
     on_device->b = device(b, l.b, n_out * rank * 4);
+    lg_error e = { 0 };
+    if (b->o->lora_bind) check(b->o->lora_bind(b->c, on_device, n_in, n_out, &e), &e);
     return l;
+}
+static void drop_lora(bench *b, lg_lora *on_device) {
+    if (b->o->lora_unbind) b->o->lora_unbind(b->c, on_device);
 }
 static void add_lora(float *y, const float *x, const lg_lora *l, int64_t n_out, int64_t n_in, int64_t n_tok) {
     for (int64_t t = 0; t < n_tok; t++)
@@ -361,6 +368,7 @@ static void test_product(bench *b, const cas *c) {
     const lg_status st = b->o->sync(b->c, &e);
     verdict(b, c, st, &e, error_of(download(b, dy, n_y), want, n_y), product_bound(b) * (c->k == GATE_UP ? 2 : 1), "");
     for (int i = 0; i < n_w; i++) b->o->weight_unbind(b->c, &dw[i]);
+    for (int i = 0; i < n_w && c->rank; i++) drop_lora(b, &dl[i]);
 }
 
 static void test_embed(bench *b, const cas *c) {
@@ -464,7 +472,9 @@ static void test_qkv(bench *b, const cas *c) {
             lg_base_free(b->keep[--b->n_keep]);
         }
     double err = 0, raw_err = 0, v_err = 0, k_err = 0;
-    if (raw) raw_err = error_of(download(b, raw, n * nkv), part[1], n * nkv), v_err = error_of(download(b, raw + n * nkv, n * nkv), part[2], n * nkv);
+    float *half = host(b, n * nkv * 4);
+    for (int64_t i = 0; i < n * nkv; i++) half[i / d * d + lg_ops_half_place(i % d, d, c->interleaved)] = part[1][i];
+    if (raw) raw_err = error_of(download(b, raw, n * nkv), half, n * nkv), v_err = error_of(download(b, raw + n * nkv, n * nkv), part[2], n * nkv);
     for (int i = 0; i < 2; i++)
         for (int64_t h = 0; h < n * (i ? c->n_kv : n_head); h++) {
             const int64_t t = h / (i ? c->n_kv : n_head);
@@ -503,6 +513,7 @@ static void test_qkv(bench *b, const cas *c) {
     else if (!(k_err <= cache_bound) && !*more) snprintf(more, sizeof more, "cache rows %.2e", k_err);
     verdict(b, c, st, &e, err, bound_, more);
     for (int i = 0; i < 3; i++) b->o->weight_unbind(b->c, &dw[i]);
+    for (int i = 0; i < 3 && c->rank; i++) drop_lora(b, &dl[i]);
 }
 
 static void test_kv_write(bench *b, const cas *c) {

@@ -68,7 +68,7 @@ typedef struct lg_ask_params {
     lg_ask_mode mode;
     lg_gate_kind gate;          /* memory: none; lookup: lexical */
     double gate_threshold;      /* 0.5 */
-    int64_t gate_batch;         /* chunks scored at once with the current memory, 0: default 8 */
+    int64_t gate_batch;         /* chunks scored at once with the current memory, 0: default 8; at most the session's sequences */
     int64_t second_look;        /* rounds over rejected chunks after the memory has changed, 0 */
     const char *update_template, *answer_template; /* NULL: the published ones of the mode; {prompt} and {memory} once each */
     const char *memory_init;    /* NULL: "No previous memory" */

@@ -26,6 +26,7 @@ void *lg_base_calloc(int64_t count, int64_t size); /* checked product */
 void *lg_base_realloc(void *p, int64_t old_bytes, int64_t new_bytes);
 void lg_base_free(void *p);
 char *lg_base_strdup(const char *s);
+void lg_base_copy(void *dst, const void *src, int64_t bytes); /* memcpy; large pieces by several threads */
 void lg_base_alloc_guard(bool up);        /* decode loop: no allocation between up and down */
 int64_t lg_base_alloc_guard_hits(void);   /* allocations seen while the guard was up (release: counted) */
 int64_t lg_base_alloc_fail_at(int64_t nth); /* 0: never; counts from now. Returns what the last call had left: 0 when its failure came */

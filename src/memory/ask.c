@@ -4,7 +4,7 @@
  * and a prompt of question and m, and what it writes replaces m; at the end it answers from m alone. Questions go on in rounds:
  * in each round every question finds its next accepted chunk, then all of these are read together.
  *
- * Speculative gating: the next gate_batch chunks are scored with the present memory at once. m changes only when a chunk is
+ * Speculative gating: the next gate_batch chunks are scored with the present memory in one pass. m changes only when a chunk is
  * accepted, so scores up to the first accepted chunk are what one-by-one scoring gives; later ones are thrown away. */
 #include "memory/ask.h"
 #include <math.h>
@@ -71,16 +71,18 @@ static bool look_again(const lg_asking *a, turn *t) {
 /* Finds the next accepted chunk of question q. */
 static lg_status advance(lg_asking *a, int64_t q, turn *t, double *score, lg_error *err) {
     const double began = lg_base_now();
+    const int64_t width = lg_memory_gate_width(a);
     t->chunk = -1;
     while (t->chunk < 0) {
         if (t->at == t->n_todo && !look_again(a, t)) break;
-        const int64_t left = t->n_todo - t->at, n = a->p.gate == LG_GATE_ADAPTER && left > a->p.gate_batch ? a->p.gate_batch : left;
+        const int64_t left = t->n_todo - t->at, n = a->p.gate == LG_GATE_ADAPTER && left > width ? width : left;
         lg_status st = LG_OK;
         if (a->p.gate == LG_GATE_ADAPTER) st = lg_memory_score(a, q, t->todo + t->at, n, score, err);
         for (int64_t i = 0; i < n && st == LG_OK && t->chunk < 0; i++) {
             const int64_t c = t->todo[t->at++];
             const double s = a->p.gate == LG_GATE_ADAPTER ? score[i] : t->keep ? (double)t->rank[c] : (double)NAN;
-            if (t->keep ? !t->keep[c] : a->p.gate == LG_GATE_ADAPTER && !(s > a->p.gate_threshold)) st = reject(a, q, t, c, s, err);
+            const bool scored_low = a->forced ? !a->forced[c] : !(s > a->p.gate_threshold);
+            if (t->keep ? !t->keep[c] : a->p.gate == LG_GATE_ADAPTER && scored_low) st = reject(a, q, t, c, s, err);
             else {
                 t->chunk = c;
                 t->score = s;
@@ -171,7 +173,7 @@ lg_status lg_memory_loop(lg_asking *a, lg_error *err) {
     lg_status st = LG_OK;
     lg_lexical *x = NULL;
     turn *t = lg_base_calloc(a->n, sizeof *t);
-    double *score = lg_base_calloc(a->p.gate_batch, sizeof *score);
+    double *score = lg_base_calloc(lg_memory_gate_width(a), sizeof *score);
     if (!t || !score) LG_TRY(nomem(err));
     if (a->p.gate == LG_GATE_LEXICAL) LG_TRY(lg_memory_lexical_new(&x, a->b, err));
     for (int64_t q = 0; q < a->n; q++) LG_TRY(start(a, q, &t[q], x, err));

@@ -18,6 +18,7 @@ typedef struct lg_asking {
     int32_t pad;                   /* -1: none */
     const char *what; int64_t done, total; /* progress */
     bool stopped;
+    const uint8_t *forced;         /* bench/memory_bench.c alone: [n_chunk] decisions in place of the adapter gate's, which is run all the same */
 } lg_asking;
 
 /* One call of the model: a prompt behind a chunk's slots, or behind nothing. */
@@ -43,7 +44,8 @@ lg_status lg_memory_keep(lg_asking *a, const lg_reading *r, lg_error *err);
 /* Text (stripped), ids and last step of the answer. */
 lg_status lg_memory_answer(lg_asking *a, lg_reading *r, int64_t position0, lg_error *err);
 lg_status lg_memory_final(lg_asking *a, lg_error *err); /* the answer prompt of every question, without slots */
-/* Scores of the chunks c[0..n) for question q with its present memory (adapter gate). */
+/* Scores of the chunks c[0..n), n at most the width, for question q with its present memory (adapter gate): one ragged pass. */
+int64_t lg_memory_gate_width(const lg_asking *a); /* gate_batch, or the session's sequences where these are fewer */
 lg_status lg_memory_score(lg_asking *a, int64_t q, const int64_t *c, int64_t n, double *score, lg_error *err);
 
 lg_status lg_memory_loop(lg_asking *a, lg_error *err);    /* ask.c */

@@ -69,17 +69,27 @@ static lg_status put_header(build *b, lg_error *err) {
 }
 
 /* ---- groups ---- */
+/* Slots come down from a device straight into page-locked memory. */
+static float *slots_new(lg_model *m, int64_t floats, lg_error *err) {
+    if (!m->ops->host_alloc) return lg_base_calloc(floats, sizeof(float));
+    return m->ops->host_alloc(m->ctx, floats * (int64_t)sizeof(float), err);
+}
+static void slots_free(lg_model *m, float *p) {
+    if (p && m->ops->host_alloc) m->ops->host_free(m->ctx, p);
+    else lg_base_free(p);
+}
+
 static lg_status open_compressor(build *b, lg_error *err) {
     const lg_bank_header *h = &b->h;
     const int64_t batch = h->group < h->n_chunk ? h->group : h->n_chunk;
-    int64_t floats;
+    int64_t floats, bytes;
     const lg_status st = lg_memory_compressor_new(&b->c, b->m, h->chunk, h->window, h->ratio, batch, err);
     if (st != LG_OK) return st;
     b->stride = h->n_layer * (h->chunk / h->ratio) * h->n_head_kv * h->head_dim;
-    if (!lg_base_mul(b->stride, batch, &floats)) return nomem(err);
+    if (!lg_base_mul(b->stride, batch, &floats) || !lg_base_mul(floats, sizeof(float), &bytes)) return nomem(err);
     for (int i = 0; i < (b->overlap && h->n_chunk > batch ? 2 : 1); i++) {
-        b->k[i] = lg_base_calloc(floats, sizeof **b->k);
-        b->v[i] = lg_base_calloc(floats, sizeof **b->v);
+        b->k[i] = slots_new(b->m, floats, err);
+        b->v[i] = slots_new(b->m, floats, err);
         if (!b->k[i] || !b->v[i]) return nomem(err);
     }
     b->rows = lg_base_alloc(lg_memory_bank_chunk_bytes(h, h->chunk / h->ratio));
@@ -177,8 +187,8 @@ static void build_free(build *b) {
     lg_memory_compressor_free(b->c);
     lg_base_free(b->entry);
     for (int i = 0; i < 2; i++) {
-        lg_base_free(b->k[i]);
-        lg_base_free(b->v[i]);
+        slots_free(b->m, b->k[i]);
+        slots_free(b->m, b->v[i]);
     }
     lg_base_free(b->rows);
 }

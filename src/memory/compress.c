@@ -7,7 +7,6 @@
  * a later piece finds the earlier one in the cache. In a pass rows stand [all raw][all memory], in both parts chunk by chunk.
  * Between two windows the slots just made are written over the rows they came from. */
 #include "memory/memory.h"
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -23,9 +22,9 @@ struct lg_compressor {
     lg_kv_geom geom;
     lg_kv_layer *kv;                     /* [n_layer] */
     lg_work work;
-    float *k_raw, *v_raw, *k_dev, *v_dev; /* device: [n_layer, max_mem, nkv]; slots on their way back into the cache */
-    float *k_host, *v_host;              /* [n_layer, max_mem, nkv] */
-    float *cs, *sn;                      /* rotation of those slots */
+    float *k_raw, *v_raw;                /* device: [n_layer, max_mem, nkv], the slots of a pass */
+    int64_t n_mem, *first_mem;           /* memory rows of the last pass; where those of each chunk begin, [at_once] */
+    float *cs, *sn;                      /* rotation of a window's slots */
     int32_t *ids, *seq, *page, *slot, *table; /* table: [at_once, pages] */
     int64_t *pos;
     lg_kv_seq *seqs;                     /* [at_once] */
@@ -80,14 +79,9 @@ static lg_status init(lg_compressor *c, lg_error *err) {
     LG_TRY(o->reserve(m->ctx, c->max_row, c->at_once, c->pages * LG_PAGE, (int32_t)g->n_head, &c->geom, m->max_in, m->max_out, err));
     c->k_raw = o->alloc(m->ctx, g->n_layer * c->max_mem * nkv * f, false, err);
     c->v_raw = o->alloc(m->ctx, g->n_layer * c->max_mem * nkv * f, false, err);
-    c->k_dev = o->alloc(m->ctx, slots * nkv * f, false, err);
-    c->v_dev = o->alloc(m->ctx, slots * nkv * f, false, err);
-    const int64_t host = max64(g->n_layer * c->max_mem, slots) * nkv;
-    c->k_host = lg_base_calloc(host, f);
-    c->v_host = lg_base_calloc(host, f);
     const int64_t rows = max64(c->max_row, slots);
-    c->cs = lg_base_calloc(slots, g->head_dim / 2 * f);
-    c->sn = lg_base_calloc(slots, g->head_dim / 2 * f);
+    c->cs = lg_base_calloc(c->per_window, g->head_dim / 2 * f);
+    c->sn = lg_base_calloc(c->per_window, g->head_dim / 2 * f);
     c->ids = lg_base_calloc(rows, sizeof *c->ids);
     c->seq = lg_base_calloc(rows, sizeof *c->seq);
     c->page = lg_base_calloc(rows, sizeof *c->page);
@@ -96,8 +90,9 @@ static lg_status init(lg_compressor *c, lg_error *err) {
     c->table = lg_base_calloc(c->at_once * c->pages, sizeof *c->table);
     c->seqs = lg_base_calloc(c->at_once, sizeof *c->seqs);
     c->pieces = lg_base_calloc(c->at_once, sizeof *c->pieces);
-    if (!c->k_raw || !c->v_raw || !c->k_dev || !c->v_dev || !c->k_host || !c->v_host || !c->cs || !c->sn || !c->ids || !c->seq || !c->page ||
-        !c->slot || !c->pos || !c->table || !c->seqs || !c->pieces)
+    c->first_mem = lg_base_calloc(c->at_once, sizeof *c->first_mem);
+    if (!c->k_raw || !c->v_raw || !c->cs || !c->sn || !c->ids || !c->seq || !c->page || !c->slot || !c->pos || !c->table || !c->seqs || !c->pieces ||
+        !c->first_mem)
         return nomem(err);
     for (int64_t i = 0; i < c->at_once * c->pages; i++) c->table[i] = (int32_t)i;
 done:
@@ -126,10 +121,9 @@ void lg_memory_compressor_free(lg_compressor *c) {
         if (c->kv[l].v) o->free(c->m->ctx, c->kv[l].v);
     }
     lg_model_work_free(&c->work, c->m);
-    float *dev[] = { c->k_raw, c->v_raw, c->k_dev, c->v_dev };
-    for (int i = 0; i < 4; i++)
-        if (dev[i]) o->free(c->m->ctx, dev[i]);
-    void *host[] = { c->kv, c->k_host, c->v_host, c->cs, c->sn, c->ids, c->seq, c->page, c->slot, c->pos, c->table, c->seqs, c->pieces };
+    if (c->k_raw) o->free(c->m->ctx, c->k_raw);
+    if (c->v_raw) o->free(c->m->ctx, c->v_raw);
+    void *host[] = { c->kv, c->cs, c->sn, c->ids, c->seq, c->page, c->slot, c->pos, c->table, c->seqs, c->pieces, c->first_mem };
     for (size_t i = 0; i < sizeof host / sizeof *host; i++) lg_base_free(host[i]);
     lg_base_free(c);
 }
@@ -157,32 +151,21 @@ typedef struct job { /* the chunks at once */
     float *k, *v;
 } job;
 
-/* Slots of one pass from the device into the caller's arrays: K into half order. */
-static void hand_over(lg_compressor *c, const job *j, int64_t w, int64_t n_piece, int64_t n_mem) {
+/* Slots of one pass into the caller's arrays: the rows of a piece lie together in every layer. */
+static void hand_over(lg_compressor *c, const job *j, int64_t w, int64_t n_piece) {
     lg_model *m = c->m;
-    const lg_config *g = &m->cfg;
-    const int64_t d = g->head_dim, half = d / 2, nkv = g->n_head_kv * d, bytes = g->n_layer * n_mem * nkv * (int64_t)sizeof(float);
-    const float *k = c->k_raw, *v = c->v_raw;
-    if (!m->ops->host_memory) {
-        m->ops->download(m->ctx, c->k_host, k, bytes);
-        m->ops->download(m->ctx, c->v_host, v, bytes);
-        k = c->k_host;
-        v = c->v_host;
-    }
-    for (int64_t l = 0; l < g->n_layer; l++)
-        for (int64_t p = 0; p < n_piece; p++) {
-            const piece *q = &c->pieces[p];
-            const int64_t to = q->chunk * j->stride + (l * c->per_chunk + w * c->per_window + q->group) * nkv, n = q->n_mem * nkv;
-            memcpy(j->v + to, v, (size_t)n * sizeof(float));
-            if (!g->rope_interleaved) memcpy(j->k + to, k, (size_t)n * sizeof(float));
-            for (int64_t h = 0; h < n && g->rope_interleaved; h += d)
-                for (int64_t i = 0; i < half; i++) {
-                    j->k[to + h + i] = k[h + 2 * i];
-                    j->k[to + h + half + i] = k[h + 2 * i + 1];
-                }
-            k += n;
-            v += n;
+    const int64_t n_layer = m->cfg.n_layer, row = m->cfg.n_head_kv * m->cfg.head_dim, f = sizeof(float);
+    for (int64_t p = 0, at = 0; p < n_piece; at += c->pieces[p++].n_mem) {
+        const piece *q = &c->pieces[p];
+        const int64_t to = q->chunk * j->stride + (w * c->per_window + q->group) * row, bytes = q->n_mem * row * f;
+        for (int v = 0; v < 2; v++) {
+            float *dst = (v ? j->v : j->k) + to;
+            const float *src = (v ? c->v_raw : c->k_raw) + at * row;
+            if (!m->ops->host_memory) m->ops->download_rows(m->ctx, dst, c->per_chunk * row * f, src, c->n_mem * row * f, bytes, n_layer);
+            else
+                for (int64_t l = 0; l < n_layer; l++) memcpy(dst + l * c->per_chunk * row, src + l * c->n_mem * row, (size_t)bytes);
         }
+    }
 }
 
 /* Runs the first n_piece pieces of window w as one pass. */
@@ -197,6 +180,7 @@ static lg_status pass(lg_compressor *c, const job *j, int64_t w, int64_t n_piece
     for (int64_t p = 0; p < n_piece; p++) {
         const piece *q = &c->pieces[p];
         int64_t end = 0;
+        c->first_mem[q->chunk] = n_mem;
         for (int64_t i = 0; i < q->n_mem; i++) {
             end = base + q->group * group + (i + 1 < q->n_mem ? i * group + c->ratio : q->n_raw + i);
             place(c, t++, q->chunk, 0, end);
@@ -208,43 +192,32 @@ static lg_status pass(lg_compressor *c, const job *j, int64_t w, int64_t n_piece
                            .seqs = c->seqs, .n_seq = (int32_t)j->n_chunk, .kv = c->kv, .geom = c->geom, .n_mem = n_mem, .k_raw = c->k_raw,
                            .v_raw = c->v_raw };
     const lg_status st = lg_model_forward(c->m, &c->work, &f, err);
-    if (st == LG_OK) hand_over(c, j, w, n_piece, n_mem);
+    c->n_mem = n_mem;
+    if (st == LG_OK) hand_over(c, j, w, n_piece);
     return st;
 }
 
-/* Slots of window w - 1 into the cache rows that window w sees them in; only chunks that have a window w. */
+/* Slots of window w - 1 into the cache rows that window w sees them in; only chunks that have a window w. On a device a window is
+ * one pass, whose rows are still there; on the host they are read where they were handed over to. */
 static lg_status write_back(lg_compressor *c, const job *j, int64_t w, lg_error *err) {
     lg_model *m = c->m;
     const lg_config *g = &m->cfg;
-    const int64_t half = g->head_dim / 2, nkv = g->n_head_kv * g->head_dim, per = c->per_window, bytes = per * nkv * (int64_t)sizeof(float);
-    int64_t n = 0;
-    for (int64_t i = 0; i < j->n_chunk; i++)
-        for (int64_t s = 0; s < per && j->n[i] > w * c->window; s++, n++) {
-            const int64_t at = (w - 1) * per + s;
-            for (int64_t e = 0; e < half; e++) {
-                const float a = (float)at * m->inv_freq[e];
-                c->cs[n * half + e] = cosf(a) * m->rope_factor;
-                c->sn[n * half + e] = sinf(a) * m->rope_factor;
-            }
-            place(c, n, i, 0, at);
-        }
+    const int64_t half = g->head_dim / 2, row = g->n_head_kv * g->head_dim, per = c->per_window;
     const lg_kv_geom src = { .dtype = LG_DTYPE_F32, .n_head_kv = c->geom.n_head_kv, .head_dim = c->geom.head_dim,
                              .row_bytes = g->head_dim * (int64_t)sizeof(float) };
-    for (int64_t l = 0; l < g->n_layer && n; l++) {
-        int64_t to = 0;
+    for (int64_t s = 0; s < per; s++) lg_model_rotation(m, &c->work, (w - 1) * per + s, c->cs + s * half, c->sn + s * half);
+    for (int64_t i = 0; i < j->n_chunk; i++)
+        for (int64_t s = 0; s < per; s++) place(c, i * per + s, i, 0, (w - 1) * per + s);
+    for (int64_t l = 0; l < g->n_layer; l++) {
         for (int64_t i = 0; i < j->n_chunk; i++) {
             if (j->n[i] <= w * c->window) continue;
-            const int64_t from = i * j->stride + (l * c->per_chunk + (w - 1) * per) * nkv;
-            memcpy(c->k_host + to, j->k + from, (size_t)bytes);
-            memcpy(c->v_host + to, j->v + from, (size_t)bytes);
-            to += per * nkv;
+            const int64_t kept = i * j->stride + (l * c->per_chunk + (w - 1) * per) * row, made = (l * c->n_mem + c->first_mem[i]) * row;
+            const float *k = m->ops->host_memory ? j->k + kept : c->k_raw + made, *v = m->ops->host_memory ? j->v + kept : c->v_raw + made;
+            m->ops->kv_write(m->ctx, &(lg_op_kv_write){ .kv = c->kv[l], .geom = c->geom, .k = (const uint8_t *)k, .v = (const uint8_t *)v, .src = src,
+                .rope_cos = c->cs, .rope_sin = c->sn, .rope_interleaved = g->rope_interleaved, .dst_page = c->page + i * per,
+                .dst_slot = c->slot + i * per, .n_tok = per });
         }
-        m->ops->upload(m->ctx, c->k_dev, c->k_host, to * (int64_t)sizeof(float));
-        m->ops->upload(m->ctx, c->v_dev, c->v_host, to * (int64_t)sizeof(float));
-        m->ops->kv_write(m->ctx, &(lg_op_kv_write){ .kv = c->kv[l], .geom = c->geom, .k = (const uint8_t *)c->k_dev, .v = (const uint8_t *)c->v_dev,
-            .src = src, .rope_cos = c->cs, .rope_sin = c->sn, .rope_interleaved = g->rope_interleaved, .dst_page = c->page, .dst_slot = c->slot,
-            .n_tok = n });
-        const lg_status st = m->ops->sync(m->ctx, err); /* one layer's staging serves all */
+        const lg_status st = m->ops->sync(m->ctx, err);
         if (st != LG_OK) return st;
     }
     return LG_OK;

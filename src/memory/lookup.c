@@ -24,8 +24,8 @@ static lg_status rank(lg_asking *a, int64_t q, const lg_lexical *x, float *f, do
         lg_memory_lexical_score(x, a->question[q].data, a->question[q].n, f);
         for (int64_t c = 0; c < n; c++) score[c] = (double)f[c];
     } else if (a->p.gate == LG_GATE_ADAPTER) {
-        for (int64_t c = 0; c < n && st == LG_OK; c += a->p.gate_batch)
-            st = lg_memory_score(a, q, all + c, n - c < a->p.gate_batch ? n - c : a->p.gate_batch, score + c, err);
+        const int64_t width = lg_memory_gate_width(a);
+        for (int64_t c = 0; c < n && st == LG_OK; c += width) st = lg_memory_score(a, q, all + c, n - c < width ? n - c : width, score + c, err);
     } else {
         for (int64_t c = 0; c < n; c++) score[c] = (double)NAN;
     }

@@ -28,7 +28,8 @@ lg_status lg_memory_lexical_new(lg_lexical **out, const lg_bank *b, lg_error *er
 void lg_memory_lexical_free(lg_lexical *x);
 void lg_memory_lexical_score(const lg_lexical *x, const int32_t *ids, int64_t n, float *score /* [n_chunk] */);
 
-/* ---- gate.c: sigmoid(w . h + b) behind [slots; prompt(question, memory)] with the gate's low-rank additions ---- */
+/* ---- gate.c: sigmoid(w . h + b) behind [slots; prompt(question, memory)] with the gate's low-rank additions; n at most the session's
+ * sequences, all in one ragged pass ---- */
 lg_status lg_memory_gate(lg_session *s, const int32_t *seqs, const lg_slots *slots, const lg_ids *prompts, int64_t n, double *score, lg_error *err);
 
 /* ---- prompt.c: templates, each literal piece tokenised apart ---- */

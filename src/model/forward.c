@@ -1,6 +1,9 @@
 /* The one forward pass: prefill chunks, dense decode and hybrid decode differ in the attention op they enqueue. */
 #include "model/model.h"
 #include <math.h>
+#include <string.h>
+
+enum { KEPT = 8192 }; /* rotations; a power of two */
 
 lg_status lg_model_work_init(lg_work *w, const lg_model *m, int64_t max_tok, lg_error *err) {
     const lg_config *c = &m->cfg;
@@ -12,7 +15,9 @@ lg_status lg_model_work_init(lg_work *w, const lg_model *m, int64_t max_tok, lg_
     w->h = m->ops->alloc(m->ctx, max_tok * c->n_ff * f, false, err);
     w->cs = lg_base_calloc(max_tok * (c->head_dim / 2), f);
     w->sn = lg_base_calloc(max_tok * (c->head_dim / 2), f);
-    if (w->x && w->q && w->att && w->h && w->cs && w->sn) return LG_OK;
+    w->kept = lg_base_calloc(KEPT, c->head_dim * f);
+    w->kept_pos = lg_base_calloc(KEPT, sizeof *w->kept_pos);
+    if (w->x && w->q && w->att && w->h && w->cs && w->sn && w->kept && w->kept_pos) return LG_OK;
     lg_model_work_free(w, m);
     return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for the activations of %lld tokens", (long long)max_tok);
 }
@@ -23,7 +28,25 @@ void lg_model_work_free(lg_work *w, const lg_model *m) {
         if (p[i]) m->ops->free(m->ctx, p[i]);
     lg_base_free(w->cs);
     lg_base_free(w->sn);
+    lg_base_free(w->kept);
+    lg_base_free(w->kept_pos);
     *w = (lg_work){ 0 };
+}
+
+/* Passes come back to the same positions (chunks, prompts behind slots), and beside a GPU the sines of thousands of rows are felt. */
+void lg_model_rotation(const lg_model *m, lg_work *w, int64_t pos, float *cs, float *sn) {
+    const int64_t half = m->cfg.head_dim / 2, at = pos & (KEPT - 1);
+    float *kept = w->kept + at * 2 * half;
+    if (w->kept_pos[at] != pos + 1) {
+        for (int64_t i = 0; i < half; i++) {
+            const float a = (float)pos * m->inv_freq[i];
+            kept[i] = cosf(a) * m->rope_factor;
+            kept[half + i] = sinf(a) * m->rope_factor;
+        }
+        w->kept_pos[at] = pos + 1;
+    }
+    memcpy(cs, kept, (size_t)half * sizeof *cs);
+    memcpy(sn, kept + half, (size_t)half * sizeof *sn);
 }
 
 static lg_status show_queries(lg_model *m, const lg_work *w, const lg_forward *f, int64_t layer, lg_error *err) {
@@ -77,12 +100,7 @@ lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_erro
     const int64_t half = c->head_dim / 2, nq = c->n_head * c->head_dim, nkv = c->n_head_kv, n_raw = f->n_tok - f->n_mem;
     const float scale = 1.0f / sqrtf((float)c->head_dim);
 
-    for (int64_t t = 0; t < f->n_tok; t++)
-        for (int64_t i = 0; i < half; i++) {
-            const float a = (float)f->pos[t] * m->inv_freq[i];
-            w->cs[t * half + i] = cosf(a) * m->rope_factor;
-            w->sn[t * half + i] = sinf(a) * m->rope_factor;
-        }
+    for (int64_t t = 0; t < f->n_tok; t++) lg_model_rotation(m, w, f->pos[t], w->cs + t * half, w->sn + t * half);
     o->embed(x, &(lg_op_embed){ .x = w->x, .w = c->tied ? &m->output : &m->embed, .ids = f->ids, .n_tok = n_raw });
     if (f->n_mem)
         o->embed(x, &(lg_op_embed){ .x = w->x + n_raw * c->n_embd, .w = &m->memory.embed, .ids = f->ids + n_raw, .n_tok = f->n_mem });

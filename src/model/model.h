@@ -63,6 +63,8 @@ lg_status lg_source_family(const lg_source *s, const lg_config *c, char family[3
 /* shape.c: named shapes without a file (bench --shape): random weights, no tokenizer. */
 lg_status lg_model_shape_config(lg_config *c, const char *name, lg_error *err);
 lg_status lg_model_shape_data(lg_model *m, lg_weight *w, lg_error *err); /* random blocks in host memory, owned by the model */
+/* Random memory weights of the official layout (own q, k, v) and a gate: low-rank additions to every projection, and its row. For timing. */
+lg_status lg_model_shape_memory(lg_model *m, int32_t gate_rank, lg_error *err);
 /* adapter.c: memory weights of the checkpoint and everything in the adapter files; after the base is bound. */
 lg_status lg_model_adapters_open(lg_model *m, const lg_model_params *p, lg_error *err);
 void lg_model_adapters_free(lg_model *m);
@@ -107,9 +109,15 @@ typedef struct lg_forward {
     int32_t *argmax;                     /* host [n_row]: greedy choice of each row, or NULL */
     int32_t *fetch_n, *fetch_idx;        /* host copies of sets.n and sets.idx after the step, or NULL */
 } lg_forward;
-typedef struct lg_work { float *x, *q, *att, *h, *cs, *sn; int64_t max_tok; } lg_work; /* activations of up to max_tok tokens */
+typedef struct lg_work { /* activations of up to max_tok tokens */
+    float *x, *q, *att, *h, *cs, *sn;
+    float *kept; int64_t *kept_pos;      /* rotations of recent positions, by position modulo their number; position + 1 */
+    int64_t max_tok;
+} lg_work;
 lg_status lg_model_work_init(lg_work *w, const lg_model *m, int64_t max_tok, lg_error *err);
 void lg_model_work_free(lg_work *w, const lg_model *m);
+/* cos and sin [head_dim/2] of a position. */
+void lg_model_rotation(const lg_model *m, lg_work *w, int64_t pos, float *cs, float *sn);
 /* Allocates nothing. */
 lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_error *err);
 /* Logits of further rows of the last pass (those at or after its first row). */

@@ -43,7 +43,7 @@ typedef struct lg_op_qkv {
     const int32_t *dst_page, *dst_slot;  /* [n_tok] where K, V of each token go */
     int64_t n_tok; int32_t n_head;
     const lg_lora *lora_q, *lora_k, *lora_v; /* NULL: none */
-    float *k_raw, *v_raw;                /* NULL, or out [n_tok, n_head_kv*head_dim]: K after bias and norm, not rotated; V */
+    float *k_raw, *v_raw;                /* NULL, or out [n_tok, n_head_kv*head_dim]: K after bias and norm, not rotated, in half order; V */
 } lg_op_qkv;
 
 /* Ready K and V rows (memory slots) into the cache: row t, head h of k and v is src row t*n_head_kv + h. Rows of k come in half
@@ -125,6 +125,12 @@ typedef struct lg_ops {
     void (*upload)(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes);
     void (*download)(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes);
     void (*copy)(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes); /* device to device; like upload and download not enqueued */
+    /* Not on back ends whose memory is the host's (NULL there): n rows of `bytes`, strides in bytes, downloaded without staging (fast into
+     * memory of host_alloc, which is page-locked); bytes of the device's memory in use by anybody, -1: not known. */
+    void (*download_rows)(lg_ops_ctx *c, void *dst, int64_t dst_stride, const void *src, int64_t src_stride, int64_t bytes, int64_t n);
+    void *(*host_alloc)(lg_ops_ctx *c, int64_t bytes, lg_error *err);
+    void (*host_free)(lg_ops_ctx *c, void *p);
+    int64_t (*in_use)(lg_ops_ctx *c);
     /* data NULL: filled with pseudo-random values of a usual scale (bench --shape; only back ends that say so).
      * May repack (data may then be forgotten: lg_file_forget is the caller's). Same weight bound once. */
     lg_status (*weight_bind)(lg_ops_ctx *c, lg_weight *w, lg_error *err);
@@ -157,6 +163,10 @@ const lg_ops *lg_ops_find(const char *device, lg_error *err); /* NULL: unknown o
 bool lg_cuda_device_line(int i, char *buf, size_t n); /* cuda/: GPU i in words; i = 0 without one: why; false: no more */
 bool lg_ops_device_line(int i, char *buf, size_t n, lg_error *err); /* what was found: 0 is the CPU, then GPUs; false: no more, or failed */
 
+/* Where element i of a head lies in half order. */
+static inline int64_t lg_ops_half_place(int64_t i, int64_t head_dim, bool interleaved) {
+    return interleaved ? i / 2 + i % 2 * (head_dim / 2) : i;
+}
 /* Cache rows <-> f32 (any lg_kv_geom dtype). */
 void lg_ops_kv_store(const lg_kv_geom *g, uint8_t *row, const float *src);
 void lg_ops_kv_load(const lg_kv_geom *g, float *dst, const uint8_t *row);

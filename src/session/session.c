@@ -207,6 +207,53 @@ done:
     return st;
 }
 
+lg_status lg_session_prefill_many(lg_session *s, const int32_t *seqs, const lg_ids *prompts, int64_t n, lg_ended_fn ended, void *user, lg_error *err) {
+    lg_status st = LG_OK;
+    const double start = lg_base_now();
+    if (n < 1 || n > s->max_row) return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld prompts together (1 to %lld)", (long long)n, (long long)s->max_row);
+    for (int64_t i = 0; i < n; i++) {
+        LG_TRY(check_seq(s, seqs[i], err));
+        for (int64_t j = 0; j < i; j++)
+            if (seqs[j] == seqs[i]) return lg_base_fail(err, LG_ERR_USAGE, -1, "sequence %d is twice in one prefill", seqs[i]);
+        lg_timeline *q = &s->seq[seqs[i]];
+        if (prompts[i].n < 1) return lg_base_fail(err, LG_ERR_USAGE, -1, "no ids: a sequence needs at least one");
+        LG_TRY(check_fit(s, before(q) + prompts[i].n, err));
+        LG_TRY(check_ids(s, prompts[i].data, prompts[i].n, err));
+        lg_session_drop(s, q, q->n_slot);
+        q->len = q->n_slot;
+        q->steps = 0;
+    }
+    forget_logits(s);
+    for (int64_t i = 0, at = 0; i < n;) { /* from token `at` of prompt i */
+        const int64_t first = i;
+        int64_t rows = 0, k = 0;
+        int32_t part = 0; /* sequences in this pass */
+        while (i < n && rows < s->max_tok) {
+            lg_timeline *q = &s->seq[seqs[i]];
+            const int64_t left = prompts[i].n - at, take = left < s->max_tok - rows ? left : s->max_tok - rows;
+            lg_session_pages(s, q, q->len, q->len + take);
+            for (int64_t t = 0; t < take; t++) place(s, rows + t, seqs[i], part, prompts[i].data[at + t], q->len + t);
+            memcpy(q->ids + q->len, prompts[i].data + at, (size_t)take * sizeof *q->ids);
+            q->len += take;
+            s->seqs[part++] = (lg_kv_seq){ .page = q->page, .len = q->len };
+            rows += take;
+            at += take;
+            if (take < left) break;
+            s->row[k++] = (int32_t)(rows - 1);
+            i++;
+            at = 0;
+        }
+        lg_forward f = forward_of(s, rows, part);
+        f.n_row = k;
+        LG_TRY(lg_model_forward(s->m, &s->work, &f, err));
+        s->stats.prefill_tokens += rows;
+        if (k) LG_TRY(ended(user, first, k, err));
+    }
+    s->stats.prefill_s += lg_base_now() - start;
+done:
+    return st;
+}
+
 /* Cache correction, reading B: the last correct_every tokens (this one included) run again as one dense chunk. */
 static lg_status rerun(lg_session *s, int64_t seq, int32_t id, float *logits, lg_error *err) {
     lg_timeline *q = &s->seq[seq];

@@ -62,7 +62,7 @@ struct lg_session {
     lg_set_fn on_set; void *on_set_user; int32_t *set_tokens;
     lg_query_fn on_query; void *on_query_user;
     const lg_lora_set *lora;   /* NULL: none */
-    uint8_t *stage; int64_t stage_bytes; /* slots.c: device memory that slots of one layer pass through */
+    uint8_t *stage; int64_t stage_bytes; /* slots.c: device memory that slots of a few layers pass through */
 };
 
 /* cache.c */
@@ -88,6 +88,11 @@ void lg_session_use_lora(lg_session *s, const lg_lora_set *set);
 /* generate.c: lg_generate_batch where prompt i stands behind slots[i] (slots NULL: none; an entry NULL: none). */
 lg_status lg_session_generate_many(lg_session *s, const lg_ids *prompts, const lg_slots *const *slots, const lg_generate_params *params, int64_t n,
                                    lg_generation *out, lg_error *err);
+
+/* session.c: n whole prompts, prompt i on sequence seqs[i] behind its slots, in passes of up to max_tok rows that hold rows of many. After a
+ * pass in which prompts ended, ended(user, first, k): prompts first .. first + k - 1 did, their last rows of this pass are row[0..k). */
+typedef lg_status (*lg_ended_fn)(void *user, int64_t first, int64_t k, lg_error *err);
+lg_status lg_session_prefill_many(lg_session *s, const int32_t *seqs, const lg_ids *prompts, int64_t n, lg_ended_fn ended, void *user, lg_error *err);
 
 /* session.c: rows ids[first .. first+n) of a sequence as one dense chunk; logits of its last n_row rows. */
 lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, lg_error *err);

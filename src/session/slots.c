@@ -1,7 +1,6 @@
 /* Memory slots before a prompt: rows 0 .. n-1 of a sequence hold the slots of one chunk, the prompt follows in row n with RoPE
  * position base. Slot keys come un-rotated; they are used so, or rotated at their index (the memory weights say which). */
 #include "session/session.h"
-#include <math.h>
 #include <string.h>
 
 static lg_status check(const lg_session *s, int64_t seq, const lg_slots *x, lg_error *err) {
@@ -16,6 +15,8 @@ static lg_status check(const lg_session *s, int64_t seq, const lg_slots *x, lg_e
     return LG_OK;
 }
 
+enum { STAGED = 4 }; /* layers on their way through device memory */
+
 /* Writes the slots in pieces of max_tok rows. */
 static lg_status write_slots(lg_session *s, lg_timeline *q, const lg_slots *x, lg_error *err) {
     lg_status st = LG_OK;
@@ -23,11 +24,11 @@ static lg_status write_slots(lg_session *s, lg_timeline *q, const lg_slots *x, l
     const lg_ops *o = m->ops;
     const int64_t d = s->geom.head_dim, half = d / 2, heads = s->geom.n_head_kv;
     const lg_kv_geom src = { .dtype = x->dtype, .n_head_kv = s->geom.n_head_kv, .head_dim = s->geom.head_dim, .row_bytes = lg_base_row_bytes(x->dtype, d) };
-    const int64_t row = heads * src.row_bytes, step = s->max_tok < x->n ? s->max_tok : x->n;
-    if (!o->host_memory && s->stage_bytes < 2 * step * row) {
+    const int64_t row = heads * src.row_bytes, step = s->max_tok < x->n ? s->max_tok : x->n, layer = 2 * step * row;
+    if (!o->host_memory && s->stage_bytes < STAGED * layer) {
         if (s->stage) o->free(m->ctx, s->stage);
-        s->stage = o->alloc(m->ctx, 2 * step * row, false, err);
-        s->stage_bytes = s->stage ? 2 * step * row : 0;
+        s->stage = o->alloc(m->ctx, STAGED * layer, false, err);
+        s->stage_bytes = s->stage ? STAGED * layer : 0;
         if (!s->stage) return LG_ERR_NOMEM;
     }
     for (int64_t first = 0; first < x->n; first += step) {
@@ -36,24 +37,21 @@ static lg_status write_slots(lg_session *s, lg_timeline *q, const lg_slots *x, l
             const int64_t at = first + t;
             s->dst_page[t] = q->page[at / LG_PAGE];
             s->dst_slot[t] = (int32_t)(at % LG_PAGE);
-            for (int64_t i = 0; i < half && x->rope; i++) {
-                const float a = (float)at * m->inv_freq[i];
-                s->work.cs[t * half + i] = cosf(a) * m->rope_factor;
-                s->work.sn[t * half + i] = sinf(a) * m->rope_factor;
-            }
+            if (x->rope) lg_model_rotation(m, &s->work, at, s->work.cs + t * half, s->work.sn + t * half);
         }
         for (int64_t l = 0; l < m->cfg.n_layer; l++) {
             const uint8_t *k = x->k[l] + first * row, *v = x->v[l] + first * row;
             if (!o->host_memory) {
-                o->upload(m->ctx, s->stage, k, n * row);
-                o->upload(m->ctx, s->stage + step * row, v, n * row);
-                k = s->stage;
-                v = s->stage + step * row;
+                uint8_t *to = s->stage + l % STAGED * layer;
+                o->upload(m->ctx, to, k, n * row);
+                o->upload(m->ctx, to + step * row, v, n * row);
+                k = to;
+                v = to + step * row;
             }
             o->kv_write(m->ctx, &(lg_op_kv_write){ .kv = s->kv[l], .geom = s->geom, .k = k, .v = v, .src = src,
                 .rope_cos = x->rope ? s->work.cs : NULL, .rope_sin = x->rope ? s->work.sn : NULL,
                 .rope_interleaved = m->cfg.rope_interleaved, .dst_page = s->dst_page, .dst_slot = s->dst_slot, .n_tok = n });
-            if (!o->host_memory) LG_TRY(o->sync(m->ctx, err)); /* one staging buffer serves all layers */
+            if (!o->host_memory && l % STAGED == STAGED - 1) LG_TRY(o->sync(m->ctx, err)); /* their room is used again */
         }
         LG_TRY(o->sync(m->ctx, err));
     }

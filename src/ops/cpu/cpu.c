@@ -287,7 +287,7 @@ static void qkv_finish(const lg_ops_ctx *c, const lg_op_qkv *a, int ith, int nth
             for (int64_t e = 0; e < d; e++) x[e] += b[h * d + e];
         if (norm) head_norm(x, norm, a->eps, d);
         float *raw = is_q ? NULL : is_k ? a->k_raw : a->v_raw;
-        if (raw) memcpy(raw + (t * n_kv + h) * d, x, (size_t)d * sizeof(float));
+        for (int64_t e = 0; raw && e < d; e++) raw[(t * n_kv + h) * d + lg_ops_half_place(e, d, is_k && a->rope_interleaved)] = x[e];
         if (is_q || is_k) rotate(x, d, a->rope_cos + t * (d / 2), a->rope_sin + t * (d / 2), a->rope_interleaved);
         if (is_q) continue;
         const int64_t row = ((int64_t)a->dst_page[t] * n_kv + h) * LG_PAGE + a->dst_slot[t];

@@ -258,9 +258,7 @@ static void cuda_free(lg_ops_ctx *c, void *p) {
 static void cuda_upload(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
     if (bytes < 1) return;
     use(c);
-    cudaError_t e = lg_cuda_push_run(&c->push, dst, src, bytes);
-    if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
-    stick(c, e, "upload");
+    stick(c, lg_cuda_push_run(&c->push, dst, src, bytes), "upload"); /* what follows on the stream finds it */
 }
 static void cuda_download(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
     if (bytes < 1) return;
@@ -274,6 +272,30 @@ static void cuda_download(lg_ops_ctx *c, void *dst, const void *src, int64_t byt
         if (e == cudaSuccess) memcpy((uint8_t *)dst + at, c->push.pin[0], (size_t)n);
     }
     stick(c, e, "download");
+}
+static void cuda_download_rows(lg_ops_ctx *c, void *dst, int64_t dst_stride, const void *src, int64_t src_stride, int64_t bytes, int64_t n) {
+    if (bytes < 1 || n < 1) return;
+    use(c);
+    cudaError_t e = cudaMemcpy2DAsync(dst, (size_t)dst_stride, src, (size_t)src_stride, (size_t)bytes, (size_t)n, cudaMemcpyDeviceToHost, c->stream);
+    if (e == cudaSuccess) e = cudaStreamSynchronize(c->stream);
+    stick(c, e, "download");
+}
+static void *cuda_host_alloc(lg_ops_ctx *c, int64_t bytes, lg_error *err) {
+    void *p = NULL;
+    use(c);
+    const cudaError_t e = cudaHostAlloc(&p, (size_t)max64(bytes, 1), cudaHostAllocDefault);
+    if (e == cudaSuccess) return p;
+    lg_cuda_fail(err, e, "page-locked memory");
+    return NULL;
+}
+static void cuda_host_free(lg_ops_ctx *c, void *p) {
+    use(c);
+    cudaFreeHost(p);
+}
+static int64_t cuda_in_use(lg_ops_ctx *c) {
+    size_t free_bytes = 0, total = 0;
+    use(c);
+    return cudaMemGetInfo(&free_bytes, &total) == cudaSuccess ? (int64_t)(total - free_bytes) : -1;
 }
 static void cuda_copy(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) {
     if (bytes < 1) return;
@@ -291,6 +313,16 @@ static void cuda_weight_unbind(lg_ops_ctx *c, lg_weight *w) {
     cudaStreamSynchronize(c->stream);
     drop_graphs(c);
     lg_cuda_weight_unbind(w);
+}
+
+static lg_status cuda_lora_bind(lg_ops_ctx *c, lg_lora *r, int64_t n_in, int64_t n_out, lg_error *err) {
+    use(c);
+    return c->env.compute == LG_COMPUTE_F32 ? LG_OK : lg_cuda_lora_bind(c->stream, r, n_in, n_out, err);
+}
+static void cuda_lora_unbind(lg_ops_ctx *c, lg_lora *r) {
+    use(c);
+    cudaStreamSynchronize(c->stream);
+    lg_cuda_lora_unbind(r);
 }
 
 static lg_status reserve_scratch(lg_ops_ctx *c, int64_t bytes, lg_error *err) {
@@ -329,6 +361,7 @@ static const lg_lora *keep_lora(task *t, int i, const lg_lora *l) {
     t->lora[i].scale = l->scale;
     t->lora[i].a = l->a;
     t->lora[i].b = l->b;
+    t->lora[i].packed = l->packed;
     return &t->lora[i];
 }
 #define RECORD(name, kind, field) \
@@ -612,8 +645,10 @@ template <int E> static __global__ void __launch_bounds__(128) k_finish(const __
     }
     if (is_k && a.k_raw)
 #pragma unroll
-        for (int i = 0; i < E; i++)
-            if (i * 32 + lane < d) a.k_raw[(t * n_kv + h) * d + i * 32 + lane] = v[i];
+        for (int i = 0; i < E; i++) {
+            const int at = i * 32 + lane, to = a.interleaved ? (at >> 1) + (at & 1) * (d / 2) : at; /* half order */
+            if (at < d) a.k_raw[(t * n_kv + h) * d + to] = v[i];
+        }
     if (!is_q && !is_k && a.v_raw)
 #pragma unroll
         for (int i = 0; i < E; i++)
@@ -1177,7 +1212,8 @@ static lg_status cuda_sync(lg_ops_ctx *c, lg_error *err) {
 
 extern "C" const lg_ops lg_ops_cuda = {
     .name = "cuda", .host_memory = false, .chunk = 2048, .open = cuda_open, .close = cuda_close, .describe = cuda_describe, .alloc = cuda_alloc, .free = cuda_free,
-    .upload = cuda_upload, .download = cuda_download, .copy = cuda_copy, .weight_bind = cuda_weight_bind, .weight_unbind = cuda_weight_unbind, .reserve = cuda_reserve,
+    .upload = cuda_upload, .download = cuda_download, .copy = cuda_copy, .download_rows = cuda_download_rows, .host_alloc = cuda_host_alloc, .host_free = cuda_host_free,
+    .in_use = cuda_in_use, .weight_bind = cuda_weight_bind, .weight_unbind = cuda_weight_unbind, .lora_bind = cuda_lora_bind, .lora_unbind = cuda_lora_unbind, .reserve = cuda_reserve,
     .embed = cuda_embed, .qkv = cuda_qkv, .attend = cuda_attend, .attend_hybrid = cuda_attend_hybrid, .product_add = cuda_product_add, .gate_up = cuda_gate_up,
     .logits = cuda_logits, .kv_write = cuda_kv_write, .argmax = cuda_argmax, .fetch = cuda_fetch, .kv_random = cuda_kv_random, .sync = cuda_sync,
 };

@@ -69,7 +69,7 @@ cudaError_t lg_cuda_push_run(lg_cuda_push *p, void *dst, const void *src, int64_
         const int i = p->turn ^= 1;
         e = cudaEventSynchronize(p->done[i]); /* (an event never recorded is done) */
         if (e != cudaSuccess) break;
-        memcpy(p->pin[i], (const uint8_t *)src + at, (size_t)n);
+        lg_base_copy(p->pin[i], (const uint8_t *)src + at, n);
         e = cudaMemcpyAsync((uint8_t *)dst + at, p->pin[i], (size_t)n, cudaMemcpyHostToDevice, p->stream);
         if (e == cudaSuccess) e = cudaEventRecord(p->done[i], p->stream);
     }
@@ -1265,6 +1265,7 @@ static void matrix(const lg_cuda_env *e, lg_cuda_work *k, lg_blas_kind kind, voi
 void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *out, int n, bool add) {
     const int64_t n_in = out[0].w->n_in;
     const float *plain = NULL; /* f32 rows, where somebody wants them */
+    const __nv_bfloat16 *half = NULL; /* bf16 rows, while they are there */
     bool low = false;
     if (in->n_tok < 1) return;
     for (int i = 0; i < n; i++) low = low || has_lora(out[i].lora);
@@ -1284,11 +1285,13 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
                 }
             for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, m, 1, add);
             plain = NULL; /* k->x was overwritten */
+            half = NULL;
             continue;
         }
         done[i] = 1;
         if (how == EXACT || blas_f32(e, out[i].w)) {
             if (!plain) plain = in->norm || in->row ? rows<float>(e, k, in, n_in) : in->x;
+            half = NULL;
             if (how == EXACT) exact(e, out[i].y, plain, packed(out[i].w), in->n_tok, add);
             else matrix(e, k, LG_BLAS_F32, out[i].y, plain, out[i].w, in->n_tok, add);
             continue;
@@ -1297,6 +1300,7 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
         const __nv_bfloat16 *x = (const __nv_bfloat16 *)k->ready;
         if (!twin) x = rows<__nv_bfloat16>(e, k, in, n_in);
         plain = NULL;
+        half = x;
         for (int j = i; j < n; j++)
             if ((j == i || !done[j]) && way_of(e, out[j].w, in->n_tok) == MATRIX && !blas_f32(e, out[j].w)) {
                 matrix(e, k, LG_BLAS_BF16_F32, out[j].y, x, out[j].w, in->n_tok, add);
@@ -1304,8 +1308,16 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
             }
     }
     if (!low) return;
+    low = false;
+    for (int i = 0; i < n; i++) {
+        if (!has_lora(out[i].lora)) continue;
+        if (half && out[i].lora->packed) lg_cuda_lora_rows(e, k, out[i].lora, LG_BLAS_BF16_F32, out[i].y, half, out[i].w, in->n_tok);
+        else low = true;
+    }
+    if (!low) return;
     plain = in->norm || in->row ? rows<float>(e, k, in, n_in) : in->x;
-    for (int i = 0; i < n; i++) lora(e, k, out[i].lora, out[i].y, plain, out[i].w, in->n_tok);
+    for (int i = 0; i < n; i++)
+        if (has_lora(out[i].lora) && !(half && out[i].lora->packed)) lora(e, k, out[i].lora, out[i].y, plain, out[i].w, in->n_tok);
 }
 
 void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *gate, const lg_cuda_out *up, float *h) {
@@ -1319,10 +1331,13 @@ void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
         for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, 2, 2, false);
         return;
     }
-    if (!low && way_of(e, gate->w, in->n_tok) == MATRIX && way_of(e, up->w, in->n_tok) == MATRIX && !blas_f32(e, gate->w) && !blas_f32(e, up->w) && n % 4 == 0) {
+    const bool halves = (!has_lora(gate->lora) || gate->lora->packed) && (!has_lora(up->lora) || up->lora->packed);
+    if (halves && way_of(e, gate->w, in->n_tok) == MATRIX && way_of(e, up->w, in->n_tok) == MATRIX && !blas_f32(e, gate->w) && !blas_f32(e, up->w) && n % 4 == 0) {
         const __nv_bfloat16 *x = rows<__nv_bfloat16>(e, k, in, gate->w->n_in);
         matrix(e, k, LG_BLAS_BF16_BF16, k->y0, x, gate->w, in->n_tok, false);
         matrix(e, k, LG_BLAS_BF16_BF16, k->y1, x, up->w, in->n_tok, false);
+        if (has_lora(gate->lora)) lg_cuda_lora_rows(e, k, gate->lora, LG_BLAS_BF16_BF16, k->y0, x, gate->w, in->n_tok);
+        if (has_lora(up->lora)) lg_cuda_lora_rows(e, k, up->lora, LG_BLAS_BF16_BF16, k->y1, x, up->w, in->n_tok);
         lg_cuda_launch(k_silu_bf16, dim3(blocks_of(n / 4, 256)), dim3(256), 0, e->stream, true, h, (__nv_bfloat16 *)k->ready, (const __nv_bfloat16 *)k->y0,
                        (const __nv_bfloat16 *)k->y1, n);
         k->ready_of = h;

@@ -64,6 +64,11 @@ cudaError_t lg_cuda_blas_product(cudaStream_t s, lg_blas_kind kind, void *y, int
 const char *lg_cuda_blas_problem(void); /* what failed since lg_cuda_blas_forget, or "" */
 void lg_cuda_blas_forget(void);
 
+/* lora.cu: r->packed, or NULL where its shape does not allow bf16 products; y += scale * B (A x) for bf16 rows x, kind: that of y. */
+lg_status lg_cuda_lora_bind(cudaStream_t stream, lg_lora *r, int64_t n_in, int64_t n_out, lg_error *err);
+void lg_cuda_lora_unbind(lg_lora *r);
+void lg_cuda_lora_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_lora *r, lg_blas_kind kind, void *y, const void *x, const lg_weight *w, int64_t n_tok);
+
 /* Launch attributes: programmatic dependent launch for kernels that begin with lg_pdl_wait. */
 static __device__ __forceinline__ void lg_pdl_wait(void) {
 #if __CUDA_ARCH__ >= 900

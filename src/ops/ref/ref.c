@@ -132,7 +132,7 @@ static void ref_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
         }
         for (int64_t h = 0; h < n_kv; h++) {
             if (a->k_norm) rms_norm(k + h * d, k + h * d, a->k_norm, a->eps, d);
-            if (a->k_raw) memcpy(a->k_raw + t * nkv + h * d, k + h * d, (size_t)d * sizeof(float));
+            for (int64_t i = 0; a->k_raw && i < d; i++) a->k_raw[t * nkv + h * d + lg_ops_half_place(i, d, a->rope_interleaved)] = k[h * d + i];
             if (a->v_raw) memcpy(a->v_raw + t * nkv + h * d, v + h * d, (size_t)d * sizeof(float));
             rotate(k + h * d, d, cs, sn, a->rope_interleaved);
             const int64_t row = ((int64_t)a->dst_page[t] * n_kv + h) * LG_PAGE + a->dst_slot[t];
