@@ -4,7 +4,7 @@
  *     ops test [--device cpu|cuda[:i]] [--compute auto|f32] [FILTER]     TAP on stdout; exit 1 when a case failed
  *     ops perf [--device ..] [--compute ..] [FILTER]                     GB/s and TFLOP/s from the bytes and operations a case must move and do
  *
- * FILTER: cases whose name holds this text. A case's error is ||got - want|| / ||want||; NaN never passes; outputs are poisoned first.
+ * FILTER: cases whose name holds this text, or one of several with | between them. A case's error is ||got - want|| / ||want||; NaN never passes; outputs are poisoned first.
  * Bounds: compute f32 2e-5; auto: inputs rounded to 8 bits or bf16, 1.5e-2. Attention of one row per sequence and prefill: f32 2e-5, auto 6e-3.
  * Sets must equal the specification's: keys and queries are whole numbers there, so that scores are exact and ties common. */
 #include <math.h>
@@ -176,6 +176,18 @@ typedef struct bench {
     void *keep[256]; int n_keep;
     void *dev[256]; int n_dev;
 } bench;
+
+static bool wanted(const bench *b, const cas *c) {
+    char part[sizeof c->name];
+    for (const char *p = b->filter; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL) {
+        const size_t n = strcspn(p, "|");
+        if (n >= sizeof part) continue;
+        memcpy(part, p, n);
+        part[n] = 0;
+        if (strstr(c->name, part)) return true;
+    }
+    return !b->filter;
+}
 
 static void die(const char *why) {
     fprintf(stderr, "ops: %s\n", why);
@@ -688,7 +700,7 @@ static void test_hybrid(bench *b, const cas *c) {
 
 static void test_case(void *user, const cas *c) {
     bench *b = user;
-    if (b->filter && !strstr(c->name, b->filter)) return;
+    if (!wanted(b, c)) return;
     const char *why = NULL;
     if (c->rank && !can_lora(b)) why = "low rank: not on this back end yet";
     if (b->o == &lg_ops_cpu && c->k <= LOGITS && c->n_in % 32) why = "the CPU back end takes whole blocks of 32";
@@ -717,7 +729,7 @@ static void test_case(void *user, const cas *c) {
 static void perf_case(void *user, const cas *c) {
     bench *b = user;
     lg_error e = { 0 };
-    if (b->filter && !strstr(c->name, b->filter)) return;
+    if (!wanted(b, c)) return;
     const bool attention = c->k >= ATTEND;
     const int64_t d = c->d, n_head = c->n_kv * c->group, nq = n_head * d, nkv = c->n_kv * d;
     const int64_t n_x = c->n_tok * (c->n_in > 0 ? c->n_in : nq), n_y = c->n_tok * (c->n_out > 0 ? c->n_out : nq);
@@ -845,7 +857,7 @@ static void perf_case(void *user, const cas *c) {
 
 static void list_case(void *user, const cas *c) {
     bench *b = user;
-    if (b->filter && !strstr(c->name, b->filter)) return;
+    if (!wanted(b, c)) return;
     puts(c->name);
     b->index++;
 }
