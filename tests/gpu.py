@@ -83,7 +83,7 @@ class Bench:
     def run(self, *args, stdin=""):
         p = self.call(args, stdin)
         if p.returncode:
-            raise RuntimeError(f"exit {p.returncode}: {' '.join(map(str, args))}: {p.stderr.strip()[-300:]}")
+            raise RuntimeError(f"exit {p.returncode}: {p.stderr.strip()[-300:]}: {' '.join(map(str, args))}")
         return p.stdout
 
     def json(self, *args, stdin=""):
@@ -270,6 +270,30 @@ def check_bank(b, slots):
         yield from same_text(f"bank {slots}, generate behind {where} slots", b.both("generate", MEMORY, "--ids", prompt, "--bank", bank, "--bank-chunk", 2, "-n", 24, "--stop-ids", ""))
 
 
+def adapter(path, family):
+    """Reader and gate additions of rank 4 on every projection of the memory fixture, pseudo-random, and the gate's head."""
+    x, seed = {}, 1
+    for kind in ("reader", "gate"):
+        for layer in range(3):
+            for name, n_out, n_in in (("self_attn.q_proj", 64, 64), ("self_attn.k_proj", 32, 64), ("self_attn.v_proj", 32, 64), ("self_attn.o_proj", 64, 64),
+                                      ("mlp.gate_proj", 160, 64), ("mlp.up_proj", 160, 64), ("mlp.down_proj", 64, 160)):
+                for part, shape in (("A", [4, n_in]), ("B", [n_out, 4])):
+                    x[f"{kind}.model.layers.{layer}.{name}.lora_{part}.weight"] = shape
+    x.update({"gate.score.weight": [1, 64], "gate.score.bias": [1]})
+    head, data = {"__metadata__": {"longan": json.dumps({"format": "longan-adapter", "version": 1, "base": "tiny", "family": family, "lora_alpha": 8})}}, b""
+    for name, shape in x.items():
+        values = array.array("f")
+        for _ in range(math.prod(shape)):
+            seed = (seed * 6364136223846793005 + 1442695040888963407) % 2 ** 64
+            values.append(((seed >> 40) / 2 ** 23 - 1) * 0.3)
+        head[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + 4 * len(values)]}
+        data += values.tobytes()
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    pathlib.Path(path).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
 def check_ask(b, mode):
     doc = b.write("doc", "".join(f"Line {i} of the document: nothing much is in it, but line {i}.\n" for i in range(30)))
     update, final = b.write("update", "\nA {prompt}\nB {memory}\nC:"), b.write("final", "F {prompt}\nM {memory}\nA:")
@@ -278,8 +302,11 @@ def check_ask(b, mode):
         "memory": short, "memory, lexical gate": [*short, "--gate", "lexical", "--top", 2], "memory, questions": short,
         "lookup": ["--mode", "lookup", "--max-new", 6], "full": ["--mode", "full", "--max-new", 12],
         "memagent": ["--mode", "memagent", "--memory-size", 4, "--max-new", 6, "--piece", 300, "--ctx", 4096],
-        "hybrid": ["--mode", "hybrid", "--max-new", 12],
+        "hybrid": ["--mode", "hybrid", "--max-new", 12], "adapter and gate": short,
     }[mode]
+    if mode == "adapter and gate":
+        file = adapter(b.path("adapter.safetensors"), b.json("info", "-m", model)[0]["family"])
+        options = [*short, "--adapter", file, "--gate", file]
     if mode == "hybrid":
         roles = {"format": "longan-roles", "version": 1, "model": {"family": b.json("info", "-m", model)[0]["family"], "n_layer": 3, "n_head_kv": 2}, "share": "same-index",
                  "roles": [["retrieval"] * 2, ["sparse"] * 2, ["sparse", "window"]], "budget": 64, "sinks": 4, "recents": 16}
@@ -298,6 +325,9 @@ def check_ask(b, mode):
         yield f"ask {mode}, answer {i}: ids after the first difference", apart(a["answer_ids"], c["answer_ids"]), 0
         steps = [[(s["chunk"], s["accepted"], s["prompt_ids"], s["memory_ids"], s["position0"]) for s in x["steps"]] for x in (a, c)]
         yield f"ask {mode}, answer {i}: steps after the first difference", apart(*steps), 0
+        scores = [[s["gate_score"] for s in x["steps"] if s["gate_score"] is not None] for x in (a, c)]
+        if any(scores):
+            yield f"ask {mode}, answer {i}: gate scores", max(abs(p - q) for p, q in zip(*scores)) if len(scores[0]) == len(scores[1]) else SKIP, 1e-4
 
 
 def check_bench(b, _):
@@ -352,7 +382,7 @@ def main():
         work += [(check_snapshot, kv) for kv in ("f32", "f16", "bf16", "q8")]
         work += [(check_perplexity, None), (check_chat, "greedy"), (check_chat, "all"), (check_calibrate, "donor"), (check_calibrate, "same-index")]
         work += [(check_bank, s) for s in ("f32", "bf16", "q8")]
-        work += [(check_ask, m) for m in ("memory", "memory, lexical gate", "memory, questions", "lookup", "memagent", "full", "hybrid")]
+        work += [(check_ask, m) for m in ("memory", "memory, lexical gate", "memory, questions", "lookup", "memagent", "full", "hybrid", "adapter and gate")]
         work += [(check_bench, None), (check_failures, None)]
         if o.smollm2:
             work += [(check_greedy, x) for x in PROMPTS]

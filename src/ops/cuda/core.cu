@@ -174,6 +174,12 @@ static void cuda_close(lg_ops_ctx *c) {
     lg_base_free(c);
 }
 
+static const char *no_device(cudaError_t e) { /* of cudaGetDeviceCount; without a driver the runtime only calls it too old */
+    int driver = 0;
+    if (e == cudaSuccess) return "none found";
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0 ? "no NVIDIA driver" : cudaGetErrorString(e);
+}
+
 static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error *err) {
     lg_status st = LG_OK;
     int n = 0;
@@ -182,7 +188,7 @@ static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error 
     setenv("CUDA_MODULE_LOADING", "EAGER", 0); /* no kernel is loaded for the first time while a step is captured */
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess || n == 0)
-        return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda: no device: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
+        return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda: no device: %s", no_device(e));
     if (want < 0 || want >= n) return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda:%d: there are %d device%s", want, n, n == 1 ? "" : "s");
     lg_ops_ctx *c = (lg_ops_ctx *)lg_base_alloc(sizeof *c);
     if (!c) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
@@ -231,7 +237,7 @@ extern "C" bool lg_cuda_device_line(int i, char *buf, size_t n) {
     const cudaError_t e = cudaGetDeviceCount(&count);
     if (e != cudaSuccess || count == 0) {
         cudaGetLastError();
-        if (i == 0) snprintf(buf, n, "cuda: no device: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
+        if (i == 0) snprintf(buf, n, "cuda: no device: %s", no_device(e));
         return i == 0;
     }
     if (i >= count || cudaGetDeviceProperties(&p, i) != cudaSuccess) return false;
