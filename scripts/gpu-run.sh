@@ -8,9 +8,9 @@
 #         stays below 64 MiB. Carry .gpu/a, .gpu/b or both: halves are kept in $GPU_STORE (/var/tmp/longan-gpu) between calls.
 # build   instead of pack, where the GPU machine has compilers: make cuda there, with headers and libraries of .gpu/dep (include/, lib/) if
 #         that was carried. LONGAN_SMOLLM2 names the model then, or .gpu/model.part.* are joined.
-# check   op cases on the device (f32 and auto), decode_check, prefill_check
-# parity  tools/gpu-parity.py: logits, sets and greedy text, CPU against CUDA
-# sanitize  compute-sanitizer memcheck, racecheck, initcheck: small op cases, the small cases of both checks, a short generation
+# check   op cases on the device (f32 and auto), decode_check, prefill_check, sample_check
+# parity  tests/gpu.sh: every command, CPU against CUDA
+# sanitize  compute-sanitizer memcheck, racecheck, initcheck: small cases of every op and dtype, the small cases of the checks, short generations
 # perf    ops perf, decode_check time, prefill_check time
 # bench   bench/vs_torch.py (BENCH_ARGS: more options for it)
 # quality tools/quality-run.sh on the processor's cores
@@ -107,26 +107,32 @@ build() {
 check() {
     part check 60 decode_check "$(prog decode_check)" check
     part check 120 prefill_check "$(prog prefill_check)" check; show 'runs, ' 1
+    part check 60 sample_check "$(prog sample_check)"
     part check 150 "ops f32" "$(prog ops)" test --device cuda --compute f32
     part check 150 "ops auto" "$(prog ops)" test --device cuda --compute auto
 }
 parity() {
-    part parity 240 parity python3 tools/gpu-parity.py --longan "$(prog longan)" --jobs 8; show '^parity:' 1
+    export LONGAN JOBS=${JOBS:-8}
+    LONGAN=$(prog longan)
+    part parity 300 parity sh tests/gpu.sh; show '^FAIL|passed, ' 20
 }
-# The whole op table takes hours under racecheck: small cases of every kind stand for it. SAN_TOOLS: fewer tools, when one call is too short.
+# The whole op table takes hours under racecheck: small cases of every op, every dtype of weights and cache, every kind of kernel stand
+# for it. SAN_TOOLS: fewer tools, when one call is too short.
 sanitize() {
     command -v compute-sanitizer >/dev/null || PATH=$PATH:/usr/local/cuda/bin
+    products='33x256 n1|33x256 n5|33x256 n8|33x256 n40|17x37|200x256 n3 lora|gate_up q4_1 200x256 n20 lora|gate_up bf16 200x256 n20 lora'
+    others='576x576 n3 kv|576x576 n33 kv|1024x576 n33 kv|kv_write|argmax 1001|sample 1001'
+    attention='len 64,65|d64 kv3 g3 len 1500,700,2111 topk block 1|hybrid kv bf16 d64 kv3 g3|hybrid kv q8 d128 kv1 g8'
     for tool in ${SAN_TOOLS:-memcheck racecheck initcheck}; do
-        san() { name=$1; limit=$2; shift 2; part sanitize "$limit" "$tool $name" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 20 "$@"; }
+        san() { name=$1; limit=$2; shift 2; part sanitize "$limit" "$tool $name" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 20 "$@"; show 'ERROR SUMMARY|passed, ' 2; }
         san generate 60 "$(prog longan)" generate -m tests/fixtures/tiny-llama -p "In the beginning" -n 8 --device cuda --json
-        san hybrid 60 "$(prog longan)" generate -m tests/fixtures/tiny-hybrid -p "In the beginning was the word, and the word was read by few heads" -n 8 \
-            --device cuda --roles tests/fixtures/tiny-hybrid/roles/cross.json --roles-any-model --budget 12 --sinks 2 --recents 4 --json
+        san "hybrid, sampled" 60 "$(prog longan)" generate -m tests/fixtures/tiny-hybrid -p "In the beginning was the word, and the word was read by few heads" -n 8 \
+            --device cuda --roles tests/fixtures/tiny-hybrid/roles/cross.json --roles-any-model --budget 12 --sinks 2 --recents 4 --temp 0.9 --top-k 40 --top-p 0.9 \
+            --repeat-penalty 1.1 --json
+        san sample_check 60 "$(prog sample_check)" 1 12
         san prefill_check 80 "$(prog prefill_check)" small
         san decode_check 80 "$(prog decode_check)" check 1 12
-        for cases in "192x576 n1" "33x256 n9" "17x37" "200x256 n3 lora" "qkv bf16 576x576" "kv_write" "argmax 1001" "attend kv bf16 d64 kv3 g3 len 64,65" \
-            "attend kv q8 d128 kv8 g4 len 63" "hybrid kv bf16 d64 kv3 g3 len 1500,700,2111 topk block 1" "hybrid kv q8 d128 kv8 g4 len 1500 topk block 1"; do
-            san "ops $cases" 45 "$(prog ops)" test --device cuda "$cases"
-        done
+        for cases in "$products" "$others" "$attention"; do san "ops ${cases%%|*} ..." 150 "$(prog ops)" test --device cuda "$cases"; done
     done
 }
 perf() {

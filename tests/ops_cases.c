@@ -4,7 +4,7 @@
  *     ops test [--device cpu|cuda[:i]] [--compute auto|f32] [FILTER]     TAP on stdout; exit 1 when a case failed
  *     ops perf [--device ..] [--compute ..] [FILTER]                     GB/s and TFLOP/s from the bytes and operations a case must move and do
  *
- * FILTER: cases whose name holds this text. A case's error is ||got - want|| / ||want||; NaN never passes; outputs are poisoned first.
+ * FILTER: cases whose name holds this text, or one of several with | between them. A case's error is ||got - want|| / ||want||; NaN never passes; outputs are poisoned first.
  * Bounds: compute f32 2e-5; auto: inputs rounded to 8 bits or bf16, 1.5e-2. Attention of one row per sequence and prefill: f32 2e-5, auto 6e-3.
  * Sets must equal the specification's: keys and queries are whole numbers there, so that scores are exact and ties common. */
 #include <math.h>
@@ -13,8 +13,8 @@
 #include <string.h>
 #include "ops/ops.h"
 
-typedef enum what { PRODUCT, GATE_UP, LOGITS, EMBED, QKV, KV_WRITE, ARGMAX, ATTEND, HYBRID } what;
-static const char *const what_name[] = { "product", "gate_up", "logits", "embed", "qkv", "kv_write", "argmax", "attend", "hybrid" };
+typedef enum what { PRODUCT, GATE_UP, LOGITS, EMBED, QKV, KV_WRITE, ARGMAX, SAMPLE, ATTEND, HYBRID } what;
+static const char *const what_name[] = { "product", "gate_up", "logits", "embed", "qkv", "kv_write", "argmax", "sample", "attend", "hybrid" };
 
 typedef struct cas {
     what k;
@@ -38,8 +38,8 @@ static void named(visit_fn f, void *u, cas c) {
     const size_t size = sizeof c.name;
 #define ADD(...) n += snprintf(c.name + n, size - (size_t)n, __VA_ARGS__)
     if (c.k <= QKV) ADD(" %s %lldx%lld n%lld", lg_base_dtype(c.w)->name, (long long)c.n_out, (long long)c.n_in, (long long)c.n_tok);
-    if (c.k == ARGMAX) ADD(" %lld n%lld", (long long)c.n_out, (long long)c.n_tok);
-    if (c.k >= QKV && c.k != ARGMAX) ADD(" kv %s d%d kv%d g%d", lg_base_dtype(c.kv)->name, c.d, c.n_kv, c.group);
+    if (c.k == ARGMAX || c.k == SAMPLE) ADD(" %lld n%lld", (long long)c.n_out, (long long)c.n_tok);
+    if (c.k >= QKV && c.k != ARGMAX && c.k != SAMPLE) ADD(" kv %s d%d kv%d g%d", lg_base_dtype(c.kv)->name, c.d, c.n_kv, c.group);
     if (c.k >= ATTEND) {
         ADD(" len");
         for (int i = 0; i < c.n_seq; i++) ADD("%c%lld", i ? ',' : ' ', (long long)c.len[i]);
@@ -101,6 +101,9 @@ static void qkv_cases(visit_fn f, void *u) {
     }
     named(f, u, (cas){ .k = ARGMAX, .n_out = 49152, .n_tok = 1 });
     named(f, u, (cas){ .k = ARGMAX, .n_out = 1001, .n_tok = 9 });
+    named(f, u, (cas){ .k = SAMPLE, .n_out = 128256, .n_tok = 16 });
+    named(f, u, (cas){ .k = SAMPLE, .n_out = 49152, .n_tok = 1 });
+    named(f, u, (cas){ .k = SAMPLE, .n_out = 1001, .n_tok = 70 });
 }
 
 /* The attention part: extended with the kernels. */
@@ -175,6 +178,18 @@ typedef struct bench {
     void *keep[256]; int n_keep;
     void *dev[256]; int n_dev;
 } bench;
+
+static bool wanted(const bench *b, const cas *c) {
+    char part[sizeof c->name];
+    for (const char *p = b->filter; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL) {
+        const size_t n = strcspn(p, "|");
+        if (n >= sizeof part) continue;
+        memcpy(part, p, n);
+        part[n] = 0;
+        if (strstr(c->name, part)) return true;
+    }
+    return !b->filter;
+}
 
 static void die(const char *why) {
     fprintf(stderr, "ops: %s\n", why);
@@ -583,6 +598,28 @@ static void test_argmax(bench *b, const cas *c) {
     verdict(b, c, st, &e, 0, 0, memcmp(got, want, (size_t)c->n_tok * 4) ? "another index" : "");
 }
 
+/* Every row with options of its own; every other one full of ties. */
+static void test_sample(bench *b, const cas *c) {
+    lg_error e = { 0 };
+    const int64_t n = c->n_out, rows = c->n_tok;
+    float *x = host(b, rows * n * 4), *scratch = host(b, 2 * n * 4);
+    int32_t *got = host(b, rows * 4), *recent = host(b, rows * LG_RECENT * 4);
+    lg_draw *d = host(b, rows * (int64_t)sizeof *d);
+    int64_t wrong = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t i = 0; i < n; i++) x[r * n + i] = r % 2 ? (float)lg_base_rng_below(7, 4, b->counter++, 30) - 20.0f : uniform(b, -20, 5) + uniform(b, -5, 5);
+        d[r] = (lg_draw){ .scale = r % 7 == 6 ? 0 : 1.44 / (double)uniform(b, 0.2f, 2), .top_p = r % 3 ? 1 : (double)uniform(b, 0, 1),
+                          .min_weight = r % 5 == 1 ? (uint64_t)lg_base_rng_below(7, 4, b->counter++, (int64_t)1 << 39) : 0, .random = lg_base_rng(7, 4, b->counter++),
+                          .top_k = r % 4 == 2 ? 1 + lg_base_rng_below(7, 4, b->counter++, 100) : 0, .penalty = r % 4 == 3 ? 1.3f : 1, .n_recent = (int32_t)(r % (LG_RECENT + 1)) };
+        for (int32_t i = 0; i < d[r].n_recent; i++) recent[r * LG_RECENT + i] = (int32_t)lg_base_rng_below(7, 4, b->counter++, i % 2 ? n : 9);
+    }
+    memset(got, 0xff, (size_t)rows * 4);
+    b->o->sample(b->c, &(lg_op_sample){ .id = got, .logits = device(b, x, rows * n * 4), .n_row = rows, .n_vocab = n, .draw = d, .recent = recent });
+    const lg_status st = b->o->sync(b->c, &e);
+    for (int64_t r = 0; r < rows; r++) wrong += got[r] != lg_ops_sample(x + r * n, n, &d[r], recent + r * LG_RECENT, scratch);
+    verdict(b, c, st, &e, (double)wrong, 0, wrong ? "another id" : "");
+}
+
 static double attend_bound(const bench *b) { return b->compute == LG_COMPUTE_F32 ? 2e-5 : 8e-3; }
 
 static void test_attend(bench *b, const cas *c) {
@@ -674,10 +711,11 @@ static void test_hybrid(bench *b, const cas *c) {
 
 static void test_case(void *user, const cas *c) {
     bench *b = user;
-    if (b->filter && !strstr(c->name, b->filter)) return;
+    if (!wanted(b, c)) return;
     const char *why = NULL;
     if (c->rank && !can_lora(b)) why = "low rank: not on this back end yet";
     if (b->o == &lg_ops_cpu && c->k <= LOGITS && c->n_in % 32) why = "the CPU back end takes whole blocks of 32";
+    if (c->k == SAMPLE && !b->o->sample) why = "the host draws, by the specification (test_sample)";
     if (why) {
         b->index++;
         b->skipped++;
@@ -690,6 +728,7 @@ static void test_case(void *user, const cas *c) {
     case QKV: test_qkv(b, c); break;
     case KV_WRITE: test_kv_write(b, c); break;
     case ARGMAX: test_argmax(b, c); break;
+    case SAMPLE: test_sample(b, c); break;
     case ATTEND: test_attend(b, c); break;
     case HYBRID: test_hybrid(b, c); break;
     }
@@ -701,7 +740,7 @@ static void test_case(void *user, const cas *c) {
 static void perf_case(void *user, const cas *c) {
     bench *b = user;
     lg_error e = { 0 };
-    if (b->filter && !strstr(c->name, b->filter)) return;
+    if (!wanted(b, c)) return;
     const bool attention = c->k >= ATTEND;
     const int64_t d = c->d, n_head = c->n_kv * c->group, nq = n_head * d, nkv = c->n_kv * d;
     const int64_t n_x = c->n_tok * (c->n_in > 0 ? c->n_in : nq), n_y = c->n_tok * (c->n_out > 0 ? c->n_out : nq);
@@ -829,7 +868,7 @@ static void perf_case(void *user, const cas *c) {
 
 static void list_case(void *user, const cas *c) {
     bench *b = user;
-    if (b->filter && !strstr(c->name, b->filter)) return;
+    if (!wanted(b, c)) return;
     puts(c->name);
     b->index++;
 }

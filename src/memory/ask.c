@@ -245,6 +245,11 @@ done:
     return st;
 }
 
+static lg_status first_memory(const lg_model *m, const lg_ask_params *p, lg_ids *out, lg_error *err) {
+    const char *text = p->memory_init ? p->memory_init : "No previous memory";
+    return lg_text_encode(m->tok, text, (int64_t)strlen(text), 0, out, err);
+}
+
 static int64_t longest(const lg_ids *question, int64_t n) {
     int64_t most = 0;
     for (int64_t q = 0; q < n; q++) most = question[q].n > most ? question[q].n : most;
@@ -260,14 +265,10 @@ lg_status lg_ask_context(const lg_model *m, const lg_bank *b, const lg_ids *ques
     const int64_t slots = p.mode == LG_ASK_MEMORY || p.mode == LG_ASK_LOOKUP ? b->h.chunk / b->h.ratio : 0, q = longest(question, n);
     const int64_t piece = p.mode == LG_ASK_MEMAGENT ? (p.piece < b->h.n_tokens ? p.piece : b->h.n_tokens) : 0;
     const int64_t text = p.mode == LG_ASK_FULL || p.mode == LG_ASK_HYBRID ? b->h.n_tokens : 0;
-    int64_t init = 0; /* the caller's first memory may be longer than those to come */
-    lg_ids ids = { 0 };
-    if (p.memory_init) {
-        LG_TRY(lg_text_encode(m->tok, p.memory_init, (int64_t)strlen(p.memory_init), 0, &ids, err));
-        init = ids.n;
-        lg_ids_free(&ids);
-    }
-    const int64_t mem = init > p.memory_size ? init : p.memory_size < 8 ? 8 : p.memory_size; /* 8: "No previous memory" */
+    lg_ids init = { 0 }; /* the first memory may be longer than those to come */
+    LG_TRY(first_memory(m, &p, &init, err));
+    const int64_t mem = init.n > p.memory_size ? init.n : p.memory_size;
+    lg_ids_free(&init);
     const int64_t reads[] = { slots + piece + lg_memory_template_len(&update) + q + mem + p.memory_size,
                               (p.mode == LG_ASK_LOOKUP ? slots : 0) + text + lg_memory_template_len(&answer) + q + (p.mode == LG_ASK_LOOKUP || text ? 0 : mem) + p.max_new,
                               p.gate == LG_GATE_ADAPTER ? slots + lg_memory_template_len(&gate) + q + mem : 0 };
@@ -293,7 +294,6 @@ static lg_status prepare(lg_asking *a, lg_error *err) {
     static const char *const newline[] = { "\n" };
     lg_status st;
     lg_ids init = { 0 };
-    const char *text = a->p.memory_init ? a->p.memory_init : "No previous memory";
     LG_TRY(check(a->m, a->b, a->question, a->n, &a->p, err));
     LG_TRY(templates(a->m, &a->p, &a->update, &a->answer, &a->gate, err));
     const lg_ids *own = lg_text_stop_ids(a->m->tok);
@@ -306,7 +306,7 @@ static lg_status prepare(lg_asking *a, lg_error *err) {
         a->stop_text = newline;
         a->n_stop_text = 1;
     }
-    LG_TRY(lg_text_encode(a->m->tok, text, (int64_t)strlen(text), 0, &init, err));
+    LG_TRY(first_memory(a->m, &a->p, &init, err));
     a->memory = lg_base_calloc(a->n, sizeof *a->memory);
     if (!a->memory) LG_TRY(nomem(err));
     for (int64_t q = 0; q < a->n; q++)

@@ -106,7 +106,8 @@ typedef struct lg_forward {
     /* Compression: the last n_mem rows are memory tokens (their ids are 0). n_row must be 0. Their K, not rotated, and V of every
      * layer go to k_raw, v_raw: device memory [n_layer, n_mem, n_head_kv*head_dim] f32. The last layer stops there. */
     int64_t n_mem; float *k_raw, *v_raw;
-    int32_t *argmax;                     /* host [n_row]: greedy choice of each row, or NULL */
+    int32_t *next;                       /* host [n_row]: the id drawn from each row of logits, or NULL */
+    const lg_draw *draw; const int32_t *recent; /* how (lg_op_sample); draw NULL: the greatest logit */
     int32_t *fetch_n, *fetch_idx;        /* host copies of sets.n and sets.idx after the step, or NULL */
 } lg_forward;
 typedef struct lg_work { /* activations of up to max_tok tokens */

@@ -106,12 +106,32 @@ typedef struct lg_op_logits { float *logits; const float *x; const float *norm; 
 /* id[i] (host memory, valid after sync) = index of the greatest of logits[i, 0..n_vocab); ties: the lowest index. */
 typedef struct lg_op_argmax { int32_t *id; const float *logits; int64_t n_row, n_vocab; } lg_op_argmax;
 
+/* id[i] (host memory, valid after sync) = drawn from logits[i, 0..n_vocab) as draw[i] says. Recent ids are penalised; the weight of
+ * an id is a whole number, floor(2^40 exp((logit - greatest) / temperature)) (sample.h); ids stand in order of logits, ties: the lower id
+ * first. Kept mass: the least of that of the top_k first, of the first ids that reach top_p of it, and of all ids with min_weight.
+ * The id at which the running sum of weights exceeds random/2^64 of the kept mass is drawn. */
+enum { LG_RECENT = 64 };
+typedef struct lg_draw { /* no padding: compared as bytes */
+    double scale;        /* log2(e) / temperature; 0: the greatest logit, no draw */
+    double top_p;        /* 1: off */
+    uint64_t min_weight; /* min_p * 2^40; 0: off */
+    uint64_t random;
+    int64_t top_k;       /* 0: off */
+    float penalty;       /* 1: off */
+    int32_t n_recent;
+} lg_draw;
+typedef struct lg_op_sample {
+    int32_t *id; const float *logits; int64_t n_row, n_vocab;
+    const lg_draw *draw;   /* [n_row] */
+    const int32_t *recent; /* [n_row, LG_RECENT]: draw[i].n_recent ids each */
+} lg_op_sample;
+
 typedef struct lg_ops_ctx lg_ops_ctx;
 typedef struct lg_ops_config { const char *device; int n_threads; lg_compute compute; int64_t max_tok; } lg_ops_config;
 
 /* Which memory an argument lies in. Device memory (from alloc): x, q, att, h, logits, norms, biases, LoRA factors, k_raw, v_raw,
  * the cache, sets.idx and sets.n, kv_write's k and v. Host memory: everything else (ids, seq, idx, seqs and page tables, dst_*,
- * rope tables, budget, dense, read, make, row, argmax's id). On a host back end both are the same. */
+ * rope tables, budget, dense, read, make, row, id, draw, recent of argmax and sample). On a host back end both are the same. */
 typedef struct lg_ops {
     const char *name;
     bool host_memory; /* device memory can be read and written by the host */
@@ -150,6 +170,7 @@ typedef struct lg_ops {
     void (*logits)(lg_ops_ctx *c, const lg_op_logits *a);
     void (*kv_write)(lg_ops_ctx *c, const lg_op_kv_write *a);
     void (*argmax)(lg_ops_ctx *c, const lg_op_argmax *a);
+    void (*sample)(lg_ops_ctx *c, const lg_op_sample *a); /* NULL: the caller draws on the host (lg_ops_sample) */
     void (*fetch)(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes); /* enqueued download: dst is valid after sync */
     /* Fills whole pages with pseudo-random unit-variance K and V on the device, not enqueued; NULL: the caller makes them. */
     void (*kv_random)(lg_ops_ctx *c, lg_kv_layer kv, const lg_kv_geom *g, const int32_t *page, int64_t n_page, uint64_t seed);
@@ -174,4 +195,6 @@ void lg_ops_kv_load(const lg_kv_geom *g, float *dst, const uint8_t *row);
  * and [len] int32. Used by ref, compared with by every other back end. */
 int64_t lg_ops_select(int32_t *out, int64_t cap, const float *score, int64_t len, int64_t budget, int32_t block,
                       const lg_select *s, float *scratch_f, int32_t *scratch_i);
+/* The specification of sampling: the id drawn from one row. recent: d->n_recent ids (here any number); scratch: [2 * n_vocab] */
+int32_t lg_ops_sample(const float *logits, int64_t n_vocab, const lg_draw *d, const int32_t *recent, float *scratch);
 #endif

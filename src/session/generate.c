@@ -3,8 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-enum { RECENT = 64 };
-
 void lg_generate_defaults(lg_generate_params *p) {
     *p = (lg_generate_params){ .n_max = 256, .n_stop_ids = -1 };
     lg_sampler_defaults(&p->sampler);
@@ -73,8 +71,6 @@ static void finish(run *r, lg_stop_reason why) {
     r->out->stop_reason = why;
 }
 
-/* The greatest logit decides: the device can pick it, and the row of logits need not be read. */
-static bool greedy(const lg_generate_params *p) { return p->sampler.temp <= 0 && p->sampler.repeat_penalty == 1.0f; }
 /* ln p of an id under the plain softmax of the logits. */
 static double ln_p(const float *logits, int64_t n, int32_t id) {
     float top = logits[0];
@@ -92,10 +88,10 @@ static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_err
         finish(r, LG_STOP_LENGTH);
         return LG_OK;
     }
-    const int64_t len = lg_session_len(s, seq), n_recent = len < RECENT ? len : RECENT;
-    const int32_t id = s->argmax_known && greedy(r->p) ? s->argmax[s->seq[seq].logit_row]
-                       : lg_sample(lg_session_logits(s, seq), s->m->cfg.n_vocab, &r->p->sampler, lg_session_ids(s, seq) + len - n_recent, n_recent,
-                                   g->ids.n, scratch);
+    const int64_t len = lg_session_len(s, seq), n_recent = len < LG_RECENT ? len : LG_RECENT, row = s->seq[seq].logit_row;
+    const lg_draw draw = lg_session_draw(&r->p->sampler, n_recent, g->ids.n);
+    const bool known = s->next_known && !memcmp(&draw, &s->draw[row], sizeof draw); /* the device drew as this run would */
+    const int32_t id = known ? s->next[row] : lg_ops_sample(lg_session_logits(s, seq), s->m->cfg.n_vocab, &draw, lg_session_ids(s, seq) + len - n_recent, scratch);
     if (r->p->logprob) {
         r->sum += ln_p(lg_session_logits(s, seq), s->m->cfg.n_vocab, id);
         g->logprob = r->sum / (double)++r->n_sum;
@@ -106,6 +102,7 @@ static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_err
     }
     const int64_t had = t->n;
     if (!lg_base_ids_push(&g->ids, id)) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+    s->seq[seq].n_drawn = g->ids.n;
     const lg_status st = lg_text_stream_push(s->m->tok, &r->chars, id, false, t, err);
     if (st != LG_OK) return st;
     int64_t longest = 0;
@@ -151,6 +148,8 @@ done:
 
 static lg_status begin(lg_session *s, run *r, int64_t seq, const lg_ids *prompt, float *scratch, lg_error *err) {
     const double before = s->stats.prefill_s;
+    s->seq[seq].sampler = &r->p->sampler;
+    s->seq[seq].n_drawn = 0;
     lg_status st = lg_session_sync(s, seq, prompt->data, prompt->n, err);
     if (st != LG_OK) return st;
     r->out->prompt_tokens = prompt->n;
@@ -170,10 +169,7 @@ static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_id
     int32_t *seqs = lg_base_calloc(width, sizeof *seqs), *ids = lg_base_calloc(width, sizeof *ids);
     float *scratch = lg_base_calloc(2 * s->m->cfg.n_vocab, sizeof *scratch);
     if (!runs || !who || !at || !seqs || !ids || !scratch) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
-    for (int64_t i = 0; i < n; i++) {
-        out[i] = (lg_generation){ 0 };
-        s->want_argmax = s->want_argmax || (!s->m->ops->host_memory && greedy(&params[i]));
-    }
+    for (int64_t i = 0; i < n; i++) out[i] = (lg_generation){ 0 };
     while (ended < n) {
         for (int64_t w = 0; w < width; w++)
             while (!runs[w].active && started < n) {
@@ -210,7 +206,7 @@ static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_id
         }
     }
 done:
-    s->want_argmax = false;
+    for (int64_t w = 0; w < width; w++) s->seq[first + w].sampler = NULL; /* the caller's */
     lg_base_free(runs);
     lg_base_free(who);
     lg_base_free(at);

@@ -50,7 +50,9 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     if (!s->logits) return LG_ERR_NOMEM;
     s->logits_host = m->ops->host_memory ? s->logits : lg_base_calloc(rows, c->n_vocab * (int64_t)sizeof(float));
     s->logits_here = lg_base_calloc(rows, 1);
-    s->argmax = lg_base_calloc(s->max_row, sizeof(int32_t));
+    s->next = lg_base_calloc(s->max_row, sizeof(int32_t));
+    s->draw = lg_base_calloc(s->max_row, sizeof *s->draw);
+    s->recent = lg_base_calloc(s->max_row, LG_RECENT * (int64_t)sizeof(int32_t));
     s->ids = lg_base_calloc(s->max_tok, sizeof(int32_t));
     s->row_seq = lg_base_calloc(s->max_tok, sizeof(int32_t));
     s->dst_page = lg_base_calloc(s->max_tok, sizeof(int32_t));
@@ -65,7 +67,7 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     s->row_bytes_read = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->row_bytes_dense = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->head_tokens = lg_base_calloc(c->n_layer * c->n_head_kv, sizeof(int64_t));
-    if (!s->logits_host || !s->logits_here || !s->argmax || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->idx || !s->seqs || !s->batch ||
+    if (!s->logits_host || !s->logits_here || !s->next || !s->draw || !s->recent || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->idx || !s->seqs || !s->batch ||
         !s->row_bytes_read || !s->row_bytes_dense || !s->step_budget || !s->step_dense || !s->head_tokens)
         return nomem(err);
 done:
@@ -99,7 +101,7 @@ void lg_session_free(lg_session *s) {
         if (s->logits) s->m->ops->free(s->m->ctx, s->logits);
         if (!s->m->ops->host_memory) lg_base_free(s->logits_host);
     }
-    void *p[] = { s->logits_here, s->argmax, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->idx, s->seqs, s->batch,
+    void *p[] = { s->logits_here, s->next, s->draw, s->recent, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->idx, s->seqs, s->batch,
                   s->step_budget, s->step_dense, s->head_tokens, s->set_tokens, s->row_bytes_read, s->row_bytes_dense };
     for (size_t i = 0; i < sizeof p / sizeof *p; i++) lg_base_free(p[i]);
     lg_base_free(s);
@@ -121,7 +123,26 @@ static void forget_logits(lg_session *s) {
         s->seq[i].logit_row = -1;
         s->logits_here[i] = s->m->ops->host_memory;
     }
-    s->argmax_known = false;
+    s->next_known = false;
+}
+
+/* Row `row` of the coming pass ends sequence q at length len: how its next id is drawn. False: no one draws there. */
+static bool plan_draw(lg_session *s, int64_t row, const lg_timeline *q, int64_t len) {
+    if (!q->sampler) return false;
+    const int64_t n = len - q->n_slot < LG_RECENT ? len - q->n_slot : LG_RECENT;
+    s->draw[row] = lg_session_draw(q->sampler, n, q->n_drawn);
+    memcpy(s->recent + row * LG_RECENT, q->ids + len - n, (size_t)n * sizeof(int32_t));
+    return true;
+}
+/* All rows of the pass have their draws: the back end makes them where it can, else the host does when the ids are asked for. */
+static void ask_next(lg_session *s, lg_forward *f) {
+    bool greedy = true;
+    for (int64_t r = 0; r < f->n_row; r++) greedy = greedy && s->draw[r].scale == 0 && s->draw[r].penalty == 1;
+    if (greedy ? s->m->ops->host_memory : !s->m->ops->sample) return;
+    f->next = s->next;
+    if (greedy) return;
+    f->draw = s->draw;
+    f->recent = s->recent;
 }
 
 /* Places row t of the coming pass at the end of sequence `seq` (its pages must be there). */
@@ -151,11 +172,11 @@ lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64
     f.logits = logits;
     f.on_query = s->on_query;
     f.on_query_user = s->on_query_user;
-    if (s->want_argmax && n_row == 1 && logits == s->logits) f.argmax = s->argmax;
+    if (q->ids + at != ids) memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
+    if (n_row == 1 && logits == s->logits && plan_draw(s, 0, q, at + n)) ask_next(s, &f);
     const lg_status st = lg_model_forward(s->m, &s->work, &f, err);
     if (st != LG_OK) return st;
-    s->argmax_known = f.argmax && logits;
-    memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
+    s->next_known = f.next != NULL;
     q->len = at + n;
     return LG_OK;
 }
@@ -286,7 +307,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
     forget_logits(s);
     if (guarded) lg_base_alloc_guard(true);
     int64_t k = 0; /* rows of the common step; rerun rows go alone */
-    bool all_dense = true;
+    bool all_dense = true, draws = true, next = false;
     for (int64_t i = 0; i < n; i++) {
         lg_timeline *q = &s->seq[seqs[i]];
         const bool correct = s->roles.n_layer && h->correct_every > 0 && (q->steps + 1) % h->correct_every == 0;
@@ -296,6 +317,8 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         s->seqs[k] = (lg_kv_seq){ .page = q->page, .len = q->len + 1 };
         s->row[k] = (int32_t)k;
         s->batch[k] = (int32_t)i;
+        q->ids[q->len] = ids[i];
+        draws = plan_draw(s, k, q, q->len + 1) && draws;
         s->step_budget[k] = 0;
         s->step_dense[k] = !s->roles.n_layer || lg_session_plan_row(s, q->len + 1, &s->step_budget[k]) || correct;
         all_dense = all_dense && s->step_dense[k];
@@ -317,15 +340,16 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
                 f.fetch_idx = s->on_set || s->sets.block > 1 ? s->sets_idx : NULL; /* the last block may be a partial one */
             }
         }
-        if (s->want_argmax) f.argmax = s->argmax;
+        if (draws) ask_next(s, &f);
+        next = f.next != NULL;
         st = lg_model_forward(s->m, &s->work, &f, err);
     }
     if (guarded) lg_base_alloc_guard(false);
     LG_TRY(st);
-    s->argmax_known = s->want_argmax && k == n; /* (rows that run again alone have none) */
+    s->next_known = next && k == n; /* (rows that run again alone have none) */
     for (int64_t r = 0; r < k; r++) {
         lg_timeline *q = &s->seq[seqs[s->batch[r]]];
-        q->ids[q->len++] = ids[s->batch[r]];
+        q->len++;
         q->steps++;
         q->logit_row = r;
         lg_session_plan_count(s, r, s->batch[r], q->len, s->step_dense[r], s->step_budget[r]);
@@ -335,7 +359,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         lg_timeline *q = &s->seq[seqs[i]];
         if (q->logit_row >= 0) continue;
         LG_TRY(rerun(s, seqs[i], ids[i], s->logits + r * n_vocab, err));
-        s->argmax_known = false;
+        s->next_known = false;
         q->steps++;
         q->logit_row = r++;
         lg_session_plan_count(s, 0, i, q->len, true, 0);

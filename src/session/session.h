@@ -12,6 +12,8 @@ typedef struct lg_timeline {
     int64_t steps;     /* decode steps since the last prefill */
     int64_t n_slot;    /* memory slots in rows 0..n_slot-1 (ids there are -1); they survive sync and rewind */
     int64_t shift;     /* RoPE position of row r >= n_slot is r + shift (M - n_slot behind slots, else 0) */
+    const lg_sampler_params *sampler; /* generation under way: the next passes also draw an id, on the device where it can; else NULL */
+    int64_t n_drawn;   /* ids drawn so far */
 } lg_timeline;
 
 /* Memory slots to stand before a prompt (docs/MEMORY.md): rows [n][n_head_kv] of row_bytes(dtype, head_dim) per layer, K not rotated
@@ -39,9 +41,10 @@ struct lg_session {
     float *logits;             /* device [max_row, n_vocab] */
     float *logits_host;        /* the same on the host; where the device's memory is the host's, logits itself */
     uint8_t *logits_here;      /* [max_row] row of logits_host is current */
-    bool want_argmax;          /* the next passes also pick the greatest logit on the device (greedy generation) */
-    bool argmax_known;         /* argmax belongs to the last pass */
-    int32_t *argmax;           /* [max_row] by logit row */
+    bool next_known;           /* next and draw belong to the last pass */
+    int32_t *next;             /* [max_row] by logit row: the id drawn as draw and recent say */
+    lg_draw *draw;             /* [max_row] */
+    int32_t *recent;           /* [max_row, LG_RECENT] */
     /* one step's arrays [max_tok] */
     int32_t *ids, *row_seq, *dst_page, *dst_slot, *row;
     int64_t *pos, *idx;        /* RoPE position; cache row */
@@ -64,6 +67,9 @@ struct lg_session {
     const lg_lora_set *lora;   /* NULL: none */
     uint8_t *stage; int64_t stage_bytes; /* slots.c: device memory that slots of a few layers pass through */
 };
+
+/* sample.c: how draw number `step` of a sampler goes. */
+lg_draw lg_session_draw(const lg_sampler_params *p, int64_t n_recent, int64_t step);
 
 /* cache.c */
 lg_status lg_session_cache_init(lg_session *s, lg_error *err);

@@ -86,6 +86,8 @@ static inline unsigned __match_any_sync(unsigned, unsigned x) {
 template <class T> static inline T __ldcg(const T *p) { return *p; }
 template <class T> static inline T atomicAdd(T *p, T x) { T o = *p; *p = o + x; return o; }
 template <class T> static inline T atomicMax(T *p, T x) { T o = *p; if (x > o) *p = x; return o; }
+template <class T> static inline T atomicOr(T *p, T x) { T o = *p; *p = o | x; return o; }
+static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned long long)((unsigned __int128)a * b >> 64); }
 static inline unsigned atomicInc(unsigned *p, unsigned top) { unsigned o = *p; *p = o >= top ? 0 : o + 1; return o; }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(unsigned x) { return __builtin_ffs((int)x); }

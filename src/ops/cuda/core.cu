@@ -12,8 +12,8 @@
 
 enum { MAX_OPS = 2048, MAX_ARRAYS = 4096, HASH = 16384, MAX_TWINS = 8192, N_GRAPH = 8, KEY_BYTES = 1 << 20, DECODE_ROWS = 64, OUT_BYTES = 64 << 10 };
 
-typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS, K_KV_WRITE, K_ARGMAX, K_FETCH } kind;
-static const char *const kind_name[] = { "embed", "qkv", "attend", "attend_hybrid", "product_add", "gate_up", "logits", "kv_write", "argmax", "fetch" };
+typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS, K_KV_WRITE, K_ARGMAX, K_SAMPLE, K_FETCH } kind;
+static const char *const kind_name[] = { "embed", "qkv", "attend", "attend_hybrid", "product_add", "gate_up", "logits", "kv_write", "argmax", "sample", "fetch" };
 typedef struct fetch_op { void *dst; const void *src; int64_t bytes; } fetch_op;
 typedef struct task {
     kind k;
@@ -27,13 +27,15 @@ typedef struct task {
         lg_op_logits logits;
         lg_op_kv_write kv_write;
         lg_op_argmax argmax;
+        lg_op_sample sample;
         fetch_op fetch;
     } u;
     lg_lora lora[3];
     const int32_t *read_host, *make_host; /* hybrid */
     const int32_t *seq_host; const int64_t *idx_host; /* attend */
     bool decode;                /* attend: row s is the last of sequence s */
-    uint8_t *out;               /* argmax, fetch: place in the pinned block of results */
+    bool top_k, top_p;          /* sample: some row has that limit */
+    uint8_t *out;               /* argmax, sample, fetch: place in the pinned block of results */
 } task;
 
 typedef struct array { const void *host; int64_t bytes, at; bool seqs; } array; /* seqs: lg_kv_seq, becomes lg_cuda_seq */
@@ -172,6 +174,12 @@ static void cuda_close(lg_ops_ctx *c) {
     lg_base_free(c);
 }
 
+static const char *no_device(cudaError_t e) { /* of cudaGetDeviceCount; without a driver the runtime only calls it too old */
+    int driver = 0;
+    if (e == cudaSuccess) return "none found";
+    return cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0 ? "no NVIDIA driver" : cudaGetErrorString(e);
+}
+
 static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error *err) {
     lg_status st = LG_OK;
     int n = 0;
@@ -180,7 +188,7 @@ static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error 
     setenv("CUDA_MODULE_LOADING", "EAGER", 0); /* no kernel is loaded for the first time while a step is captured */
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess || n == 0)
-        return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda: no device: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
+        return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda: no device: %s", no_device(e));
     if (want < 0 || want >= n) return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda:%d: there are %d device%s", want, n, n == 1 ? "" : "s");
     lg_ops_ctx *c = (lg_ops_ctx *)lg_base_alloc(sizeof *c);
     if (!c) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
@@ -229,7 +237,7 @@ extern "C" bool lg_cuda_device_line(int i, char *buf, size_t n) {
     const cudaError_t e = cudaGetDeviceCount(&count);
     if (e != cudaSuccess || count == 0) {
         cudaGetLastError();
-        if (i == 0) snprintf(buf, n, "cuda: no device: %s", e == cudaSuccess ? "none found" : cudaGetErrorString(e));
+        if (i == 0) snprintf(buf, n, "cuda: no device: %s", no_device(e));
         return i == 0;
     }
     if (i >= count || cudaGetDeviceProperties(&p, i) != cudaSuccess) return false;
@@ -375,6 +383,7 @@ RECORD(attend_hybrid, K_HYBRID, hybrid)
 RECORD(logits, K_LOGITS, logits)
 RECORD(kv_write, K_KV_WRITE, kv_write)
 RECORD(argmax, K_ARGMAX, argmax)
+RECORD(sample, K_SAMPLE, sample)
 static void cuda_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
     task *t = push_task(c, K_QKV);
     if (!t) return;
@@ -565,6 +574,18 @@ static bool resolve(lg_ops_ctx *c, bool dry) {
         case K_GATE_UP: n_tok = t->u.gate_up.n_tok; break;
         case K_LOGITS: n_tok = t->u.logits.n_row; point(c, &t->u.logits.row, n_tok); break;
         case K_ARGMAX: n_tok = t->u.argmax.n_row; out = n_tok * 4; break;
+        case K_SAMPLE: {
+            lg_op_sample *a = &t->u.sample;
+            n_tok = a->n_row;
+            out = n_tok * 4;
+            for (int64_t s = 0; s < n_tok; s++) {
+                t->top_k = t->top_k || a->draw[s].top_k > 0;
+                t->top_p = t->top_p || a->draw[s].top_p < 1;
+            }
+            point(c, &a->draw, n_tok);
+            point(c, &a->recent, n_tok * LG_RECENT);
+            break;
+        }
         case K_FETCH: out = t->u.fetch.bytes; break;
         }
         if (n_tok > DECODE_ROWS) graph_able = false;
@@ -975,6 +996,12 @@ static void run_list(lg_ops_ctx *c, bool capturing) {
             lg_cuda_launch(k_argmax, dim3((unsigned)a->n_row), dim3(ARG_BLOCKS), 0, c->stream, true, (int32_t *)t->out, (const uint64_t *)c->argmax_part);
             break;
         }
+        case K_SAMPLE: {
+            lg_op_sample a = t->u.sample;
+            a.id = (int32_t *)t->out;
+            lg_cuda_sample(&c->env, &a, t->top_k, t->top_p);
+            break;
+        }
         case K_FETCH: run_fetch(c, t); break;
         }
         if (t->k != K_GATE_UP) c->work.ready_of = t->k == K_PRODUCT ? NULL : c->work.ready_of;
@@ -1029,6 +1056,7 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
         }
         case K_KV_WRITE: if (t->u.kv_write.geom.head_dim > 256) missing = "kv_write: head size beyond 256"; break;
         case K_ARGMAX: if (t->u.argmax.n_row > 4096) missing = "argmax: more than 4096 rows"; break;
+        case K_SAMPLE: scratch = max64(scratch, lg_cuda_sample_scratch(t->u.sample.n_row, t->u.sample.n_vocab)); break;
         case K_FETCH: break;
         }
         for (int k = 0; k < 3; k++)
@@ -1122,6 +1150,11 @@ static bool make_key(lg_ops_ctx *c) {
             break;
         }
         case K_ARGMAX: keys(c, t->u.argmax.logits, t->u.argmax.n_row, t->u.argmax.n_vocab); break;
+        case K_SAMPLE: {
+            const lg_op_sample &a = t->u.sample;
+            keys(c, a.logits, a.n_row, a.n_vocab, a.draw, a.recent, t->top_k, t->top_p);
+            break;
+        }
         case K_FETCH: keys(c, t->u.fetch.src, t->u.fetch.bytes); break;
         }
     }
@@ -1189,6 +1222,7 @@ static lg_status run_all(lg_ops_ctx *c, lg_error *err) {
     if (c->failed == LG_OK) stick(c, cudaStreamSynchronize(c->stream), c->n_task == 1 ? kind_name[c->tasks[0].k] : what);
     for (int i = 0; i < c->n_task && c->failed == LG_OK; i++) {
         const task *t = &c->tasks[i];
+        if (t->k == K_SAMPLE) memcpy(t->u.sample.id, t->out, (size_t)t->u.sample.n_row * 4);
         if (t->k == K_ARGMAX) memcpy(t->u.argmax.id, t->out, (size_t)t->u.argmax.n_row * 4);
         if (t->k == K_FETCH) memcpy(t->u.fetch.dst, t->out, (size_t)t->u.fetch.bytes);
     }
@@ -1215,5 +1249,5 @@ extern "C" const lg_ops lg_ops_cuda = {
     .upload = cuda_upload, .download = cuda_download, .copy = cuda_copy, .download_rows = cuda_download_rows, .host_alloc = cuda_host_alloc, .host_free = cuda_host_free,
     .in_use = cuda_in_use, .weight_bind = cuda_weight_bind, .weight_unbind = cuda_weight_unbind, .lora_bind = cuda_lora_bind, .lora_unbind = cuda_lora_unbind, .reserve = cuda_reserve,
     .embed = cuda_embed, .qkv = cuda_qkv, .attend = cuda_attend, .attend_hybrid = cuda_attend_hybrid, .product_add = cuda_product_add, .gate_up = cuda_gate_up,
-    .logits = cuda_logits, .kv_write = cuda_kv_write, .argmax = cuda_argmax, .fetch = cuda_fetch, .kv_random = cuda_kv_random, .sync = cuda_sync,
+    .logits = cuda_logits, .kv_write = cuda_kv_write, .argmax = cuda_argmax, .sample = cuda_sample, .fetch = cuda_fetch, .kv_random = cuda_kv_random, .sync = cuda_sync,
 };

@@ -59,5 +59,9 @@ typedef struct lg_cuda_prefill {
 int64_t lg_cuda_prefill_scratch(const lg_cuda_env *e, int64_t n_tok, int32_t n_head, const lg_kv_geom *g);
 void lg_cuda_prefill_attend(const lg_cuda_env *e, const lg_cuda_prefill *a);
 
+/* ---- sample.cu: lg_op_sample with device pointers, id in mapped memory. top_k, top_p: some row has that limit. ---- */
+int64_t lg_cuda_sample_scratch(int64_t n_row, int64_t n_vocab); /* bytes of env.scratch */
+void lg_cuda_sample(const lg_cuda_env *e, const lg_op_sample *a, bool top_k, bool top_p);
+
 /* ---- cache rows, shared device code: see kv.cuh (load and store of rows of every lg_kv_geom dtype) ---- */
 #endif

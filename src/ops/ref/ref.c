@@ -9,6 +9,7 @@ struct lg_ops_ctx {
     float *normed;    /* one normed activation row */
     float *head;      /* K, V of one token; gate, up of one token */
     int64_t row_n, head_n;
+    bool starved;     /* sample could not have its scratch */
 };
 
 static lg_status ref_open(lg_ops_ctx **out, const lg_ops_config *c, lg_error *err) {
@@ -201,10 +202,22 @@ static void ref_argmax(lg_ops_ctx *c, const lg_op_argmax *a) {
     }
 }
 
-static lg_status ref_sync(lg_ops_ctx *c, lg_error *err) { (void)c; (void)err; return LG_OK; }
+static void ref_sample(lg_ops_ctx *c, const lg_op_sample *a) {
+    float *scratch = lg_base_calloc(2 * a->n_vocab, sizeof *scratch);
+    c->starved = c->starved || !scratch;
+    for (int64_t r = 0; r < a->n_row && scratch; r++)
+        a->id[r] = lg_ops_sample(a->logits + r * a->n_vocab, a->n_vocab, &a->draw[r], a->recent + r * LG_RECENT, scratch);
+    lg_base_free(scratch);
+}
+
+static lg_status ref_sync(lg_ops_ctx *c, lg_error *err) {
+    const bool starved = c->starved;
+    c->starved = false;
+    return starved ? lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory") : LG_OK;
+}
 
 const lg_ops lg_ops_ref = {
-    .name = "ref", .host_memory = true, .chunk = 512, .copy = ref_copy, .argmax = ref_argmax, .fetch = ref_copy, .open = ref_open, .close = ref_close, .describe = ref_describe, .alloc = ref_alloc, .free = ref_free,
+    .name = "ref", .host_memory = true, .chunk = 512, .copy = ref_copy, .argmax = ref_argmax, .sample = ref_sample, .fetch = ref_copy, .open = ref_open, .close = ref_close, .describe = ref_describe, .alloc = ref_alloc, .free = ref_free,
     .upload = ref_copy, .download = ref_copy, .weight_bind = ref_weight_bind, .weight_unbind = ref_weight_unbind,
     .reserve = ref_reserve, .embed = ref_embed, .qkv = ref_qkv, .attend = ref_attend, .attend_hybrid = ref_attend_hybrid,
     .product_add = ref_product_add, .gate_up = ref_gate_up, .logits = ref_logits, .kv_write = ref_kv_write, .sync = ref_sync,
