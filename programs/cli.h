@@ -165,7 +165,7 @@ void opt_help(const command *c);
 int opt_check_hybrid(const options *o); /* contradictions among the hybrid options */
 
 /* ---- text, JSON, files ----------------------------------------------------------------------------- */
-typedef struct buf { char *data; size_t n, cap; bool comma; } buf; /* data[n] == 0 once written to */
+typedef struct buf { char *data; size_t n, cap; bool comma, mapped; } buf; /* data[n] == 0 once written to, but where mapped */
 void *cli_alloc(void *old, size_t count, size_t size); /* realloc; ends the program when out of memory */
 void buf_add(buf *b, const char *s, size_t n);
 void buf_puts(buf *b, const char *s);
@@ -208,6 +208,7 @@ double cli_clock(void);
 
 int need(const char *option, const char *value); /* usage error where value is NULL */
 int read_input(const char *path, buf *out);      /* "-": stdin, to its last byte */
+int map_input(const char *path, buf *out);       /* the same, but a regular file is mapped, not copied; out is only read then */
 typedef struct id_list { int32_t *v; int64_t n, cap; } id_list; /* v from malloc */
 void ids_push(id_list *l, int32_t id);
 int parse_ids(const char *name, const buf *text, int64_t n_vocab, id_list *out);

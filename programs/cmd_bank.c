@@ -34,7 +34,7 @@ static int material_read(const options *o, lg_model *m, material *x)
     lg_model_info info;
     lg_model_get_info(m, &info);
     x->is_ids = o->ids != NULL;
-    return x->is_ids ? read_ids(o->ids, info.n_vocab, &x->ids) : read_input(o->file, &x->text);
+    return x->is_ids ? read_ids(o->ids, info.n_vocab, &x->ids) : map_input(o->file, &x->text);
 }
 
 static int made(const options *o, const char *path, int64_t n_before, double seconds)

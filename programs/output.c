@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -71,7 +72,10 @@ void buf_printf(buf *b, const char *format, ...)
 
 void buf_free(buf *b)
 {
-    free(b->data);
+    if (b->mapped)
+        munmap(b->data, b->n);
+    else
+        free(b->data);
     *b = (buf){0};
 }
 

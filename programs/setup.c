@@ -1,10 +1,13 @@
 /* What every command does around its work: messages, progress bars, reading input, opening models and
  * sessions from the options. All of it goes to stderr; stdout belongs to results. */
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -190,6 +193,20 @@ int read_input(const char *path, buf *out)
     if (!rc)
         buf_add(out, "", 0); /* the ending NUL of an empty input */
     return rc;
+}
+
+int map_input(const char *path, buf *out)
+{
+    struct stat st;
+    int fd = strcmp(path, "-") == 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (p != MAP_FAILED)
+            *out = (buf){.data = p, .n = (size_t)st.st_size, .mapped = true};
+    }
+    if (fd >= 0)
+        close(fd);
+    return out->mapped ? CLI_DONE : read_input(path, out);
 }
 
 void ids_push(id_list *l, int32_t id)

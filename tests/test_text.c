@@ -416,6 +416,43 @@ static void test_gguf_refusals(void **state) {
     }
 }
 
+/* ---- long texts ---- */
+typedef struct run_list { lg_ids ids; int64_t n_run; } run_list;
+
+static lg_status collect(void *user, const int32_t *ids, int64_t n, lg_error *err) {
+    run_list *r = user;
+    (void)err;
+    for (int64_t i = 0; i < n; i++) assert_true(lg_base_ids_push(&r->ids, ids[i]));
+    r->n_run++;
+    return LG_OK;
+}
+
+static void test_runs_equal_whole(void **state) {
+    (void)state;
+    static const char *const units[] = { "a", "Word", " word", "\n", "\n", "\n\n", "\r\n", " ", "  ", "\t", ".", ",\n", "'s", "12", "3", "\xcc\x81", "e\xcc\x81", "\xe4\xb8\xad", "\xff",
+                                         "<|im_end|>", "\xf0\x9f\x98\x80", "--", "_x", "\xc2\xa0", "\xe2\x80\xa8" };
+    for (int f = 0; f < N_FOLDER; f++) {
+        lg_tokenizer *t = open_folder(folders[f]);
+        lg_text s = { 0 };
+        for (uint64_t i = 0; s.n < 3 << 19; i++) {
+            const char *u = units[lg_base_rng_below(11, (uint64_t)f, i, (int64_t)(sizeof units / sizeof units[0]))];
+            assert_true(lg_base_text_append(&s, u, (int64_t)strlen(u)));
+        }
+        lg_ids whole = encode(t, s.data, s.n, 0);
+        run_list runs = { 0 };
+        lg_error err = { 0 };
+        assert_int_equal(lg_text_encode_to(t, s.data, s.n, collect, &runs, &err), LG_OK);
+        const bool one = !strcmp(folders[f], "digits"); /* has an added token that takes blanks on both sides */
+        assert_in_range(runs.n_run, one ? 1 : 5, one ? 1 : 7);
+        assert_int_equal(runs.ids.n, whole.n);
+        assert_memory_equal(runs.ids.data, whole.data, (size_t)whole.n * sizeof *whole.data);
+        lg_ids_free(&whole);
+        lg_ids_free(&runs.ids);
+        lg_text_free(&s);
+        lg_text_close(t);
+    }
+}
+
 /* ---- hostile sizes and no memory ---- */
 static void test_not_quadratic(void **state) {
     (void)state;
@@ -463,7 +500,7 @@ int main(void) {
         cmocka_unit_test(test_cases), cmocka_unit_test(test_gguf_round_trip), cmocka_unit_test(test_smollm2), cmocka_unit_test(test_facts),
         cmocka_unit_test(test_decode), cmocka_unit_test(test_stream), cmocka_unit_test(test_bos_once), cmocka_unit_test(test_content_is_text),
         cmocka_unit_test(test_chat_format), cmocka_unit_test(test_refusals), cmocka_unit_test(test_gguf_refusals),
-        cmocka_unit_test(test_not_quadratic), cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_runs_equal_whole), cmocka_unit_test(test_not_quadratic), cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

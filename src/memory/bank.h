@@ -60,6 +60,10 @@ void lg_memory_bank_seal(lg_bank_header *h);
 lg_status lg_memory_bank_check(const lg_bank_header *h, const char *name, int64_t at, lg_error *err);
 /* bank_build.c: whether writing a group overlaps with compressing the next; -1: on devices only. For tests. */
 extern int lg_memory_bank_overlap;
+/* Ids of a text (flags 0) in an unlinked file beside the path `beside`, mapped read-only. ids NULL: none. */
+typedef struct lg_spool { const int32_t *ids; int64_t n; } lg_spool;
+lg_status lg_memory_spool(lg_spool *out, const lg_model *m, const char *text, int64_t n_text, const char *beside, lg_error *err);
+void lg_memory_spool_free(lg_spool *s);
 /* source.c: byte_end[i]: where in text the first min(first + i*chunk, n) ids end, up to the i that covers them all. *known false: the
  * ids do not spell the text (a tokenizer that drops something). */
 lg_status lg_memory_byte_ends(const lg_model *m, const int32_t *ids, int64_t n, const char *text, int64_t n_text, int64_t first, int64_t chunk,

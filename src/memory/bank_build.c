@@ -349,17 +349,17 @@ lg_status lg_bank_build_ids(lg_model *m, const lg_bank_params *p, const int32_t 
 
 lg_status lg_bank_build(lg_model *m, const lg_bank_params *p, const char *text, int64_t n_text, const char *path, lg_error *err) {
     lg_status st;
-    lg_ids ids = { 0 };
+    lg_spool ids = { 0 };
     int64_t *end = NULL;
     bool known = false;
     const int64_t chunk = p->chunk > 0 ? p->chunk : 4096;
-    LG_TRY(lg_tokenize(m, text, n_text, 0, &ids, err));
+    LG_TRY(lg_memory_spool(&ids, m, text, n_text, path, err));
     end = lg_base_calloc(ids.n / chunk + 1, sizeof *end);
     if (!end) LG_TRY(nomem(err));
-    LG_TRY(lg_memory_byte_ends(m, ids.data, ids.n, text, n_text, chunk, chunk, end, &known, err));
-    LG_TRY(build_bank(m, p, ids.data, ids.n, known ? end : NULL, n_text, path, err));
+    LG_TRY(lg_memory_byte_ends(m, ids.ids, ids.n, text, n_text, chunk, chunk, end, &known, err));
+    LG_TRY(build_bank(m, p, ids.ids, ids.n, known ? end : NULL, n_text, path, err));
 done:
-    lg_ids_free(&ids);
+    lg_memory_spool_free(&ids);
     lg_base_free(end);
     return st;
 }
@@ -490,11 +490,11 @@ lg_status lg_bank_append_ids(lg_model *m, const char *path, const int32_t *ids, 
 }
 
 lg_status lg_bank_append(lg_model *m, const char *path, const char *text, int64_t n_text, lg_progress_fn progress, void *user, lg_error *err) {
-    lg_ids ids = { 0 };
+    lg_spool ids = { 0 };
     lg_status st;
-    LG_TRY(lg_tokenize(m, text, n_text, 0, &ids, err));
-    LG_TRY(append(m, path, text, n_text, ids.data, ids.n, progress, user, err));
+    LG_TRY(lg_memory_spool(&ids, m, text, n_text, path, err));
+    LG_TRY(append(m, path, text, n_text, ids.ids, ids.n, progress, user, err));
 done:
-    lg_ids_free(&ids);
+    lg_memory_spool_free(&ids);
     return st;
 }

@@ -62,17 +62,36 @@ done:
     return st;
 }
 
+/* Where the ids spell the text as it stands, which is seen in the space of one chunk: end[] and *same. */
+static lg_status spells(const lg_model *m, const int32_t *ids, int64_t n, const char *text, int64_t n_text, int64_t first, int64_t chunk, int64_t *end, bool *same, lg_error *err) {
+    lg_status st = LG_OK;
+    lg_text piece = { 0 };
+    int64_t at = 0, i = 0;
+    *same = true;
+    for (int64_t k, n_end = 0; i < n && *same; i += k) {
+        const int64_t want = n_end ? chunk : first;
+        k = n - i < want ? n - i : want;
+        piece.n = 0;
+        LG_TRY(lg_text_decode(m->tok, ids + i, k, LG_TOK_SPECIAL, &piece, err));
+        *same = piece.n <= n_text - at && (!piece.n || !memcmp(piece.data, text + at, (size_t)piece.n));
+        at += piece.n;
+        end[n_end++] = at;
+    }
+    *same = *same && at == n_text;
+done:
+    lg_text_free(&piece);
+    return st;
+}
+
 lg_status lg_memory_byte_ends(const lg_model *m, const int32_t *ids, int64_t n, const char *text, int64_t n_text, int64_t first, int64_t chunk,
                               int64_t *byte_end, bool *known, lg_error *err) {
     lg_status st = LG_OK;
     lg_text spelled = { 0 };
     int64_t n_end, *copy = NULL;
     *known = false;
+    LG_TRY(spells(m, ids, n, text, n_text, first, chunk, byte_end, known, err));
+    if (*known) goto done;
     LG_TRY(spell(m, ids, n, first, chunk, byte_end, &n_end, &spelled, err));
-    if (spelled.n == n_text && (n_text == 0 || !memcmp(spelled.data, text, (size_t)n_text))) {
-        *known = true;
-        goto done;
-    }
     copy = lg_base_calloc(n_end ? n_end : 1, sizeof *copy);
     if (!copy) LG_TRY(nomem(err));
     memcpy(copy, byte_end, (size_t)n_end * sizeof *copy);

@@ -270,3 +270,44 @@ lg_status lg_text_encode(const lg_tokenizer *t, const char *s, int64_t n, unsign
     if (st != LG_OK) out->n = start;
     return st;
 }
+
+/* ---- long texts ---- */
+enum { RUN_BYTES = 1 << 18 };
+
+/* Whether ids of the parts of a text are the ids of the text, where next_cut cuts it. */
+static bool cuts(const lg_tokenizer *t) {
+    bool found = t->pre[0] != 0; /* (a name only where the expression is a known one) */
+    for (int64_t i = 0; found && i < t->n_vocab; i++) {
+        const lg_token *k = &t->token[i];
+        if (k->kind != LG_KIND_ADDED && k->kind != LG_KIND_SPECIAL) continue;
+        found = !(k->flags & (LG_ADDED_LSTRIP | LG_ADDED_RSTRIP)) && !memchr(t->arena.data + k->bytes, '\n', (size_t)k->n_bytes);
+    }
+    return found;
+}
+
+/* Behind the first newline from `at` on that has a visible ASCII character before it and an ASCII letter behind it: both sides begin a piece
+ * of every known pattern, and no character joins another across it. */
+static int64_t next_cut(const char *s, int64_t at, int64_t n) {
+    for (int64_t i = at; i + 1 < n; i++) {
+        const char *lf = memchr(s + i, '\n', (size_t)(n - i));
+        if (!lf) break;
+        i = lf - s;
+        if (i > 0 && s[i - 1] > ' ' && s[i - 1] < 0x7f && i + 1 < n && ((s[i + 1] | 0x20) >= 'a' && (s[i + 1] | 0x20) <= 'z')) return i + 1;
+    }
+    return n;
+}
+
+lg_status lg_text_encode_to(const lg_tokenizer *t, const char *s, int64_t n, lg_text_sink sink, void *user, lg_error *err) {
+    lg_status st = LG_OK;
+    lg_ids ids = { 0 };
+    const bool parts = cuts(t);
+    for (int64_t at = 0, end; at < n; at = end) {
+        end = parts && n - at > RUN_BYTES ? next_cut(s, at + RUN_BYTES, n) : n;
+        ids.n = 0;
+        LG_TRY(encode_text(t, s + at, end - at, 0, &ids, err));
+        LG_TRY(sink(user, ids.data, ids.n, err));
+    }
+done:
+    lg_ids_free(&ids);
+    return st;
+}

@@ -18,6 +18,10 @@ bool lg_text_adds_bos(const lg_tokenizer *t);
 bool lg_text_is_special(const lg_tokenizer *t, int32_t id);
 /* flags: LG_TOK_*. Thread-safe: the tokenizer is immutable after set_chat_format. */
 lg_status lg_text_encode(const lg_tokenizer *t, const char *s, int64_t n, unsigned flags, lg_ids *out, lg_error *err);
+/* A long text in bounded memory: the ids of lg_text_encode with flags 0, in runs. The text is cut behind single newlines, where none of the
+ * known pre-tokenizers joins what stands on both sides; another pre-tokenizer, or an added token that spans lines, makes it one run. */
+typedef lg_status (*lg_text_sink)(void *user, const int32_t *ids, int64_t n, lg_error *err);
+lg_status lg_text_encode_to(const lg_tokenizer *t, const char *s, int64_t n, lg_text_sink sink, void *user, lg_error *err);
 lg_status lg_text_decode(const lg_tokenizer *t, const int32_t *ids, int64_t n, unsigned flags, lg_text *out, lg_error *err);
 lg_status lg_text_chat(const lg_tokenizer *t, const lg_chat_turn *turns, int64_t n, bool gen_prompt, lg_ids *out, lg_error *err);
 /* Streaming: feeds one id, appends only whole UTF-8 sequences; state keeps the unfinished bytes. At the end
