@@ -561,9 +561,10 @@ int main(int argc, char **argv) {
         bank_path(&b, path);
         reset_peaks(&b);
         const double s = build(&b, b.doc, path);
-        const int64_t device = b.peak;
+        const int64_t device = b.peak, host = host_peak();
         MUST(lg_bank_open(&bank, path, err));
-        printf("\nbank of the document: %lld tokens in %.2f s, %.4f s a chunk\n", (long long)b.doc, s, s / (double)bank->h.n_chunk);
+        printf("\nbank of the document: %lld tokens in %.2f s, %.4f s a chunk; peak device memory %.2f GB, of the host %.2f GB\n", (long long)b.doc, s,
+               s / (double)bank->h.n_chunk, gb(device), gb(host));
         if (steps) ask_steps(&b, bank);
         fflush(stdout);
         if (whole) protocol(&b, bank, s, device);
