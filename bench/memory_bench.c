@@ -370,6 +370,8 @@ static void ask_steps(bench *b, const lg_bank *bank) {
     int32_t *seqs = must(lg_base_calloc(wide, sizeof *seqs));
     double *score = must(lg_base_calloc(wide, sizeof *score)), t[MAX_REPS], p[MAX_REPS];
     lg_session *s = session(b, LG_ASK_MEMORY, wide);
+    lg_sampler_params greedy;
+    lg_sampler_defaults(&greedy);
     for (int64_t i = 0; i < wide; i++) {
         seqs[i] = (int32_t)i;
         MUST(lg_memory_bank_slots(bank, i, &slots[i], rows + 2 * n_layer * i, rows + 2 * n_layer * i + n_layer, err));
@@ -407,7 +409,7 @@ static void ask_steps(bench *b, const lg_bank *bank) {
             double at = lg_base_now();
             MUST(lg_session_sync(s, 0, prompt.data, prompt.n, err));
             if (r >= 0) p[r] = 1e3 * (lg_base_now() - at);
-            s->want_argmax = !b->m->ops->host_memory; /* as greedy generation does */
+            s->seq[0].sampler = &greedy; /* as generation does: the id is drawn on the device */
             const int64_t steps = b->update < 16 ? b->update : 16;
             for (int64_t i = 0; i <= steps; i++) { /* the first is not counted: a graph is made */
                 if (i == 1) at = lg_base_now();
@@ -415,7 +417,7 @@ static void ask_steps(bench *b, const lg_bank *bank) {
                 MUST(lg_session_step(s, &zero, &id, 1, err));
             }
             if (r >= 0) t[r] = 1e3 * (lg_base_now() - at) / (double)steps;
-            s->want_argmax = false;
+            s->seq[0].sampler = NULL;
         }
         char name[64];
         snprintf(name, sizeof name, "read, memory of %lld: prompt", (long long)memories[m]);
