@@ -2,13 +2,13 @@
  * memory mode beside MemAgent mode on one document.
  *
  *     memory_bench [--shape qwen2.5-7b|tiny|..] [--device cpu|cuda[:i]] [--threads N] [--only steps,bank,protocol]
- *                  [--chunk N --window N --ratio R] [--tokens N] [--doc N] [--update N] [--answer N] [--piece N] [--read N] [--gate-batch B]
+ *                  [--chunk N --window N --ratio R] [--tokens N] [--doc N] [--update N] [--answer N] [--piece N] [--read N] [--all 0|1] [--gate-batch B]
  *                  [--questions N] [--reps N] [--dir DIR] [--disk DIR] [--rate TFLOPS] [--json FILE]
  *
  * bf16 weights, memory weights of the official layout (own q, k, v and embedding), a gate with additions of rank 16 to every projection.
  * The document is random ids; a prompt has as many ids as its text has words and signs. Nothing ends a text, so every update has
  * --update tokens (the protocol's 1024; 128 unless said). The gate is run on every chunk, but its decision is replaced: --read chunks, evenly
- * spread, are accepted (3 of 32), then all of them. Random weights would accept by chance, and the time does not depend on what they say.
+ * spread, are accepted (3 of 32), then all of them (--all 0: not). Random weights would accept by chance, and the time does not depend on what they say.
  * --dir: where banks are written (memory-backed storage for the figure of the specification); --disk: a folder whose write rate is
  * measured beside it. Peak device memory: what the device has in use, by anybody and weights included (cudaMemGetInfo), sampled at every
  * chunk; on the CPU there is none. Held: cache and staged slots of a question. Peak host memory: the kernel's high-water mark of this process, reset before each part. */
@@ -24,7 +24,7 @@ enum { MAX_REPS = 50, RANK = 16, QUESTION = 32, FIRST_MEMORY = 3 /* "No previous
 
 typedef struct bench {
     const char *shape, *device, *only, *dir, *disk, *json;
-    int64_t threads, chunk, window, ratio, tokens, doc, update, answer, piece, read, gate_batch, questions, reps;
+    int64_t threads, chunk, window, ratio, tokens, doc, update, answer, piece, read, all, gate_batch, questions, reps;
     double rate;                /* TFLOP/s of the floor, 0: what a large product gives here */
     lg_model *m;
     FILE *out;                  /* JSON lines, NULL: none */
@@ -462,7 +462,7 @@ static void protocol(bench *b, lg_bank *bank, double build_s, int64_t build_devi
     printf("%-34s %8s %7s %7s %8s %7s %7s %8s %9s %7s %9s\n", "", "wall s", "build", "gate", "read", "answer", "tokens", "faster", "held MB", "", "device GB");
     const result agent = ask(b, LG_ASK_MEMAGENT, bank, 1, NULL);
     row(b, "MemAgent", &agent, agent.all_s, NULL);
-    for (int k = 0; k < 2; k++) {
+    for (int k = 0; k < 1 + b->all; k++) {
         const int64_t widths[2] = { 1, b->gate_batch };
         for (int w = 0; w < (k || b->gate_batch == 1 ? 1 : 2); w++) {
             result r = ask(b, LG_ASK_MEMORY, bank, widths[w], k ? all : some);
@@ -491,7 +491,7 @@ static void protocol(bench *b, lg_bank *bank, double build_s, int64_t build_devi
 /* ---- all of it ---- */
 static int usage(void) {
     fprintf(stderr, "usage: memory_bench [--shape NAME] [--device D] [--threads N] [--only steps,bank,protocol] [--chunk N] [--window N] [--ratio R] [--tokens N] [--doc N]\n"
-                    "                    [--update N] [--answer N] [--piece N] [--read N] [--gate-batch B] [--questions N] [--reps N] [--dir DIR] [--disk DIR] [--rate TFLOPS]\n"
+                    "                    [--update N] [--answer N] [--piece N] [--read N] [--all 0|1] [--gate-batch B] [--questions N] [--reps N] [--dir DIR] [--disk DIR] [--rate TFLOPS]\n"
                     "                    [--json FILE]\n");
     return 2;
 }
@@ -500,7 +500,7 @@ static bool options(bench *b, int argc, char **argv) {
     const struct { const char *name; int64_t *to, least, most; } n[] = {
         { "--threads", &b->threads, 0, 1024 }, { "--chunk", &b->chunk, 1, 1 << 20 }, { "--window", &b->window, 1, 1 << 20 }, { "--ratio", &b->ratio, 1, 1 << 10 },
         { "--tokens", &b->tokens, 1, 1 << 28 }, { "--doc", &b->doc, 1, 1 << 28 }, { "--update", &b->update, 1, 1 << 16 }, { "--answer", &b->answer, 1, 1 << 16 },
-        { "--piece", &b->piece, 1, 1 << 20 }, { "--read", &b->read, 1, 1 << 20 }, { "--gate-batch", &b->gate_batch, 1, 64 }, { "--questions", &b->questions, 1, 4096 },
+        { "--piece", &b->piece, 1, 1 << 20 }, { "--read", &b->read, 1, 1 << 20 }, { "--all", &b->all, 0, 1 }, { "--gate-batch", &b->gate_batch, 1, 64 }, { "--questions", &b->questions, 1, 4096 },
         { "--reps", &b->reps, 1, MAX_REPS } };
     const struct { const char *name, **to; } s[] = { { "--shape", &b->shape }, { "--device", &b->device }, { "--only", &b->only }, { "--dir", &b->dir }, { "--disk", &b->disk },
                                                      { "--json", &b->json } };
@@ -523,7 +523,7 @@ static bool options(bench *b, int argc, char **argv) {
 
 int main(int argc, char **argv) {
     bench b = { .shape = "qwen2.5-7b", .only = "steps,bank,protocol", .dir = "/dev/shm", .chunk = 4096, .window = 2048, .ratio = 4, .tokens = 1750000, .doc = 131072, .update = 128,
-                .answer = 128, .piece = 5000, .read = 3, .gate_batch = 8, .questions = 128, .reps = 5 };
+                .answer = 128, .piece = 5000, .read = 3, .all = 1, .gate_batch = 8, .questions = 128, .reps = 5 };
     if (!options(&b, argc, argv)) return usage();
     if (b.json && !(b.out = fopen(b.json, "w"))) {
         fprintf(stderr, "memory_bench: %s: cannot be written\n", b.json);
