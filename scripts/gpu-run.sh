@@ -132,9 +132,8 @@ sanitize() {
         san sample_check 60 "$(prog sample_check)" 1 12
         san prefill_check 80 "$(prog prefill_check)" small
         san decode_check 80 "$(prog decode_check)" check 1 12
-        # (eager loading of all of cuBLASLt takes the tools half a minute, and only a captured step needs it)
         for cases in "$products" "$others" "$attention"; do
-            san "ops ${cases%%|*} ..." 200 env CUDA_MODULE_LOADING=LAZY LONGAN_CUDA_GRAPH=0 "$(prog ops)" test --device cuda "$cases"
+            san "ops ${cases%%|*} ..." 200 "$(prog ops)" test --device cuda "$cases"
         done
     done
 }
