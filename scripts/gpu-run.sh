@@ -124,7 +124,7 @@ sanitize() {
     others='576x576 n3 kv|576x576 n33 kv|1024x576 n33 kv|kv_write|argmax 1001|sample 1001'
     attention='len 64,65|d64 kv3 g3 len 1500,700,2111 topk block 1|hybrid kv bf16 d64 kv3 g3|hybrid kv q8 d128 kv1 g8'
     for tool in ${SAN_TOOLS:-memcheck racecheck initcheck}; do
-        san() { name=$1; limit=$2; shift 2; part sanitize "$limit" "$tool $name" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 20 "$@"; show 'ERROR SUMMARY|passed, ' 2; }
+        san() { name=$1; limit=$2; shift 2; part sanitize "$limit" "$tool $name" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 20 "$@" && show 'SUMMARY:|passed, ' 2; }
         san generate 60 "$(prog longan)" generate -m tests/fixtures/tiny-llama -p "In the beginning" -n 8 --device cuda --json
         san "hybrid, sampled" 60 "$(prog longan)" generate -m tests/fixtures/tiny-hybrid -p "In the beginning was the word, and the word was read by few heads" -n 8 \
             --device cuda --roles tests/fixtures/tiny-hybrid/roles/cross.json --roles-any-model --budget 12 --sinks 2 --recents 4 --temp 0.9 --top-k 40 --top-p 0.9 \
@@ -132,7 +132,9 @@ sanitize() {
         san sample_check 60 "$(prog sample_check)" 1 12
         san prefill_check 80 "$(prog prefill_check)" small
         san decode_check 80 "$(prog decode_check)" check 1 12
-        for cases in "$products" "$others" "$attention"; do san "ops ${cases%%|*} ..." 150 "$(prog ops)" test --device cuda "$cases"; done
+        for cases in "$products" "$others" "$attention"; do
+            san "ops ${cases%%|*} ..." 200 "$(prog ops)" test --device cuda "$cases"
+        done
     done
 }
 perf() {

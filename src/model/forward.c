@@ -8,18 +8,19 @@ enum { KEPT = 8192 }; /* rotations; a power of two */
 lg_status lg_model_work_init(lg_work *w, const lg_model *m, int64_t max_tok, lg_error *err) {
     const lg_config *c = &m->cfg;
     const int64_t f = sizeof(float), nq = c->n_head * c->head_dim;
+    lg_error why = { .message = "out of memory" };
     *w = (lg_work){ .max_tok = max_tok };
-    w->x = m->ops->alloc(m->ctx, max_tok * c->n_embd * f, false, err);
-    w->q = m->ops->alloc(m->ctx, max_tok * nq * f, false, err);
-    w->att = m->ops->alloc(m->ctx, max_tok * nq * f, false, err);
-    w->h = m->ops->alloc(m->ctx, max_tok * c->n_ff * f, false, err);
+    w->x = m->ops->alloc(m->ctx, max_tok * c->n_embd * f, false, &why);
+    w->q = m->ops->alloc(m->ctx, max_tok * nq * f, false, &why);
+    w->att = m->ops->alloc(m->ctx, max_tok * nq * f, false, &why);
+    w->h = m->ops->alloc(m->ctx, max_tok * c->n_ff * f, false, &why);
     w->cs = lg_base_calloc(max_tok * (c->head_dim / 2), f);
     w->sn = lg_base_calloc(max_tok * (c->head_dim / 2), f);
     w->kept = lg_base_calloc(KEPT, c->head_dim * f);
     w->kept_pos = lg_base_calloc(KEPT, sizeof *w->kept_pos);
     if (w->x && w->q && w->att && w->h && w->cs && w->sn && w->kept && w->kept_pos) return LG_OK;
     lg_model_work_free(w, m);
-    return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for the activations of %lld tokens", (long long)max_tok);
+    return lg_base_fail(err, LG_ERR_NOMEM, -1, "the activations of %lld tokens: %s", (long long)max_tok, why.message);
 }
 
 void lg_model_work_free(lg_work *w, const lg_model *m) {

@@ -2,7 +2,6 @@
  * changes a sum, and a product is rounded before it is added. Included by sample.c (the specification) and cuda/sample.cu. */
 #ifndef LG_OPS_SAMPLE_H
 #define LG_OPS_SAMPLE_H
-#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -30,14 +29,21 @@ LG_BOTH uint32_t lg_sample_key(float v) {
     return u & 0x80000000u ? ~u : u | 0x80000000u;
 }
 
+LG_BOTH float lg_sample_value(uint32_t key) {
+    float v;
+    const uint32_t u = key & 0x80000000u ? key & 0x7fffffffu : ~key;
+    memcpy(&v, &u, sizeof v);
+    return v;
+}
+
 LG_BOTH float lg_sample_penalised(float v, float penalty) { return v > 0 ? v / penalty : v * penalty; }
 
-/* 2^((v - top) * scale) in units of 2^-40, rounded down; v <= top. Error of the polynomial: 3e-13. */
-LG_BOTH uint64_t lg_sample_weight(float v, float top, double scale) {
-    if (lg_sample_key(v) == lg_sample_key(top)) return (uint64_t)1 << LG_WEIGHT_BITS;
-    const double y = LG_ROUND_MUL((double)v - (double)top, scale);
+/* Of the logits' keys: 2^((v - greatest) * scale) in units of 2^-40, rounded down. Error of the polynomial: 3e-13. */
+LG_BOTH uint64_t lg_sample_weight(uint32_t key, uint32_t top, double scale) {
+    if (key == top) return (uint64_t)1 << LG_WEIGHT_BITS;
+    const double y = LG_ROUND_MUL((double)lg_sample_value(key) - (double)lg_sample_value(top), scale), whole = 6755399441055744.0; /* 1.5 * 2^52 */
     if (!(y > -LG_WEIGHT_BITS - 1.0)) return 0; /* (NaN too) */
-    const double n = rint(y), f = y - n;
+    const double n = LG_ROUND_ADD(LG_ROUND_ADD(y, whole), -whole), f = y - n; /* n: the nearest whole number */
     double p = 7.054911620801121e-09; /* ln(2)^k / k!, k = 10 .. 0 */
     p = LG_ROUND_ADD(LG_ROUND_MUL(p, f), 1.0178086009239699e-07);
     p = LG_ROUND_ADD(LG_ROUND_MUL(p, f), 1.3215486790144307e-06);
@@ -49,7 +55,7 @@ LG_BOTH uint64_t lg_sample_weight(float v, float top, double scale) {
     p = LG_ROUND_ADD(LG_ROUND_MUL(p, f), 2.4022650695910072e-01);
     p = LG_ROUND_ADD(LG_ROUND_MUL(p, f), 6.9314718055994531e-01);
     p = LG_ROUND_ADD(LG_ROUND_MUL(p, f), 1.0);
-    return (uint64_t)LG_ROUND_MUL(p, (double)((uint64_t)1 << LG_WEIGHT_BITS)) >> (int)-n;
+    return (uint64_t)(int64_t)LG_ROUND_MUL(p, (double)((int64_t)1 << LG_WEIGHT_BITS)) >> (int)-n;
 }
 
 /* The mass that top-p needs of `all`. */

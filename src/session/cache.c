@@ -22,10 +22,10 @@ lg_status lg_session_cache_init(lg_session *s, lg_error *err) {
     s->seq = lg_base_calloc(s->p.n_seq_max, sizeof *s->seq);
     if (!s->kv || !s->ref || !s->free_page || !s->page_copy || !s->seq) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
     for (int64_t l = 0; l < c->n_layer; l++) {
-        s->kv[l].k = s->m->ops->alloc(s->m->ctx, bytes, true, err);
-        s->kv[l].v = s->m->ops->alloc(s->m->ctx, bytes, true, err);
-        if (!s->kv[l].k || !s->kv[l].v)
-            return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory: the cache needs %lld bytes", (long long)s->stats.kv_bytes_cache);
+        lg_error why = { 0 };
+        s->kv[l].k = s->m->ops->alloc(s->m->ctx, bytes, true, &why);
+        s->kv[l].v = s->kv[l].k ? s->m->ops->alloc(s->m->ctx, bytes, true, &why) : NULL;
+        if (!s->kv[l].v) return lg_base_fail(err, LG_ERR_NOMEM, -1, "the cache needs %lld bytes: %s", (long long)s->stats.kv_bytes_cache, why.message);
     }
     for (int64_t i = 0; i < s->n_page; i++) s->free_page[i] = (int32_t)(s->n_page - 1 - i);
     s->n_free = s->n_page;

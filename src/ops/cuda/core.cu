@@ -1,7 +1,8 @@
 /* The CUDA back end: context, recording of ops, staging of host arrays, graphs. What is recorded runs at sync (cuda.h says how).
  *   staged block   [host arrays in order of first appearance]: one pinned block, one device block, one copy
  *   twins          page tables live on the device; of each only the entries that changed go up
- *   graphs         a decode list is captured once per (ops, shapes, addresses) and replayed
+ *   graphs         a decode list that comes again (ops, shapes, addresses) is captured and then replayed; the first time it runs as it
+ *                  is, so that no kernel is loaded for the first time in a capture (loading all beforehand takes 1.5 s and cuBLASLt whole)
  * Environment, for looking into it: LONGAN_CUDA_GRAPH=0, LONGAN_CUDA_PDL=0, LONGAN_CUDA_SIDE=0 (selection in line),
  * LONGAN_CUDA_SYNC=1 (no graphs, a wait after every op: an error names its op). */
 #include "ops/cuda/kv.cuh"
@@ -10,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_OPS = 2048, MAX_ARRAYS = 4096, HASH = 16384, MAX_TWINS = 8192, N_GRAPH = 8, KEY_BYTES = 1 << 20, DECODE_ROWS = 64, OUT_BYTES = 64 << 10 };
+enum { MAX_OPS = 2048, MAX_ARRAYS = 4096, HASH = 16384, MAX_TWINS = 8192, N_GRAPH = 8, N_SEEN = 64, KEY_BYTES = 1 << 20, DECODE_ROWS = 64, OUT_BYTES = 64 << 10 };
 
 typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS, K_KV_WRITE, K_ARGMAX, K_SAMPLE, K_FETCH } kind;
 static const char *const kind_name[] = { "embed", "qkv", "attend", "attend_hybrid", "product_add", "gate_up", "logits", "kv_write", "argmax", "sample", "fetch" };
@@ -80,6 +81,8 @@ struct lg_ops_ctx {
     int64_t max_len, max_seq;
     /* graphs */
     graph graphs[N_GRAPH];
+    uint64_t seen[N_SEEN];     /* hashes of lists that ran uncaptured */
+    uint32_t n_seen;
     uint8_t *key;
     int64_t key_bytes;
     uint64_t clock;
@@ -185,7 +188,6 @@ static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error 
     int n = 0;
     bool ok = true;
     const int want = cfg->device && !strncmp(cfg->device, "cuda:", 5) ? atoi(cfg->device + 5) : 0;
-    setenv("CUDA_MODULE_LOADING", "EAGER", 0); /* no kernel is loaded for the first time while a step is captured */
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess || n == 0)
         return lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda: no device: %s", no_device(e));
@@ -951,9 +953,9 @@ static void run_fetch(lg_ops_ctx *c, const task *t) {
         stick(c, cudaMemcpyAsync(t->out, f->src, (size_t)f->bytes, cudaMemcpyDeviceToHost, c->stream), "fetch");
 }
 
-static void run_list(lg_ops_ctx *c, bool capturing) {
+static void run_list(lg_ops_ctx *c, bool decode_step) {
     if (c->block_bytes) {
-        if (capturing) /* pinned memory is mapped: a kernel of the graph reads it */
+        if (decode_step) /* pinned memory is mapped: a kernel reads it, so that a graph can */
             lg_cuda_launch(k_stage<uint4>, dim3((unsigned)min64(blocks_of(c->block_bytes / 16, 128), 64)), dim3(128), 0, c->stream, false, (uint4 *)c->dev, (const uint4 *)c->pin,
                            (int)(c->block_bytes / 16));
         else
@@ -1162,8 +1164,13 @@ static bool make_key(lg_ops_ctx *c) {
     return c->key_bytes <= KEY_BYTES;
 }
 
-static graph *graph_of(lg_ops_ctx *c) {
-    const uint64_t h = lg_base_hash_64(c->key, c->key_bytes);
+static bool seen_before(lg_ops_ctx *c, uint64_t h) {
+    for (int i = 0; i < N_SEEN; i++)
+        if (c->seen[i] == h) return true;
+    c->seen[c->n_seen++ % N_SEEN] = h;
+    return false;
+}
+static graph *graph_of(lg_ops_ctx *c, uint64_t h) {
     graph *oldest = &c->graphs[0];
     for (int i = 0; i < N_GRAPH; i++) {
         graph *g = &c->graphs[i];
@@ -1200,6 +1207,7 @@ static lg_status run_all(lg_ops_ctx *c, lg_error *err) {
     lg_status st = LG_OK;
     const char *what = "the step";
     bool as_graph = false;
+    uint64_t key_hash = 0;
     LG_TRY(ensure(c, err));
     resolve(c, true);
     if (c->failed != LG_OK) return LG_OK; /* reported by sync */
@@ -1212,12 +1220,13 @@ static lg_status run_all(lg_ops_ctx *c, lg_error *err) {
     LG_TRY(grow_pinned(c, &c->out, &c->out_cap, c->out_bytes, err));
     as_graph = resolve(c, false) && make_key(c);
     fill_block(c);
-    if (c->failed == LG_OK && as_graph) {
-        graph *g = graph_of(c);
+    key_hash = as_graph ? lg_base_hash_64(c->key, c->key_bytes) : 0;
+    if (c->failed == LG_OK && as_graph && seen_before(c, key_hash)) {
+        graph *g = graph_of(c, key_hash);
         if (g) stick(c, cudaGraphLaunch(g->exec, c->stream), "launching a decode step");
         what = "a decode step";
     } else if (c->failed == LG_OK) {
-        run_list(c, false);
+        run_list(c, as_graph);
     }
     if (c->failed == LG_OK) stick(c, cudaStreamSynchronize(c->stream), c->n_task == 1 ? kind_name[c->tasks[0].k] : what);
     for (int i = 0; i < c->n_task && c->failed == LG_OK; i++) {

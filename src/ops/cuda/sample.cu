@@ -206,10 +206,6 @@ static __global__ void __launch_bounds__(S_THREADS) s_top(const __grid_constant_
     if (!draws) a.id[blockIdx.y] = (int32_t)(0xffffffffu - (uint32_t)__ldcg(&r->best));
 }
 
-static __device__ float s_value(uint32_t key) { /* of a key */
-    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-}
-
 /* pass 0: all keys; later ones: the interval the row's search has come to, and the search after it where it ends. */
 static __global__ void __launch_bounds__(S_THREADS) s_count(const __grid_constant__ s_args a, int pass) {
     LG_SMEM(smem);
@@ -223,7 +219,7 @@ static __global__ void __launch_bounds__(S_THREADS) s_count(const __grid_constan
     if (r->phase >= S_PICK) return;
     s_bins *bins = (pass ? a.part : a.whole) + blockIdx.y;
     const uint32_t low = r->low, shift = r->shift, n_bin = shift ? S_BINS : 1024;
-    const float top = s_value((uint32_t)(r->best >> 32));
+    const uint32_t top = (uint32_t)(r->best >> 32);
     u64 likely = 0;
     for (int i = threadIdx.x; i < S_BINS; i += S_THREADS) sh->count[i] = sh->low[i] = sh->high[i] = 0;
     s_load(a, sh, x, blockIdx.x, first, S_THREADS);
@@ -232,7 +228,7 @@ static __global__ void __launch_bounds__(S_THREADS) s_count(const __grid_constan
     for (int j = 0; j < S_EACH; j++) {
         const uint32_t key = lg_sample_key(x[j]), bin = (key - low) >> shift;
         if (first + j * S_THREADS >= a.n_vocab || key < low || bin >= n_bin) continue;
-        const u64 w = lg_sample_weight(x[j], top, d->scale);
+        const u64 w = lg_sample_weight(key, top, d->scale);
         if (w >= d->min_weight) likely += w;
         atomicAdd(&sh->count[bin], 1u);
         if (w) {
@@ -270,7 +266,7 @@ static __global__ void __launch_bounds__(S_THREADS) s_count(const __grid_constan
     const s_phase phase = r->phase;
     __syncthreads();
     if (threadIdx.x == 0) { /* `low` is the key: equal logits are one weight each */
-        const u64 w = lg_sample_weight(s_value(r->low), top, d->scale);
+        const u64 w = lg_sample_weight(r->low, top, d->scale);
         r->place = (int64_t)(phase == S_TOP_K ? r->target - r->before_count : (r->target - r->before_mass) / w);
         if (phase != S_DRAW) r->kept = r->before_mass + w * (u64)(r->place + 1);
         if (phase == S_TOP_K) r->all = r->kept;
