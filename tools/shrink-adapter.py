@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Memory weights in a smaller file: full memory matrices become low-rank additions to the base's.
 
-    python3 tools/shrink-adapter.py ADAPTER.safetensors BASE.gguf OUT.safetensors [--bytes 16000000]
+    python3 tools/shrink-adapter.py ADAPTER.safetensors BASE.gguf OUT.safetensors [--bytes 16000000] [--family HEX]
 
 Of each memory projection W_m the difference to the base's own W (dequantised, rows in half order) is kept as B A (compressor.* tensors).
 The ranks share one budget: singular values of D diag(norm), the difference as inputs of the layer's norm weight see it, are taken
 greatest first by what they add for a byte. The last layer's q is not used in compression and gets rank 1. Everything else stays.
+--family: of the base, as `longan info` prints it; recorded, so that another base is refused.
 Needs numpy and gguf."""
 import argparse
 import json
@@ -28,6 +29,7 @@ def main():
     p.add_argument("base")
     p.add_argument("out")
     p.add_argument("--bytes", type=int, default=16_000_000)
+    p.add_argument("--family")
     o = p.parse_args()
 
     raw = open(o.adapter, "rb").read()
@@ -83,6 +85,8 @@ def main():
         keep[stem + ".lora_B.weight"] = (b.shape, bf16(b).tobytes())
 
     meta["made"] = "tools/shrink-adapter.py: memory projections as low-rank additions to the base's"
+    if o.family:
+        meta["family"] = o.family
     out, at = {"__metadata__": {"longan": json.dumps(meta)}}, 0
     for name, (shape, b) in keep.items():
         out[name] = {"dtype": "BF16", "shape": [int(n) for n in shape], "data_offsets": [at, at + len(b)]}
