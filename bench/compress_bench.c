@@ -3,7 +3,9 @@
  *     compress_bench MODEL [--adapter FILE] [--chunk N] [--ratio R] [--chunks N] [--threads N] [--reps N] [--f32]
  *
  * Without --adapter the memory weights are filled from the base's: the work is the same. Rows of a chunk: N + N/R. The prefill
- * reads as many tokens from an empty cache; both skip the output matrix (a prefill has it for one row). */
+ * reads as many tokens from an empty cache; both skip the output matrix (a prefill has it for one row). With an adapter that has a
+ * reader: what its low-rank additions cost, applied beside the base's products (with and without, in turn): a question of 32 tokens and
+ * single tokens behind N/R cached ones. Merged into the base they would cost nothing, and a copy of every weight. */
 #include "memory/memory.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +15,36 @@ static int by_value(const void *a, const void *b) { return *(const double *)a < 
 static int fail(const lg_error *e) {
     fprintf(stderr, "compress_bench: %s\n", e->message);
     return 1;
+}
+
+enum { QUESTION = 32, STEPS = 32 };
+
+/* Seconds of a question and of a token behind n cached tokens. */
+static lg_status read_times(lg_session *s, const int32_t *ids, int64_t n, double out[2], lg_error *e) {
+    lg_status st = lg_session_rewind(s, 0, n, e);
+    double at = lg_base_now();
+    if (st == LG_OK) st = lg_session_sync(s, 0, ids, n + QUESTION, e);
+    out[0] = lg_base_now() - at;
+    at = lg_base_now();
+    for (int64_t i = 1; st == LG_OK && i <= STEPS; i++) st = lg_session_sync(s, 0, ids, n + QUESTION + i, e);
+    out[1] = (lg_base_now() - at) / STEPS;
+    return st;
+}
+
+/* Best of the repetitions, without and with the reader's additions. */
+static int reader(lg_session *s, const int32_t *ids, int64_t n, int64_t reps, lg_error *e) {
+    double best[2][2] = { { 1e9, 1e9 }, { 1e9, 1e9 } };
+    if (lg_session_rewind(s, 0, 0, e) != LG_OK || lg_session_sync(s, 0, ids, n, e) != LG_OK) return fail(e);
+    for (int64_t r = -1; r < reps; r++)
+        for (int with = 0; with < 2; with++) {
+            double t[2];
+            lg_session_use_lora(s, with ? &s->m->reader : NULL);
+            if (read_times(s, ids, n, t, e) != LG_OK) return fail(e);
+            for (int i = 0; r >= 0 && i < 2; i++) best[with][i] = t[i] < best[with][i] ? t[i] : best[with][i];
+        }
+    printf("reader    question of %d: %.2f ms, %.2f without its additions (%.2fx); a token: %.2f ms, %.2f (%.2fx)\n", QUESTION, 1e3 * best[1][0],
+           1e3 * best[0][0], best[1][0] / best[0][0], 1e3 * best[1][1], 1e3 * best[0][1], best[1][1] / best[0][1]);
+    return 0;
 }
 
 int main(int argc, char **argv) {
@@ -72,5 +104,5 @@ int main(int argc, char **argv) {
     printf("compress  %8.0f rows/s (best), %8.0f (median), %.1f GFLOP/s of products\n", all / compress[0], all / compress[reps / 2],
            2e-9 * (double)chunks * lg_memory_compress_flops(c) / compress[0]);
     printf("share     %8.3f (best), %.3f (median)\n", prefill[0] / compress[0], prefill[reps / 2] / compress[reps / 2]);
-    return 0;
+    return m->reader.layer && chunk / ratio + QUESTION + STEPS <= rows ? reader(s, ids, chunk / ratio, reps, &e) : 0;
 }
