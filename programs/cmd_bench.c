@@ -256,14 +256,15 @@ static int measure_prefill(bench *t)
     return st == LG_OK ? CLI_DONE : failed_with(&e);
 }
 
-/* One repetition of one mode: a step that is not counted (the switch costs it some cache), then the timed ones. */
+/* One repetition of one mode: steps that are not counted (the switch costs the first some cache, a GPU captures its graph at the
+ * second), then the timed ones. */
 static int repeat(bench *t, int mode, int64_t first, double *mean_ms)
 {
     lg_error e = {0};
     lg_stats st_now;
     lg_status st = lg_session_set_roles(t->s, mode == HYBRID ? t->roles : NULL, &t->hybrid, &e);
     if (st == LG_OK)
-        st = steps(t, first, 1, &e);
+        st = steps(t, first, t->o->steps < 2 ? t->o->steps : 2, &e);
     if (st == LG_OK)
         st = rewind_all(t, first, &e);
     lg_session_stats_reset(t->s);
