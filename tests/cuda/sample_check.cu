@@ -45,7 +45,7 @@ static bool run(lg_cuda_env e, int index) {
     const int64_t n = index % 40 == 39 ? 49152 : vocabs[below(7)], rows = index % 50 == 49 ? (int64_t)MAX_ROWS : 1 + below(4);
     float *x = (float *)malloc((size_t)(rows * n * 4)), *scratch = (float *)malloc((size_t)(2 * n * 4));
     lg_draw d[MAX_ROWS];
-    int32_t recent[MAX_ROWS * LG_RECENT], got[MAX_ROWS], kinds[MAX_ROWS];
+    int32_t recent[(int)MAX_ROWS * (int)LG_RECENT], got[MAX_ROWS], kinds[MAX_ROWS];
     bool top_k = false, top_p = false, good = true;
     memset(recent, 0, sizeof recent);
     for (int64_t r = 0; r < rows; r++) {
