@@ -346,6 +346,46 @@ static void replaced(const char *from, const char *what, const char *with) {
     lg_text_free(&out);
 }
 
+/* A template file may hold any bytes; what it adds to a turn reaches the splitter as UTF-8. */
+static void test_template_bytes(void **state) {
+    (void)state;
+    static const char *const files[] = { "tokenizer.json", "tokenizer_config.json" };
+    lg_error err = { 0 };
+    lg_text file = { 0 }, text = { 0 };
+    char path[128];
+    for (int i = 0; i < 2; i++) {
+        file.n = 0;
+        snprintf(path, sizeof path, ROOT "qwen25/%s", files[i]);
+        assert_int_equal(lg_file_read_all(&file, path, 1 << 24, &err), LG_OK);
+        put_file(files[i], file.data, file.n);
+    }
+    lg_json *j = NULL;
+    assert_int_equal(lg_json_load(&j, path, 1 << 24, &err), LG_OK);
+    const char *template = lg_json_str(lg_json_get(j, "chat_template"), NULL);
+    assert_non_null(template);
+    file.n = 0;
+    assert_true(lg_base_text_append(&file, template, (int64_t)strlen(template)));
+    int n = 0;
+    for (char *at = file.data; (at = strstr(at, "small model")) != NULL; n++) memcpy(at, "\xff\xf0\x9fmall\xe2\x82 \xc3", 11);
+    assert_true(n > 0);
+    put_file("chat_template.jinja", file.data, file.n);
+    lg_tokenizer *t = NULL;
+    assert_int_equal(lg_text_from_folder(&t, dir, &err), LG_OK);
+    lg_chat_turn turn = { "user", "Hi" };
+    lg_ids ids = { 0 };
+    assert_int_equal(lg_text_chat(t, &turn, 1, true, &ids, &err), LG_OK);
+    assert_int_equal(lg_text_decode(t, ids.data, ids.n, LG_TOK_SPECIAL, &text, &err), LG_OK);
+    assert_non_null(strstr(text.data, "You are a \xef\xbf\xbd\xef\xbf\xbdmall\xef\xbf\xbd \xef\xbf\xbd"));
+    lg_json_free(j);
+    lg_text_free(&file);
+    lg_text_free(&text);
+    lg_ids_free(&ids);
+    lg_text_close(t);
+    char cmd[128];
+    snprintf(cmd, sizeof cmd, "rm -f %s/*", dir);
+    assert_int_equal(system(cmd), 0);
+}
+
 static void test_refusals(void **state) {
     (void)state;
     static const struct { const char *folder, *what, *with; lg_status st; const char *key; } table[] = {
@@ -499,7 +539,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cases), cmocka_unit_test(test_gguf_round_trip), cmocka_unit_test(test_smollm2), cmocka_unit_test(test_facts),
         cmocka_unit_test(test_decode), cmocka_unit_test(test_stream), cmocka_unit_test(test_bos_once), cmocka_unit_test(test_content_is_text),
-        cmocka_unit_test(test_chat_format), cmocka_unit_test(test_refusals), cmocka_unit_test(test_gguf_refusals),
+        cmocka_unit_test(test_chat_format), cmocka_unit_test(test_template_bytes), cmocka_unit_test(test_refusals), cmocka_unit_test(test_gguf_refusals),
         cmocka_unit_test(test_runs_equal_whole), cmocka_unit_test(test_not_quadratic), cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -250,16 +250,21 @@ typedef struct render {
     const lg_tokenizer *t;
     lg_text_work *w;
     lg_ids *out;
-    lg_text run; /* ordinary text since the last marker */
+    lg_text run, whole; /* ordinary text since the last marker; the same, repaired */
     lg_error *err;
 } render;
 
 static lg_status no_memory(lg_error *err) { return lg_base_fail(err, LG_ERR_NOMEM, -1, "no memory for the chat"); }
 
+/* What comes out of a template may hold any bytes; what is split must be UTF-8. */
 static lg_status flush(render *r, bool strip_end) {
     lg_status st = LG_OK;
-    if (strip_end) r->run.n -= lg_text_space_at_end(r->run.data, r->run.n);
-    if (r->run.n > 0) st = lg_text_run(r->w, r->run.data, r->run.n, r->err);
+    r->whole.n = 0;
+    if (r->run.n == 0) return st;
+    if (!lg_file_utf8_repair(&r->whole, r->run.data, r->run.n)) LG_TRY(no_memory(r->err));
+    if (strip_end) r->whole.n -= lg_text_space_at_end(r->whole.data, r->whole.n);
+    if (r->whole.n > 0) LG_TRY(lg_text_run(r->w, r->whole.data, r->whole.n, r->err));
+done:
     r->run.n = 0;
     return st;
 }
@@ -425,6 +430,7 @@ done:
     if (st != LG_OK) out->n = start;
     lg_text_work_free(r.w);
     lg_text_free(&r.run);
+    lg_text_free(&r.whole);
     return st;
 }
 
