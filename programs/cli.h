@@ -156,7 +156,7 @@ extern const command cmd_info, cmd_convert, cmd_tokenize, cmd_logits, cmd_genera
     cmd_bank_export, cmd_bank_ls, cmd_ask;
 
 /* Shared tables. */
-extern const opt opts_bank[], opts_model[], opts_session[], opts_hybrid[], opts_sampling[], opts_output[];
+extern const opt opts_bank[], opts_model[], opts_session[], opts_hybrid[], opts_length[], opts_sampling[], opts_output[];
 
 int opt_parse(const command *c, int argc, char **argv, options *o); /* CLI_DONE or CLI_USAGE */
 void opt_release(options *o);

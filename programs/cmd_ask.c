@@ -388,6 +388,7 @@ static int ask_setup(asked *a, buf *update, buf *answer, const lg_generate_param
     p->n_stop_ids = g->n_stop_ids;
     p->stop = g->stop;
     p->n_stop = g->n_stop;
+    p->sampler = g->sampler;
     p->progress = cli_progress;
     return rc;
 }
@@ -517,7 +518,7 @@ static const opt opts[] = {
     O_SIZES("stop-ids", stop_ids, "A,B,..", 0, INT32_MAX, NULL, "the model's", "ids that end a memory or answer, instead of the model's"),
     O_SIZE(0, "pad-id", pad_id, 0, INT32_MAX, NULL, "the tokenizer's", "id that is dropped from memories"),
     O_FLAG(0, "keep-memory", keep_memory, "an empty update keeps the old memory"),
-    O_FLAG(0, "draft", draft, "guess updates ahead from the memory before: same text, fewer steps (CPU)"),
+    O_FLAG(0, "draft", draft, "guess updates ahead from the memory before: same text, fewer steps (CPU, greedy)"),
     O_END};
 static const opt gate_opts[] = {
     O_TEXT(0, "gate", gate, "none|FILE|lexical", NULL, "which chunks are read: all, an adapter's gate, BM25 [none; lookup lexical]"),
@@ -541,7 +542,7 @@ static const opt trace_opts[] = {
     O_FLAG(0, "trace", trace, "what was looked at and read, on stderr and in the JSON"),
     O_TEXT(0, "trace-html", trace_html, "FILE", NULL, "the same as one page to look at"), O_END};
 static const opt_group groups[] = {{"Question", opts}, {"Gate", gate_opts}, {"Document", document_opts}, {"Trace", trace_opts}, {"Model", opts_model},
-                                   {"Session", opts_session}, {"Hybrid heads", opts_hybrid}, {"Output", opts_output}, {0}};
+                                   {"Sampling", opts_sampling}, {"Session", opts_session}, {"Hybrid heads", opts_hybrid}, {"Output", opts_output}, {0}};
 
 const command cmd_ask = {
     .name = "ask", .args = "DOC_OR_BANK... [QUESTION]", .max_args = CLI_MAX_ARGS, .summary = "ask about a document or a bank", .groups = groups,

@@ -199,7 +199,7 @@ static int run(const options *o)
 
 static const opt opts[] = {
     O_TEXT(0, "system", system, "TEXT", NULL, "system turn instead of the template's own"), O_END};
-static const opt_group groups[] = {{"Conversation", opts}, {"Sampling", opts_sampling}, {"Model", opts_model},
+static const opt_group groups[] = {{"Conversation", opts}, {"Length", opts_length}, {"Sampling", opts_sampling}, {"Model", opts_model},
                                    {"Session", opts_session}, {"Hybrid heads", opts_hybrid},
                                    {"Output", opts_output}, {0}};
 

@@ -305,7 +305,7 @@ static const opt opts[] = {
     O_FLAG(0, "special", special, "strings of special tokens become those tokens"),
     O_TEXT(0, "session", session, "FILE", NULL, "start from this snapshot's common prefix, write it back"),
     O_END};
-static const opt_group groups[] = {{"Prompt", opts}, {"Sampling", opts_sampling}, {"Model", opts_model},
+static const opt_group groups[] = {{"Prompt", opts}, {"Length", opts_length}, {"Sampling", opts_sampling}, {"Model", opts_model},
                                    {"Session", opts_session}, {"Memory bank", opts_bank}, {"Hybrid heads", opts_hybrid},
                                    {"Output", opts_output}, {0}};
 

@@ -63,8 +63,14 @@ const opt opts_hybrid[] = {
     O_FLAG(0, "roles-any-model", roles_any_model, "accept roles of another model family"),
     O_END};
 
-const opt opts_sampling[] = {
+const opt opts_length[] = {
     O_SIZE('n', "max-tokens", n, 0, MAX_TOKENS, "256", NULL, "tokens to generate at most"),
+    O_TEXTS("stop", stop, "TEXT", "end before this text; repeatable"),
+    O_SIZES("stop-ids", stop_ids, "A,B,..", 0, INT32_MAX, NULL, "the model's",
+            "ids that end the answer, instead of the model's"),
+    O_END};
+
+const opt opts_sampling[] = {
     O_REAL("temp", temp, 0.0, 100.0, "0", "0: greedy", "temperature"),
     O_SIZE(0, "top-k", top_k, 0, INT32_MAX, "0", "0: off", "keep the K likeliest tokens"),
     O_REAL("top-p", top_p, 0.0, 1.0, "1", "1: off", "keep the likeliest tokens up to this mass"),
@@ -72,9 +78,6 @@ const opt opts_sampling[] = {
     O_REAL("repeat-penalty", repeat_penalty, 0.01, 100.0, "1", "1: off",
            "penalty of the last 64 ids"),
     O_SIZE(0, "seed", seed, 0, INT64_MAX, "0", NULL, "seed of the draws"),
-    O_TEXTS("stop", stop, "TEXT", "end before this text; repeatable"),
-    O_SIZES("stop-ids", stop_ids, "A,B,..", 0, INT32_MAX, NULL, "the model's",
-            "ids that end the answer, instead of the model's"),
     O_END};
 
 const opt opts_output[] = {

@@ -191,6 +191,55 @@ static void test_together_equals_single(void **state) {
     for (int i = 0; i < 5; i++) lg_ids_free(&q[i]);
 }
 
+static bool same_ids(const lg_ids *a, const lg_ids *b) { return a->n == b->n && (!a->n || !memcmp(a->data, b->data, (size_t)a->n * sizeof *a->data)); }
+
+/* Drawn texts: together as alone; another seed, another text; texts of one question draw apart; top_k 1 is greedy. */
+static void test_sampled(void **state) {
+    (void)state;
+    static const lg_ask_mode mode[] = { LG_ASK_MEMORY, LG_ASK_LOOKUP, LG_ASK_MEMAGENT, LG_ASK_FULL };
+    lg_ids q[3];
+    for (int i = 0; i < 3; i++) q[i] = question(i);
+    for (int k = 0; k < 4; k++) {
+        lg_ask_params p = params(), greedy;
+        int64_t ctx;
+        p.mode = mode[k];
+        p.gate = p.mode == LG_ASK_LOOKUP ? LG_GATE_LEXICAL : LG_GATE_NONE;
+        p.piece = 40;
+        if (p.mode == LG_ASK_LOOKUP) p.answer_template = "Q {prompt}\nA:";
+        if (p.mode == LG_ASK_MEMAGENT) p.update_template = "{prompt} {memory} {chunk}";
+        if (p.mode == LG_ASK_FULL) p.answer_template = "{chunk}\n{prompt}";
+        greedy = p;
+        p.draft = true; /* not taken where texts are drawn */
+        p.sampler.temp = 1.5f;
+        p.sampler.seed = 5;
+        OK(lg_ask_context(model, bank, q, 3, &p, &ctx, err));
+        assert_true(ctx <= 512);
+        lg_answer many[3], one;
+        OK(lg_ask(session, bank, q, 3, &p, many, err));
+        int differ = 0;
+        for (int i = 0; i < 3; i++) {
+            p.sampler.seed = 5;
+            OK(lg_ask(session, bank, &q[i], 1, &p, &one, err));
+            assert_same(&many[i], &one);
+            lg_answer_free(&one);
+            p.sampler.seed = 6;
+            OK(lg_ask(session, bank, &q[i], 1, &p, &one, err));
+            differ += !same_ids(&many[i].ids, &one.ids);
+            lg_answer_free(&one);
+        }
+        assert_true(differ > 0);
+        if (p.mode == LG_ASK_MEMORY) assert_false(same_ids(&many[0].step[0].memory, &many[0].step[1].memory));
+        p.sampler.top_k = 1;
+        OK(lg_ask(session, bank, &q[0], 1, &p, &one, err));
+        lg_answer_free(&many[0]);
+        OK(lg_ask(session, bank, &q[0], 1, &greedy, &many[0], err));
+        assert_true(same_ids(&one.ids, &many[0].ids));
+        lg_answer_free(&one);
+        for (int i = 0; i < 3; i++) lg_answer_free(&many[i]);
+    }
+    for (int i = 0; i < 3; i++) lg_ids_free(&q[i]);
+}
+
 /* Scoring ahead gives the steps of scoring one by one; the threshold lies between the scores, so both kinds occur. */
 static void test_speculative_gate(void **state) {
     (void)state;
@@ -563,7 +612,7 @@ static void test_refuses(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loop_by_hand), cmocka_unit_test(test_reference_loop), cmocka_unit_test(test_together_equals_single), cmocka_unit_test(test_speculative_gate), cmocka_unit_test(test_ragged_gate),
+        cmocka_unit_test(test_loop_by_hand), cmocka_unit_test(test_reference_loop), cmocka_unit_test(test_together_equals_single), cmocka_unit_test(test_sampled), cmocka_unit_test(test_speculative_gate), cmocka_unit_test(test_ragged_gate),
         cmocka_unit_test(test_memory_rules), cmocka_unit_test(test_draft), cmocka_unit_test(test_lookup), cmocka_unit_test(test_bm25), cmocka_unit_test(test_templates),
         cmocka_unit_test(test_extraction), cmocka_unit_test(test_refuses),
     };

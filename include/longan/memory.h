@@ -75,7 +75,7 @@ typedef struct lg_ask_params {
     int64_t memory_size, max_new; /* 1024; 1024 (answer) */
     bool keep_memory;           /* an empty update keeps the old memory */
     bool draft;                 /* prompt-lookup drafting from the previous memory: same output, fewer steps.
-                                 * Updates of mode memory, one question after another, on the CPU without head roles */
+                                 * Updates of mode memory, one question after another, greedy, on the CPU without head roles */
     int64_t top;                /* lookup: chunks read, 3; memory with the lexical gate: chunks accepted */
     bool weigh;                 /* lookup: an answer also counts by its chunk's gate score, not by its mean ln p alone */
     int64_t piece;              /* memagent: tokens read at once, 0: 5000 */
@@ -85,6 +85,8 @@ typedef struct lg_ask_params {
     const int32_t *stop_ids; int64_t n_stop_ids; /* n -1: the model's */
     const char *const *stop; int64_t n_stop;     /* stop texts of the answer */
     int64_t batch;              /* questions decoded together, 0: default */
+    lg_sampler_params sampler;  /* of memories and answers; default greedy. Every text a question reads draws from a seed of its own, made of this
+                                 * one, the chunk and how many texts the question read before: together or alone, the same ids */
     lg_progress_fn progress; void *progress_user;
 } lg_ask_params;
 void lg_ask_defaults(lg_ask_params *p); /* of mode memory; lookup wants gate lexical */

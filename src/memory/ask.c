@@ -15,6 +15,7 @@ enum { GATE_BATCH = 8, PIECE = 5000 };
 
 void lg_ask_defaults(lg_ask_params *p) {
     *p = (lg_ask_params){ .gate_threshold = 0.5, .memory_size = 1024, .max_new = 1024, .top = 3, .slot_rope = -1, .pad_id = -1, .n_stop_ids = -1 };
+    lg_sampler_defaults(&p->sampler);
 }
 
 void lg_answer_free(lg_answer *a) {

@@ -29,6 +29,8 @@ typedef struct lg_reading {
     bool answer;                   /* the stop texts count */
     lg_generation out;
 } lg_reading;
+/* How the next text of that question is drawn (chunk -1: behind no slots). */
+lg_sampler_params lg_memory_sampler(const lg_asking *a, int64_t who, int64_t chunk);
 /* All readings, decoded together in the order given (those behind one chunk should stand together). */
 lg_status lg_memory_read(lg_asking *a, lg_reading *r, int64_t n, lg_error *err);
 /* draft.c: one reading, greedy, guessing ahead from ids that its text is likely to repeat. Same text, fewer passes. */

@@ -31,7 +31,7 @@ static bool ends(const lg_asking *a, int32_t id) {
     return false;
 }
 
-bool lg_memory_can_draft(const lg_asking *a) { return a->p.draft && a->m->ops->host_memory && !a->s->roles.n_layer; }
+bool lg_memory_can_draft(const lg_asking *a) { return a->p.draft && a->p.sampler.temp <= 0 && a->m->ops->host_memory && !a->s->roles.n_layer; }
 
 lg_status lg_memory_read_drafted(lg_asking *a, lg_reading *r, const lg_ids *from, lg_error *err) {
     lg_status st = LG_OK;

@@ -155,6 +155,7 @@ lg_status lg_memory_full(lg_asking *a, lg_error *err) {
         lg_generate_params p;
         lg_generate_defaults(&p);
         p.n_max = a->p.max_new;
+        p.sampler = lg_memory_sampler(a, q, -1);
         p.stop_ids = a->stop.data;
         p.n_stop_ids = a->stop.n;
         p.stop = a->stop_text;

@@ -37,6 +37,12 @@ void lg_memory_readings_free(lg_reading *r, int64_t n) {
     lg_base_free(r);
 }
 
+lg_sampler_params lg_memory_sampler(const lg_asking *a, int64_t who, int64_t chunk) {
+    lg_sampler_params p = a->p.sampler;
+    p.seed = lg_base_rng(p.seed, (uint64_t)(chunk + 1), (uint64_t)a->out[who].n_step);
+    return p;
+}
+
 lg_status lg_memory_read(lg_asking *a, lg_reading *r, int64_t n, lg_error *err) {
     lg_status st = LG_OK;
     const int64_t n_layer = a->m->cfg.n_layer;
@@ -51,6 +57,7 @@ lg_status lg_memory_read(lg_asking *a, lg_reading *r, int64_t n, lg_error *err) 
         prompt[i] = r[i].prompt;
         lg_generate_defaults(&p[i]);
         p[i].n_max = r[i].n_max;
+        p[i].sampler = lg_memory_sampler(a, r[i].who, r[i].chunk);
         p[i].stop_ids = a->stop.data;
         p[i].n_stop_ids = a->stop.n;
         p[i].stop = r[i].answer ? a->stop_text : NULL;
