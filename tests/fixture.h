@@ -25,6 +25,20 @@
         if ((expr) != LG_OK) fail_msg("%s: %s", #expr, fx_e.message);                 \
     } while (0)
 
+/* A folder that goes with the group of tests: pass the two as its setup and teardown. */
+static char fx_dir[64];
+static inline int fx_dir_make(void **state) {
+    (void)state;
+    strcpy(fx_dir, "/tmp/longan-test-XXXXXX");
+    return mkdtemp(fx_dir) ? 0 : 1;
+}
+static inline int fx_dir_remove(void **state) {
+    char cmd[128];
+    (void)state;
+    snprintf(cmd, sizeof cmd, "rm -rf %s", fx_dir);
+    return system(cmd);
+}
+
 typedef struct fx_array { int64_t n_row, n_col; float *f; int32_t *i; } fx_array; /* one of f, i */
 
 /* .npy 1.0 with one or two axes of f4 or i4. */

@@ -10,25 +10,11 @@
 #include <sys/stat.h>
 #include "model/model.h"
 
-static char dir[64];
-
-static int setup(void **state) {
-    (void)state;
-    strcpy(dir, "/tmp/lg-file-XXXXXX");
-    return mkdtemp(dir) ? 0 : 1;
-}
-static int teardown(void **state) {
-    (void)state;
-    char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
-}
-
 static const char *at(const char *name) { /* four names may be in use at once */
     static char buf[4][160];
     static int k;
     k = (k + 1) % 4;
-    snprintf(buf[k], sizeof buf[k], "%s/%s", dir, name);
+    snprintf(buf[k], sizeof buf[k], "%s/%s", fx_dir, name);
     return buf[k];
 }
 static void put(const char *path, const void *data, int64_t n) {
@@ -38,9 +24,9 @@ static void put(const char *path, const void *data, int64_t n) {
     assert_int_equal(fclose(f), 0);
 }
 static void put_str(const char *path, const char *s) { put(path, s, (int64_t)strlen(s)); }
-static int n_files(void) { /* in dir, dot entries not counted */
+static int n_files(void) { /* in fx_dir, dot entries not counted */
     int n = 0;
-    DIR *d = opendir(dir);
+    DIR *d = opendir(fx_dir);
     assert_non_null(d);
     for (struct dirent *e; (e = readdir(d));) n += e->d_name[0] != '.';
     closedir(d);
@@ -169,7 +155,7 @@ static void test_gguf_read(void **state) {
 /* Refused with this status, and the message names the file and holds `word`. */
 static void refuse_gguf(const lg_text *t, lg_status want, const char *word) {
     lg_error e = { 0 };
-    lg_gguf *g = (lg_gguf *)(void *)dir;
+    lg_gguf *g = (lg_gguf *)(void *)fx_dir;
     const char *path = at("bad.gguf");
     put(path, t->data, t->n);
     const lg_status st = lg_gguf_open(&g, path, &e);
@@ -243,7 +229,7 @@ static void test_gguf_refused(void **state) {
     lg_gguf *g;
     assert_int_equal(lg_gguf_open(&g, at("none.gguf"), &e), LG_ERR_IO);
     assert_non_null(strstr(e.message, "none.gguf"));
-    assert_int_equal(lg_gguf_open(&g, dir, &e), LG_ERR_IO);
+    assert_int_equal(lg_gguf_open(&g, fx_dir, &e), LG_ERR_IO);
     assert_int_equal(mkfifo(at("pipe"), 0600), 0);
     assert_int_equal(lg_gguf_open(&g, at("pipe"), &e), LG_ERR_IO); /* and does not wait for a writer */
     lg_text copy = good;
@@ -430,7 +416,7 @@ static void test_safetensors(void **state) {
 static void refuse_st(const char *header, int64_t n_data, lg_status want, const char *word) {
     lg_text t = st_bytes(header, n_data);
     lg_error e = { 0 };
-    lg_st *s = (lg_st *)(void *)dir;
+    lg_st *s = (lg_st *)(void *)fx_dir;
     const char *path = at("bad.safetensors");
     put(path, t.data, t.n);
     const lg_status st = lg_st_open(&s, path, &e);
@@ -807,5 +793,5 @@ int main(void) {
         cmocka_unit_test(test_safetensors), cmocka_unit_test(test_safetensors_refused), cmocka_unit_test(test_safetensors_shards), cmocka_unit_test(test_json),
         cmocka_unit_test(test_config), cmocka_unit_test(test_atomic), cmocka_unit_test(test_npy), cmocka_unit_test(test_ids), cmocka_unit_test(test_utf8),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, fx_dir_make, fx_dir_remove);
 }

@@ -1,34 +1,11 @@
 /* The room text against what Hugging Face tokenizers and jinja2 gave (tests/fixtures/text/cases.json, made by
  * tools/make-text-fixtures.py), through a GGUF and back, in streams, without memory, and refusing what it must. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-#include <cmocka.h>
-
+#include "fixture.h"
 #include "text/text.h"
 
 #define ROOT "tests/fixtures/text/"
 static const char *const folders[] = { "llama3", "llama31", "qwen25", "qwen3", "digits" };
 enum { N_FOLDER = sizeof folders / sizeof folders[0] };
-
-static char dir[64];
-
-static int setup(void **state) {
-    (void)state;
-    strcpy(dir, "/tmp/longan-text-XXXXXX");
-    return mkdtemp(dir) ? 0 : 1;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
-}
 
 static lg_tokenizer *open_folder(const char *name) {
     lg_error err = { 0 };
@@ -125,7 +102,7 @@ static void test_gguf_round_trip(void **state) {
         lg_gguf *g = NULL;
         lg_tokenizer *a = open_folder(folders[i]), *b = NULL;
         char path[128];
-        snprintf(path, sizeof path, "%s/%s.gguf", dir, folders[i]);
+        snprintf(path, sizeof path, "%s/%s.gguf", fx_dir, folders[i]);
         write_gguf(a, path);
         if (lg_gguf_open(&g, path, &err) != LG_OK || lg_text_from_gguf(&b, g, &err) != LG_OK) fail_msg("%s", err.message);
         lg_gguf_close(g); /* the tokenizer keeps nothing of the file */
@@ -326,7 +303,7 @@ static void put_file(const char *name, const char *s, int64_t n) {
     char path[128];
     lg_error err = { 0 };
     lg_writer w = { 0 };
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof path, "%s/%s", fx_dir, name);
     if (lg_file_create(&w, path, &err) || lg_file_write(&w, s, n, &err) || lg_file_commit(&w, &err)) fail_msg("%s", err.message);
 }
 
@@ -370,7 +347,7 @@ static void test_template_bytes(void **state) {
     assert_true(n > 0);
     put_file("chat_template.jinja", file.data, file.n);
     lg_tokenizer *t = NULL;
-    assert_int_equal(lg_text_from_folder(&t, dir, &err), LG_OK);
+    assert_int_equal(lg_text_from_folder(&t, fx_dir, &err), LG_OK);
     lg_chat_turn turn = { "user", "Hi" };
     lg_ids ids = { 0 };
     assert_int_equal(lg_text_chat(t, &turn, 1, true, &ids, &err), LG_OK);
@@ -382,7 +359,7 @@ static void test_template_bytes(void **state) {
     lg_ids_free(&ids);
     lg_text_close(t);
     char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -f %s/*", dir);
+    snprintf(cmd, sizeof cmd, "rm -f %s/*", fx_dir);
     assert_int_equal(system(cmd), 0);
 }
 
@@ -417,7 +394,7 @@ static void test_refusals(void **state) {
         lg_error err = { 0 };
         lg_tokenizer *t = NULL;
         replaced(table[i].folder, table[i].what, table[i].with);
-        lg_status st = lg_text_from_folder(&t, dir, &err);
+        lg_status st = lg_text_from_folder(&t, fx_dir, &err);
         if (st != table[i].st || !strstr(err.message, table[i].key) || !strstr(err.message, "tokenizer.json") || t) {
             lg_text_close(t);
             fail_msg("%s instead of %s: status %d, \"%s\"", table[i].with, table[i].what, st, err.message);
@@ -441,7 +418,7 @@ static void test_gguf_refusals(void **state) {
         char path[128];
         const char *tokens[] = { "a", "b", "ab" }, *merges[] = { "a b" };
         const int64_t len[] = { 1, 1, 2 }, merge_len[] = { 3 };
-        snprintf(path, sizeof path, "%s/refused.gguf", dir);
+        snprintf(path, sizeof path, "%s/refused.gguf", fx_dir);
         assert_int_equal(lg_gguf_create(&o, path, &err), LG_OK);
         assert_int_equal(lg_gguf_put_str(o, "tokenizer.ggml.model", table[i].model, (int64_t)strlen(table[i].model), &err), LG_OK);
         if (table[i].pre) assert_int_equal(lg_gguf_put_str(o, "tokenizer.ggml.pre", table[i].pre, (int64_t)strlen(table[i].pre), &err), LG_OK);
@@ -542,5 +519,5 @@ int main(void) {
         cmocka_unit_test(test_chat_format), cmocka_unit_test(test_template_bytes), cmocka_unit_test(test_refusals), cmocka_unit_test(test_gguf_refusals),
         cmocka_unit_test(test_runs_equal_whole), cmocka_unit_test(test_not_quadratic), cmocka_unit_test(test_no_memory),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, fx_dir_make, fx_dir_remove);
 }

@@ -290,6 +290,19 @@ static lg_status rerun(lg_session *s, int64_t seq, int32_t id, float *logits, lg
     return LG_OK;
 }
 
+/* The pass reads sets. With `all` the ids of every set come back; else only where a block may be a partial one. */
+static void make_hybrid(lg_session *s, lg_forward *f, bool all) {
+    f->read = s->read;
+    f->make = s->make;
+    f->budget = s->step_budget;
+    f->dense = s->step_dense;
+    f->sets = s->sets;
+    f->select = s->select;
+    if (s->m->ops->host_memory) return;
+    f->fetch_n = s->sets_n;
+    f->fetch_idx = all || s->sets.block > 1 ? s->sets_idx : NULL;
+}
+
 lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n, lg_error *err) {
     lg_status st = LG_OK;
     const int64_t n_vocab = s->m->cfg.n_vocab;
@@ -328,18 +341,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         lg_forward f = forward_of(s, k, (int32_t)k);
         f.n_row = k;
         f.logits = s->logits;
-        if (!all_dense) {
-            f.read = s->read;
-            f.make = s->make;
-            f.budget = s->step_budget;
-            f.dense = s->step_dense;
-            f.sets = s->sets;
-            f.select = s->select;
-            if (!s->m->ops->host_memory) {
-                f.fetch_n = s->sets_n;
-                f.fetch_idx = s->on_set || s->sets.block > 1 ? s->sets_idx : NULL; /* the last block may be a partial one */
-            }
-        }
+        if (!all_dense) make_hybrid(s, &f, s->on_set != NULL);
         if (draws) ask_next(s, &f);
         next = f.next != NULL;
         st = lg_model_forward(s->m, &s->work, &f, err);
@@ -394,18 +396,7 @@ lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64
     lg_forward f = forward_of(s, n, hybrid ? (int32_t)n : 1);
     f.n_row = n_row;
     f.logits = s->logits;
-    if (hybrid) {
-        f.read = s->read;
-        f.make = s->make;
-        f.budget = s->step_budget;
-        f.dense = s->step_dense;
-        f.sets = s->sets;
-        f.select = s->select;
-        if (!s->m->ops->host_memory) {
-            f.fetch_n = s->sets_n;
-            f.fetch_idx = s->sets.block > 1 ? s->sets_idx : NULL;
-        }
-    }
+    if (hybrid) make_hybrid(s, &f, false);
     LG_TRY(lg_model_forward(s->m, &s->work, &f, err));
     memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
     q->len = at + n;
