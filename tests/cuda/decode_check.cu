@@ -39,6 +39,26 @@ static void done(void) {
     CUDA(cudaDeviceSynchronize());
 }
 
+#ifndef LG_CUDA_EMU
+bool lg_cuda_pdl = true;
+#endif
+/* What the op before attention does: lets its dependents start, and some time later writes queries and newest rows. */
+typedef struct late_rows { uint8_t *q, *k, *v; const uint8_t *q0, *k0, *v0; const int64_t *at; int64_t nq, rb, n_row; bool poison; } late_rows;
+static __global__ void late_write(const late_rows r) {
+    lg_dec_wait();
+    lg_dec_go();
+#ifndef LG_CUDA_EMU
+    for (int i = 0; i < 40 && !r.poison; i++) __nanosleep(1000);
+#endif
+    const int64_t i0 = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = i0; i < r.nq; i += step) r.q[i] = r.poison ? 0xff : r.q0[i];
+    for (int64_t i = i0; i < r.n_row * r.rb; i += step) {
+        const int64_t at = r.at[i / r.rb] + i % r.rb;
+        r.k[at] = r.poison ? 0xff : r.k0[at];
+        r.v[at] = r.poison ? 0xff : r.v0[at];
+    }
+}
+
 enum { SEQS = 6, HEADS = 8 };
 typedef struct test_case {
     lg_dtype dtype;
@@ -151,8 +171,20 @@ static bool run(const test_case *c, lg_cuda_env e) {
     lg_cuda_decode_attend(&e, &a);
     done();
     down(got, a.out, nq * 4);
-    for (int r = 0; r < 2; r++) { /* a replay gives the same bits */
+    int64_t newest[SEQS * HEADS];
+    for (int i = 0; i < c->n_seq * c->n_kv; i++) {
+        const int64_t t = c->len[i / c->n_kv] - 1;
+        newest[i] = (((int64_t)seqs[i / c->n_kv].page[t / LG_PAGE] * c->n_kv + i % c->n_kv) * LG_PAGE + t % LG_PAGE) * rb;
+    }
+    late_rows late = { (uint8_t *)(void *)a.q, a.kv.k, a.kv.v, (uint8_t *)up(q, nq * 4), (uint8_t *)up(k, bytes), (uint8_t *)up(v, bytes), (int64_t *)up(newest, sizeof newest), nq * 4,
+                       rb, c->n_seq * c->n_kv, false };
+    for (int r = 0; r < 3; r++) { /* a replay gives the same bits, also where queries and newest rows are written at the last moment */
         CUDA(cudaMemset(a.out, 0xff, (size_t)nq * 4));
+        a.early = r > 0;
+        late.poison = true;
+        LG_LAUNCH(late_write, 8, 128, 0, e.stream, late);
+        late.poison = false;
+        LG_LAUNCH(late_write, 8, 128, 0, e.stream, late);
         lg_cuda_decode_attend(&e, &a);
         done();
         down(again, a.out, nq * 4);
@@ -242,6 +274,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
         fflush(stdout);
     }
     CUDA(cudaFree(e.scratch)); CUDA(cudaFree(a.out)); CUDA(cudaFree((void *)a.q)); CUDA(cudaFree(a.kv.k)); CUDA(cudaFree(a.kv.v)); CUDA(cudaFree((void *)a.seqs));
+    CUDA(cudaFree((void *)late.q0)); CUDA(cudaFree((void *)late.k0)); CUDA(cudaFree((void *)late.v0)); CUDA(cudaFree((void *)late.at));
     CUDA(cudaFree(a.score)); CUDA(cudaFree(a.sets.idx)); CUDA(cudaFree(a.sets.n)); CUDA(cudaFree(dpage));
     if (c->hybrid) {
         CUDA(cudaFree((void *)a.read)); CUDA(cudaFree((void *)a.make)); CUDA(cudaFree((void *)a.budget)); CUDA(cudaFree((void *)a.dense));
@@ -313,8 +346,10 @@ int main(int argc, char **argv) {
         seed = (uint64_t)i;
         counter = 0;
         const test_case c = draw(longest);
-#ifdef LG_CUDA_EMU
         static const int sms[] = { 1, 2, 3, 5, 8 };
+#ifndef LG_CUDA_EMU
+        e.n_sm = i % 2 ? p.multiProcessorCount : sms[i / 2 % 5]; /* few blocks: long stretches */
+#else
         e.n_sm = sms[i % 5];
         e.smem_max = i % 4 ? 232448 : 101376;
 #endif

@@ -16,11 +16,13 @@
 #include <string.h>
 #undef __global__
 #undef __device__
+#undef __host__
 #undef __forceinline__
 #undef __launch_bounds__
 #undef __grid_constant__
 #define __global__
 #define __device__
+#define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
@@ -51,7 +53,10 @@ void emu_cp_wait(int pending);
 template <class F> static inline void emu_call(void *f) { (*(F *)f)(); }
 template <class F> static inline void emu_start(dim3 g, dim3 b, size_t smem, F f) { emu_run(g, b, smem, emu_call<F>, &f); }
 #define LG_LAUNCH(kernel, grid, block, smem, stream, ...) ((void)(stream), emu_start(dim3(grid), dim3(block), smem, [&] { kernel(__VA_ARGS__); }))
+#define LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, early, ...) ((void)(early), LG_LAUNCH(kernel, grid, block, smem, stream, __VA_ARGS__))
 #define LG_SPIN() emu_yield()
+static inline void lg_dec_wait() {}
+static inline void lg_dec_go() {}
 
 static inline void __syncthreads() { emu_block_barrier(); }
 static inline void __syncwarp(unsigned m = 0xffffffffu) { EMU_CHECK(m == 0xffffffffu); emu_warp_barrier(); }

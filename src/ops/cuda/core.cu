@@ -35,6 +35,7 @@ typedef struct task {
     const int32_t *read_host, *make_host; /* hybrid */
     const int32_t *seq_host; const int64_t *idx_host; /* attend */
     bool decode;                /* attend: row s is the last of sequence s */
+    bool early;                 /* attend: the op before wrote the sequences' newest rows alone (lg_cuda_decode.early) */
     bool top_k, top_p;          /* sample: some row has that limit */
     uint8_t *out;               /* argmax, sample, fetch: place in the pinned block of results */
 } task;
@@ -512,6 +513,17 @@ static bool decode_rows(const lg_op_attend *a) {
     return true;
 }
 
+/* Whether op b wrote, of the rows that attention over `seqs` reads, the last of each sequence and no other. */
+static bool wrote_newest(const task *b, const lg_kv_layer *kv, const lg_kv_seq *seqs, int64_t n_seq) {
+    const lg_op_qkv *q = &b->u.qkv;
+    if (b->k != K_QKV || q->n_tok != n_seq || q->kv.k != kv->k || q->kv.v != kv->v) return false;
+    for (int64_t s = 0; s < n_seq; s++) {
+        const int64_t last = seqs[s].len - 1;
+        if (last < 0 || q->dst_page[s] != seqs[s].page[last / LG_PAGE] || q->dst_slot[s] != last % LG_PAGE) return false;
+    }
+    return true;
+}
+
 /* One pass over the list: host pointers become offsets in the staged block (c->dev is its base), results get their place. Run twice:
  * once to size the block (dry), once with its final address. Returns whether the list can be a graph. */
 static bool resolve(lg_ops_ctx *c, bool dry) {
@@ -522,6 +534,8 @@ static bool resolve(lg_ops_ctx *c, bool dry) {
     for (int i = 0; i < c->n_task; i++) {
         task copy, *t = &c->tasks[i];
         if (dry) {
+            if (t->k == K_ATTEND) t->early = i > 0 && wrote_newest(t - 1, &t->u.attend.kv, t->u.attend.seqs, t->u.attend.n_seq);
+            if (t->k == K_HYBRID) t->early = i > 0 && wrote_newest(t - 1, &t->u.hybrid.kv, t->u.hybrid.seqs, t->u.hybrid.n_seq);
             memcpy(&copy, t, sizeof copy);
             t = &copy;
         }
@@ -893,6 +907,7 @@ static void run_hybrid(lg_ops_ctx *c, const task *t) {
     d.make_host = t->make_host;
     d.max_len = c->max_len;
     d.score = c->score;
+    d.early = t->early;
     for (int h = 0; h < a->geom.n_head_kv; h++) makes = makes || t->make_host[h] >= 0;
     join_side(c); /* sets and scores of the layer before */
     lg_cuda_decode_attend(&c->env, &d);
@@ -923,6 +938,7 @@ static void run_attend(lg_ops_ctx *c, const task *t) {
         d.n_head = a->n_head;
         d.scale = a->scale;
         d.max_len = c->max_len;
+        d.early = t->early;
         lg_cuda_decode_attend(&c->env, &d);
         return;
     }
@@ -1100,7 +1116,7 @@ static bool make_key(lg_ops_ctx *c) {
     c->key_bytes = 0;
     for (int i = 0; i < c->n_task; i++) {
         const task *t = &c->tasks[i];
-        keys(c, t->k, t->decode, t->out);
+        keys(c, t->k, t->decode, t->early, t->out);
         for (int k = 0; k < 3; k++) keys(c, t->lora[k].rank, t->lora[k].scale, t->lora[k].a, t->lora[k].b);
         switch (t->k) {
         case K_EMBED: {

@@ -38,6 +38,10 @@ typedef struct lg_cuda_decode {
     const int32_t *read_host, *make_host; /* the same on the host: fixed for a graph (they are part of its key) */
     int64_t max_len;                     /* capacity (reserve's max_len), not the current length */
     float *score;                        /* device [n_seq, n_head_kv, max_len]: raw scores of heads that make a set */
+    bool early; /* the kernel before it in the stream wrote q and the newest row of each sequence and nothing else read here, and let
+                 * dependents start only after its own wait: rows of old tokens may be read before it ends */
+    bool release; /* the kernel behind it takes a whole multiprocessor for a block: its blocks may start as those of this one leave (smaller
+                   * ones would gather on the few that are free first) */
 } lg_cuda_decode;
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g); /* bytes of env.scratch */
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);

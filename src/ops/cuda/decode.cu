@@ -10,10 +10,6 @@
  * group needs several chunks, the mean query rides along as column 7. */
 #include "ops/cuda/decode_work.cuh"
 
-enum { DEC_THREADS = 256 };
-/* Threads of a tensor block: as many warps as registers allow without spilling. */
-template <int HD> struct dec_threads { enum { N = HD <= 128 ? 384 : 256 }; };
-
 /* Heads of this segment's chunk. */
 static __device__ __forceinline__ int32_t dec_heads(const dec_args &a, const dec_seg &g) {
     return (int32_t)dec_min(a.per_chunk, a.group - g.c * a.per_chunk);
@@ -272,12 +268,12 @@ static __device__ __forceinline__ void tc_unit(tc_state<HD> *st, lg_smem stage, 
 
 /* State -> slot; with `add` the slot's state is merged in first. l is this thread's share until then. */
 template <int DT, int HD>
-static __device__ __forceinline__ void tc_put(float *slot, tc_state<HD> *st, int32_t ng, bool add) {
+static __device__ __forceinline__ void tc_put(float *slot, tc_state<HD> *st, int32_t heads, int32_t ng, bool add) {
     const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
         const int32_t h = 2 * t + i;
-        float *mx = slot + DEC_HEADS * HD + h, *tot = mx + DEC_HEADS;
+        float *mx = slot + heads * HD + h, *tot = mx + heads;
         float l = st->l[i], m = st->m[i], f = 1.0f, e = 0.0f;
         for (int32_t d = 4; d < 32; d <<= 1) l += __shfl_xor_sync(0xffffffffu, l, d);
         if (add && h < ng) {
@@ -306,40 +302,72 @@ static __device__ __forceinline__ void tc_put(float *slot, tc_state<HD> *st, int
     }
 }
 
-/* Shared memory: rings of all warps, meta of all stages, slots, room of the cut. */
-typedef struct dec_room { lg_smem ring, meta; float *slots; int64_t *cut; } dec_room;
+/* Shared memory: rings of all warps, meta of all stages, what dec_shared has, slots. */
+typedef struct dec_room { lg_smem ring, meta; dec_shared *sh; float *slots; } dec_room;
 static __device__ __forceinline__ dec_room dec_rooms(uint8_t *smem, const dec_args &a, int32_t room, int32_t warp, int32_t n_warp) {
     const int32_t ring = a.n_stage * 2 * DEC_UNIT * room, meta = a.n_stage * DEC_UNIT * 4;
     dec_room r;
     r.ring = lg_smem_of(smem) + (lg_smem)(warp * ring);
     r.meta = lg_smem_of(smem) + (lg_smem)(n_warp * ring + warp * meta);
-    r.cut = (int64_t *)(void *)(smem + n_warp * (ring + meta));
-    r.slots = (float *)(void *)(smem + n_warp * (ring + meta) + 34 * 8);
+    r.sh = (dec_shared *)(void *)(smem + n_warp * (ring + meta));
+    r.slots = (float *)(void *)(smem + n_warp * (ring + meta) + (int32_t)sizeof(dec_shared));
     return r;
 }
 
-template <int DT, int HD, int CHUNKS, int ROOM>
-static __global__ void __launch_bounds__(dec_threads<HD>::N, 1) dec_tensor(const __grid_constant__ dec_args a) {
-    LG_SMEM(smem);
-    const int32_t warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, n_slot = dec_slots(n_warp);
-    const dec_room room = dec_rooms(smem, a, ROOM, warp, n_warp);
-    const bool skewed = DT == LG_DTYPE_KV8;
-    dec_part part;
-    dec_cut(&part, a, room.cut);
-    if (part.lo >= part.hi) return; /* the whole block */
+/* A kernel. MATH holds one warp's queries and running softmax of a segment. */
+template <class MATH> static __device__ __forceinline__ void dec_run(const dec_args &a, uint8_t *smem) {
+    const int32_t warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, row = MATH::row_room(a);
+    const dec_room room = dec_rooms(smem, a, row, warp, n_warp);
+    dec_shared *sh = room.sh;
+    if (!dec_cut(a, sh)) return; /* the whole block */
     dec_feed feed;
-    dec_feed_begin(&feed, a, part, warp, n_warp);
-    for (int32_t i = 0; i + 1 < a.n_stage; i++) dec_feed_issue<CHUNKS, skewed>(&feed, a, n_warp, room.ring, room.meta, ROOM);
-    dec_seg seg = part.first;
-    int64_t unit = part.lo + warp;
-    int32_t stage = 0;
+    dec_feed_begin(&feed, a, sh, warp, n_warp);
+    int32_t ahead = 0, stage = 0;
+    for (; ahead + 1 < a.n_stage && dec_feed_old(&feed); ahead++) MATH::issue(&feed, a, n_warp, room.ring, room.meta);
+    lg_dec_wait();
+    if (a.release) lg_dec_go();
+    for (; ahead + 1 < a.n_stage; ahead++) MATH::issue(&feed, a, n_warp, room.ring, room.meta);
+    dec_seg seg;
+    dec_seg_load(&seg, a, sh->index, sh->begin);
+    const int32_t hi = sh->hi;
+    int32_t unit = sh->lo + warp;
     for (;;) {
-        const int64_t end = dec_min(seg.end, part.hi);
-        const int32_t ng = dec_heads(a, seg);
-        uint32_t hi[HD / 16][2], lo[HD / 16][2];
-        float q_unit[2];
-        tc_state<HD> st;
-        tc_queries<DT, HD>(hi, lo, q_unit, a, seg);
+        const int32_t end = seg.end < hi ? seg.end : hi;
+        MATH math;
+        math.begin(a, seg);
+        for (; unit < end; unit += n_warp) {
+            lg_cp_wait(a.n_stage - 2);
+            __syncwarp(); /* this unit's rows are here for all lanes; the stage before it is no longer read */
+            MATH::issue(&feed, a, n_warp, room.ring, room.meta);
+            if (seg.n > 0)
+                math.unit(room.ring + (lg_smem)(stage * 2 * DEC_UNIT * row), room.meta + (lg_smem)(stage * DEC_UNIT * 4), a,
+                          seg.score ? dec_score_at(a, seg) + (int64_t)(unit - seg.begin) * DEC_UNIT : NULL);
+            stage = stage + 1 == a.n_stage ? 0 : stage + 1;
+        }
+        const int32_t round = warp / a.n_slot, rounds = n_warp / a.n_slot;
+        float *slot = room.slots + (warp - round * a.n_slot) * dec_state_floats(a.slot_heads, a.hd);
+        for (int32_t r = rounds - 1; r >= 0; r--) {
+            if (round == r) math.put(slot, a, dec_heads(a, seg), r != rounds - 1);
+            if (r) __syncthreads();
+        }
+        dec_finish(a, sh, seg, room.slots);
+        if (seg.end >= hi) break;
+        dec_seg_load(&seg, a, seg.index + 1, seg.end); /* the stretch goes on with the next segment */
+        if (threadIdx.x == 0) dec_follow(sh, seg);
+    }
+    lg_cp_wait(0);
+}
+
+template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
+    uint32_t hi[HD / 16][2], lo[HD / 16][2];
+    float unit_of[2];
+    tc_state<HD> st;
+    static __device__ __forceinline__ int32_t row_room(const dec_args &) { return ROOM; }
+    static __device__ __forceinline__ void issue(dec_feed *f, const dec_args &a, int32_t n_warp, lg_smem ring, lg_smem meta) {
+        dec_feed_issue<CHUNKS, DT == LG_DTYPE_KV8>(f, a, n_warp, ring, meta, ROOM);
+    }
+    __device__ __forceinline__ void begin(const dec_args &a, const dec_seg &seg) {
+        tc_queries<DT, HD>(hi, lo, unit_of, a, seg);
 #pragma unroll
         for (int32_t i = 0; i < 2; i++) {
             st.m[i] = -INFINITY;
@@ -347,27 +375,20 @@ static __global__ void __launch_bounds__(dec_threads<HD>::N, 1) dec_tensor(const
         }
 #pragma unroll
         for (int32_t i = 0; i < HD / 16 * 4; i++) st.acc[i >> 2][i & 3] = 0;
-        for (; unit < end; unit += n_warp) {
-            lg_cp_wait(a.n_stage - 2);
-            __syncwarp(); /* this unit's rows are here for all lanes; the stage before it is no longer read */
-            dec_feed_issue<CHUNKS, skewed>(&feed, a, n_warp, room.ring, room.meta, ROOM);
-            if (seg.n > 0)
-                tc_unit<DT, HD, ROOM>(&st, room.ring + (lg_smem)(stage * 2 * DEC_UNIT * ROOM), room.meta + (lg_smem)(stage * DEC_UNIT * 4), hi, lo, q_unit, a,
-                                      seg.score ? dec_score_at(a, seg) + (unit - seg.begin) * DEC_UNIT : NULL);
-            stage = stage + 1 == a.n_stage ? 0 : stage + 1;
-        }
-        const int32_t size = dec_slot_floats(HD);
-        for (int32_t r = n_warp / n_slot - 1; r >= 0; r--) {
-            if (warp / n_slot == r) tc_put<DT, HD>(room.slots + warp % n_slot * size, &st, ng, r != n_warp / n_slot - 1);
-            if (r) __syncthreads();
-        }
-        dec_finish(a, part, seg, room.slots, n_slot);
-        if (seg.end >= part.hi) break;
-        dec_seg_load(&seg, a, seg.index + 1, seg.end);
     }
-    lg_cp_wait(0);
+    __device__ __forceinline__ void unit(lg_smem stage, lg_smem meta, const dec_args &a, float *score) { tc_unit<DT, HD, ROOM>(&st, stage, meta, hi, lo, unit_of, a, score); }
+    __device__ __forceinline__ void put(float *slot, const dec_args &a, int32_t ng, bool add) { tc_put<DT, HD>(slot, &st, a.slot_heads, ng, add); }
+};
+
+/* As many warps as registers allow without spilling. */
+template <int HD> struct tc_block { enum { WARPS = HD <= 128 ? DEC_WARPS : 8 }; };
+template <int DT, int HD, int CHUNKS, int ROOM>
+static __global__ void __launch_bounds__(tc_block<HD>::WARPS * 32, 1) dec_tensor(const __grid_constant__ dec_args a) {
+    LG_SMEM(smem);
+    dec_run<tc_math<DT, HD, CHUNKS, ROOM>>(a, smem);
 }
 
+enum { FMA_WARPS = 8 };
 /* ---- FMA kernel: lane l owns head dimensions 64*j + 2*l and the next one ---- */
 template <int DT> static __device__ __forceinline__ float2 fma_pair(lg_smem row, int32_t e, int32_t hd) {
     if (DT == LG_DTYPE_F32) {
@@ -466,9 +487,9 @@ static __device__ __forceinline__ void fma_unit(fma_state<NG, J> *st, lg_smem st
 }
 
 template <int J, int NG>
-static __device__ __forceinline__ void fma_put(float *slot, fma_state<NG, J> *st, int32_t ng, int32_t hd, bool add) {
+static __device__ __forceinline__ void fma_put(float *slot, fma_state<NG, J> *st, int32_t heads, int32_t ng, int32_t hd, bool add) {
     const int32_t lane = (int32_t)threadIdx.x & 31, mine = lane % NG;
-    float *mx = slot + DEC_HEADS * hd, *tot = mx + DEC_HEADS;
+    float *mx = slot + heads * hd, *tot = mx + heads;
     float l = st->l, m = st->m, f = 1.0f, e = 0.0f;
 #pragma unroll
     for (int32_t d = NG; d < 32; d <<= 1) l += __shfl_xor_sync(0xffffffffu, l, d);
@@ -498,25 +519,15 @@ static __device__ __forceinline__ void fma_put(float *slot, fma_state<NG, J> *st
     }
 }
 
-template <int DT, int J, int NG>
-static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_fma(const __grid_constant__ dec_args a) {
-    LG_SMEM(smem);
-    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, n_slot = dec_slots(n_warp);
-    const dec_room room = dec_rooms(smem, a, a.row_room, warp, n_warp);
-    dec_part part;
-    dec_cut(&part, a, room.cut);
-    if (part.lo >= part.hi) return; /* the whole block */
-    dec_feed feed;
-    dec_feed_begin(&feed, a, part, warp, n_warp);
-    for (int32_t i = 0; i + 1 < a.n_stage; i++) dec_feed_issue<0, true>(&feed, a, n_warp, room.ring, room.meta, a.row_room);
-    dec_seg seg = part.first;
-    int64_t unit = part.lo + warp;
-    int32_t stage = 0;
-    for (;;) {
-        const int64_t end = dec_min(seg.end, part.hi);
-        const int32_t ng = dec_heads(a, seg);
-        float q[NG][2 * J];
-        fma_state<NG, J> st;
+template <int DT, int J, int NG> struct fma_math {
+    float q[NG][2 * J];
+    fma_state<NG, J> st;
+    static __device__ __forceinline__ int32_t row_room(const dec_args &a) { return a.row_room; }
+    static __device__ __forceinline__ void issue(dec_feed *f, const dec_args &a, int32_t n_warp, lg_smem ring, lg_smem meta) {
+        dec_feed_issue<0, true>(f, a, n_warp, ring, meta, a.row_room);
+    }
+    __device__ __forceinline__ void begin(const dec_args &a, const dec_seg &seg) {
+        const int32_t lane = (int32_t)threadIdx.x & 31, ng = dec_heads(a, seg);
 #pragma unroll
         for (int32_t i = 0; i < NG * 2 * J; i++) {
             const int32_t h = i / (2 * J), d = 64 * (i % (2 * J) / 2) + 2 * lane + (i & 1);
@@ -533,25 +544,15 @@ static __global__ void __launch_bounds__(DEC_THREADS, 1) dec_fma(const __grid_co
         }
         st.m = -INFINITY;
         st.l = 0;
-        for (; unit < end; unit += n_warp) {
-            lg_cp_wait(a.n_stage - 2);
-            __syncwarp();
-            dec_feed_issue<0, true>(&feed, a, n_warp, room.ring, room.meta, a.row_room);
-            if (seg.n > 0)
-                fma_unit<DT, J, NG>(&st, room.ring + (lg_smem)(stage * 2 * DEC_UNIT * a.row_room), room.meta + (lg_smem)(stage * DEC_UNIT * 4), q, a,
-                                    seg.score ? dec_score_at(a, seg) + (unit - seg.begin) * DEC_UNIT : NULL);
-            stage = stage + 1 == a.n_stage ? 0 : stage + 1;
-        }
-        const int32_t size = dec_slot_floats(a.hd);
-        for (int32_t r = n_warp / n_slot - 1; r >= 0; r--) {
-            if (warp / n_slot == r) fma_put<J, NG>(room.slots + warp % n_slot * size, &st, ng, a.hd, r != n_warp / n_slot - 1);
-            if (r) __syncthreads();
-        }
-        dec_finish(a, part, seg, room.slots, n_slot);
-        if (seg.end >= part.hi) break;
-        dec_seg_load(&seg, a, seg.index + 1, seg.end);
     }
-    lg_cp_wait(0);
+    __device__ __forceinline__ void unit(lg_smem stage, lg_smem meta, const dec_args &a, float *score) { fma_unit<DT, J, NG>(&st, stage, meta, q, a, score); }
+    __device__ __forceinline__ void put(float *slot, const dec_args &a, int32_t ng, bool add) { fma_put<J, NG>(slot, &st, a.slot_heads, ng, a.hd, add); }
+};
+
+template <int DT, int J, int NG>
+static __global__ void __launch_bounds__(FMA_WARPS * 32, 1) dec_fma(const __grid_constant__ dec_args a) {
+    LG_SMEM(smem);
+    dec_run<fma_math<DT, J, NG>>(a, smem);
 }
 
 /* ---- launch ---- */
@@ -561,7 +562,7 @@ typedef struct dec_choice { dec_kernel kernel; int32_t room, chunks, warps; } de
 template <int HD> static dec_choice tc_choice(lg_dtype t) {
     enum { B16 = HD / 8, B8 = (HD + 2 * ((HD + 31) / 32) + 15) / 16 };
     /* An odd number of 16-byte pieces keeps rows of a tile in different banks. */
-    enum { W = dec_threads<HD>::N / 32, R16 = (B16 | 1) == B16 ? B16 + 2 : B16 + 1, R8 = (B8 | 1) };
+    enum { W = tc_block<HD>::WARPS, R16 = (B16 | 1) == B16 ? B16 + 2 : B16 + 1, R8 = (B8 | 1) };
     if (t == LG_DTYPE_F16) return (dec_choice){ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16, W };
     if (t == LG_DTYPE_BF16) return (dec_choice){ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16, W };
     if (HD == 80 || HD == 96) return (dec_choice){ 0 }; /* rows not on 4 bytes */
@@ -596,24 +597,30 @@ static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t 
     }
     c.chunks = (int32_t)((g->row_bytes + 14) / 16 + 1); /* a row may begin anywhere */
     c.room = c.chunks * 16;
-    c.warps = DEC_THREADS / 32;
+    c.warps = FMA_WARPS;
     return c;
 }
 
-/* Warps and stages that fit into shared memory. */
-typedef struct dec_shape { int32_t n_warp, n_stage; int64_t bytes; } dec_shape;
-static int64_t dec_bytes(int32_t n_warp, int32_t n_stage, int32_t room, int32_t hd) {
-    const int64_t slots = (int64_t)dec_slots(n_warp) * (DEC_HEADS * hd + 2 * DEC_HEADS), merge = 4 + (int64_t)n_warp * 32 * 6;
-    return (int64_t)n_warp * n_stage * (2 * DEC_UNIT * room + DEC_UNIT * 4) + 34 * 8 + 4 * (slots > merge ? slots : merge);
+/* Warps, stages and slots that fit into shared memory. */
+typedef struct dec_shape { int32_t n_warp, n_stage, n_slot; int64_t bytes; } dec_shape;
+static int64_t dec_bytes(const dec_shape *s, int32_t room, int32_t hd, int32_t heads) {
+    const int64_t slots = (int64_t)s->n_slot * dec_state_floats(heads, hd), merge = (int64_t)s->n_warp * 32 * (DEC_MERGE + 2);
+    return (int64_t)s->n_warp * s->n_stage * (2 * DEC_UNIT * room + DEC_UNIT * 4) + (int64_t)sizeof(dec_shared) + 4 * (slots > merge ? slots : merge);
 }
-static dec_shape dec_fit(const lg_cuda_env *e, const dec_choice *c, int32_t hd) {
-    static const int8_t tries[][2] = { { 12, 3 }, { 8, 5 }, { 8, 4 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 }, { 1, 3 }, { 1, 2 } };
-    dec_shape s = { 0, 0, 0 };
-    for (size_t i = 0; i < sizeof tries / sizeof tries[0] && !s.n_warp; i++) {
-        const int64_t b = dec_bytes(tries[i][0], tries[i][1], c->room, hd);
-        if (tries[i][0] <= c->warps && b <= e->smem_max) s = (dec_shape){ tries[i][0], tries[i][1], b };
+static bool dec_fit(dec_shape *s, int64_t limit, const dec_choice *c, int32_t hd, int32_t heads, int32_t n_warp, int32_t n_stage) {
+    *s = dec_shape{ n_warp, n_stage, n_warp, 0 };
+    for (; n_warp <= c->warps && s->n_slot > 0; s->n_slot--) {
+        s->bytes = dec_bytes(s, c->room, hd, heads);
+        if (n_warp % s->n_slot == 0 && s->bytes <= limit) return true;
     }
-    return s;
+    return false;
+}
+static dec_shape dec_shape_of(const lg_cuda_env *e, const dec_choice *c, int32_t hd, int32_t heads) {
+    static const int8_t tries[][2] = { { 12, 3 }, { 12, 2 }, { 8, 5 }, { 8, 4 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 }, { 1, 3 }, { 1, 2 } };
+    dec_shape s;
+    for (size_t i = 0; i < sizeof tries / sizeof tries[0]; i++)
+        if (dec_fit(&s, e->smem_max, c, hd, heads, tries[i][0], tries[i][1])) return s;
+    return dec_shape{ 0, 0, 0, 0 };
 }
 
 /* Counters that are zero between launches cannot lie in the scratch, which other ops write: each scratch (that is, each stream)
@@ -634,7 +641,7 @@ static uint32_t *dec_counter_row(const uint8_t *scratch, int64_t n_seg) {
     return NULL;
 }
 
-static int64_t dec_partial_bytes(const lg_cuda_env *e, int32_t hd) { return (int64_t)e->n_sm * 2 * (DEC_HEADS * hd + 2 * DEC_HEADS) * 4; }
+static int64_t dec_partial_bytes(const lg_cuda_env *e, int32_t hd) { return (int64_t)e->n_sm * 2 * dec_state_floats(DEC_HEADS, hd) * 4; }
 
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g) {
     const int64_t group = n_head / g->n_head_kv, chunks = (group + DEC_HEADS - 2) / (DEC_HEADS - 1);
@@ -643,6 +650,7 @@ int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_he
 
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     dec_args d = { 0 };
+    if (a->n_seq < 1) return;
     const int32_t group = a->n_head / a->geom.n_head_kv;
     bool makes = a->read != NULL && a->make_host == NULL;
     for (int32_t h = 0; a->read && a->make_host && h < a->geom.n_head_kv; h++) makes = makes || a->make_host[h] >= 0;
@@ -660,7 +668,7 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
         d.budget = a->budget; d.dense = a->dense;
         d.read = a->read; d.make = a->make;
         d.set_idx = a->sets.idx; d.set_n = a->sets.n; d.set_cap = a->sets.cap;
-        d.n_slot = a->sets.n_slot;
+        d.n_set = a->sets.n_slot;
         while ((1 << d.block_shift) < a->sets.block) d.block_shift++;
         d.sinks = a->select.sinks;
         d.score = a->score;
@@ -672,16 +680,21 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     }
     const int64_t n_seg = (int64_t)d.n_seq * d.n_kv * d.n_chunk;
     const dec_choice c = dec_choose(e, &a->geom, d.n_chunk > 1 ? DEC_HEADS : group);
-    const dec_shape s = dec_fit(e, &c, d.hd);
+    d.release = a->release;
+    d.slot_heads = group < d.per_chunk ? group : d.per_chunk;
+    const dec_shape s = dec_shape_of(e, &c, d.hd, d.slot_heads);
     d.n_stage = s.n_stage;
+    d.n_slot = s.n_slot;
     d.row_room = c.room;
     d.row_chunks = c.chunks;
     d.partial = (float *)(void *)e->scratch;
     d.counter = dec_counter_row(e->scratch, n_seg);
+    bool early = a->early;
     if (!d.counter) {
         d.counter = (uint32_t *)(void *)(e->scratch + dec_partial_bytes(e, d.hd));
         cudaMemsetAsync(d.counter, 0, (size_t)n_seg * 4, e->stream);
+        early = false;
     }
     cudaFuncSetAttribute((const void *)c.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)s.bytes);
-    LG_LAUNCH(c.kernel, e->n_sm, s.n_warp * 32, (size_t)s.bytes, e->stream, d);
+    LG_LAUNCH_EARLY(c.kernel, e->n_sm, s.n_warp * 32, (size_t)s.bytes, e->stream, early, d);
 }

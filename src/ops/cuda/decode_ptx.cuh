@@ -5,11 +5,16 @@
 #ifndef LG_CUDA_EMU /* emu.h then comes by -include: src knows nothing of tests */
 #include <cuda_runtime.h>
 #include <stdint.h>
+#include "ops/cuda/product.cuh"
 
 typedef uint32_t lg_smem; /* address within the block's shared memory */
 #define LG_SMEM(name) extern __shared__ __align__(128) uint8_t name[]
-#define LG_LAUNCH(kernel, grid, block, smem, stream, ...) kernel<<<grid, block, smem, stream>>>(__VA_ARGS__)
+/* early: the kernel may start before the one before it in the stream has ended, and says itself (lg_dec_wait) where it needs that. */
+#define LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, early, ...) lg_cuda_launch(kernel, dim3(grid), dim3(block), smem, stream, early, __VA_ARGS__)
+#define LG_LAUNCH(kernel, grid, block, smem, stream, ...) LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, false, __VA_ARGS__)
 #define LG_SPIN() __nanosleep(40)
+#define lg_dec_wait lg_pdl_wait
+#define lg_dec_go lg_pdl_go
 
 static __device__ __forceinline__ lg_smem lg_smem_of(const void *p) { return (lg_smem)__cvta_generic_to_shared(p); }
 

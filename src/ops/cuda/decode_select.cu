@@ -2,7 +2,7 @@
  * head that makes a set).
  *
  * A row is shared by up to SEL_BLOCKS blocks, as many as its length of the moment asks for; they meet at barriers of their own
- * (few and small blocks, started in order, so all blocks of a row come to run whatever else the device does). Scores become keys
+ * (fewer blocks than multiprocessors, small enough to run beside a block of products, started in order: all blocks of a row come to run). Scores become keys
  * that order as unsigned numbers. The key T at the cut is found digit by digit (11, 11, 10 bits) from histograms: of counts for
  * topk and ratio, of probability mass for topp. Then units with keys above T and the first r of those equal to T, in order of
  * position, are written by prefix sums of counts. threshold tests every unit by itself.
@@ -14,7 +14,7 @@
 #ifndef SEL_SHARE
 #define SEL_SHARE 4096 /* units of a row per block */
 #endif
-enum { SEL_BLOCKS = 32, SEL_THREADS = 512, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = 128, SEL_BATCH = 8 };
+enum { SEL_BLOCKS = 128, SEL_THREADS = 512, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = 128, SEL_BATCH = 8 };
 static const double SEL_ONE = 4611686018427387904.0; /* 2^62 */
 
 typedef unsigned long long sel_mass;
@@ -100,7 +100,7 @@ static __device__ __forceinline__ sel_mass sel_before(sel_mass x, sel_mass *scan
 static __device__ __forceinline__ double sel_probability(const sel_row &r, float score) { return exp(r.scale * ((double)score - r.max)) / r.sum; }
 static __device__ __forceinline__ sel_mass sel_mass_of(const sel_row &r, int64_t u, uint32_t key) {
     sel_mass m = 0;
-    if (!r.keys) m = (sel_mass)(sel_probability(r, sel_unkey(key)) * SEL_ONE);
+    if (r.shift == 0) m = (sel_mass)(sel_probability(r, sel_unkey(key)) * SEL_ONE);
     else
         for (int64_t t = u << r.shift; t < sel_min(r.len, (u + 1) << r.shift); t++) m += (sel_mass)(sel_probability(r, r.score[t]) * SEL_ONE);
     return m ? m : 1; /* a unit is never nothing: a bin without mass is empty */
@@ -171,7 +171,9 @@ static __device__ __forceinline__ uint32_t sel_digit(sel_row *r, sel_shared *sh,
         for (int32_t i = 0; i < SEL_BATCH; i++) {
             const uint32_t bin = (key[i] >> at) & (uint32_t)(bins - 1);
             in[i] = in[i] && (level == 0 || (key[i] >> (at + bits)) == prefix);
-            if (!MASS) { /* lanes of one bin add together */
+            if (!MASS && level > 0) { /* few are left, and spread */
+                if (in[i]) atomicAdd(&count[bin], 1u);
+            } else if (!MASS) { /* lanes of one bin add together */
                 const uint32_t peers = __match_any_sync(0xffffffffu, in[i] ? bin : 0xffffffffu);
                 if (in[i] && lane == __ffs(peers) - 1) atomicAdd(&count[bin], (uint32_t)__popc(peers));
             } else {
@@ -234,13 +236,19 @@ static __device__ __forceinline__ uint32_t sel_digit(sel_row *r, sel_shared *sh,
     return prefix << bits | bin;
 }
 
+static __global__ void sel_clear(uint4 *zero, int64_t n) {
+    lg_dec_go();
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) zero[i] = make_uint4(0, 0, 0, 0);
+}
+
 template <int RULE> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD */
-static __global__ void __launch_bounds__(SEL_THREADS) sel_pick(const __grid_constant__ sel_args a) {
+static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_constant__ sel_args a) {
     LG_SMEM(smem);
     sel_shared *sh = (sel_shared *)(void *)smem;
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5;
     const int32_t s = (int32_t)blockIdx.y / a.n_list, item = (int32_t)blockIdx.y % a.n_list;
     const int32_t h = a.heads_in ? a.head[item] : item, make = a.heads_in ? a.slot[item] : a.make[item];
+    lg_dec_wait();
     if (make < 0 || a.dense[s]) return;
     const int64_t slot = (int64_t)s * a.n_slot + make;
     int32_t *out = a.set_idx + slot * a.set_cap;
@@ -255,7 +263,6 @@ static __global__ void __launch_bounds__(SEL_THREADS) sel_pick(const __grid_cons
     r.active = (int32_t)sel_max(1, sel_min((r.n + SEL_SHARE - 1) / SEL_SHARE, gridDim.x));
     if ((int32_t)blockIdx.x >= r.active) return;
     r.score = a.score + ((int64_t)s * a.n_kv + h) * a.max_len;
-    r.keys = a.shift ? a.keys + (int64_t)blockIdx.y * a.key_room : NULL;
     r.zero = (sel_zero *)(void *)(a.zero + (int64_t)blockIdx.y * a.zero_room);
     r.info = a.info + blockIdx.y;
     r.phase = 0;
@@ -263,6 +270,7 @@ static __global__ void __launch_bounds__(SEL_THREADS) sel_pick(const __grid_cons
     const int64_t per = (r.n + (int64_t)r.active * SEL_THREADS - 1) / ((int64_t)r.active * SEL_THREADS) * 32;
     r.u0 = sel_min(r.n, ((int64_t)blockIdx.x * SEL_WARPS + warp) * per);
     r.u1 = sel_min(r.n, r.u0 + per);
+    r.keys = a.shift ? a.keys + (int64_t)blockIdx.y * a.key_room : NULL;
     if (r.keys) { /* read again by the thread that writes them */
         for (int64_t u = r.u0 + lane; u < r.u1; u += 32) {
             float max = r.score[u << r.shift];
@@ -338,13 +346,20 @@ static __global__ void __launch_bounds__(SEL_THREADS) sel_pick(const __grid_cons
     sel_meet(&r);
     int64_t gt_before = 0, eq_before = 0, gt_all = 0;
     sel_mass mass_before = 0;
-    for (int32_t b = 0; b < r.active; b++) {
-        const uint32_t g = __ldcg(&r.info->gt[b]);
+    for (int32_t b = lane; b < r.active; b += 32) {
+        const bool is = b < (int32_t)blockIdx.x;
+        const uint32_t g = __ldcg(&r.info->gt[b]), e = __ldcg(&r.info->eq[b]);
+        const sel_mass m = __ldcg(&r.info->eq_mass[b]);
         gt_all += g;
-        if (b >= (int32_t)blockIdx.x) continue;
-        gt_before += g;
-        eq_before += __ldcg(&r.info->eq[b]);
-        mass_before += __ldcg(&r.info->eq_mass[b]);
+        gt_before += is ? g : 0;
+        eq_before += is ? e : 0;
+        mass_before += is ? m : 0;
+    }
+    for (int32_t d = 16; d; d >>= 1) {
+        gt_all += __shfl_xor_sync(0xffffffffu, gt_all, d);
+        gt_before += __shfl_xor_sync(0xffffffffu, gt_before, d);
+        eq_before += __shfl_xor_sync(0xffffffffu, eq_before, d);
+        mass_before += __shfl_xor_sync(0xffffffffu, mass_before, d);
     }
     for (int32_t w = 0; w < warp; w++) {
         gt_before += sh->gt[w];
@@ -453,11 +468,8 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     d.zero = scratch;
     d.info = (sel_info *)(void *)(scratch + rows * d.zero_room);
     d.keys = (uint32_t *)(void *)(d.info + rows);
-    cudaMemsetAsync(d.zero, 0, (size_t)(rows * d.zero_room), stream);
+    LG_LAUNCH(sel_clear, (unsigned)rows, 512, 0, stream, (uint4 *)(void *)d.zero, rows * d.zero_room / 16); /* (a memset node would divide L1 otherwise) */
     const dim3 grid((unsigned)blocks, (unsigned)rows);
-    switch (a->select.rule) {
-    case LG_RULE_TOPP: LG_LAUNCH(sel_pick<LG_RULE_TOPP>, grid, SEL_THREADS, sizeof(sel_shared), stream, d); break;
-    case LG_RULE_THRESHOLD: LG_LAUNCH(sel_pick<LG_RULE_THRESHOLD>, grid, SEL_THREADS, sizeof(sel_shared), stream, d); break;
-    default: LG_LAUNCH(sel_pick<LG_RULE_TOPK>, grid, SEL_THREADS, sizeof(sel_shared), stream, d); break;
-    }
+    void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP> : a->select.rule == LG_RULE_THRESHOLD ? sel_pick<LG_RULE_THRESHOLD> : sel_pick<LG_RULE_TOPK>;
+    LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, sizeof(sel_shared), stream, true, d);
 }

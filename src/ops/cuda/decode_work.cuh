@@ -1,18 +1,22 @@
-/* What every kernel of decode attention shares: the flat list of work, the feed of rows into shared memory, merging.
+/* What every kernel of decode attention shares: the list of work, the feed of rows into shared memory, merging.
  *
- * A segment is (sequence, KV head, chunk of its query heads): the positions it reads are cut into units of 16, and the units
- * of all segments, one after the other, are the flat list. Block b of B takes units [U*b/B, U*(b+1)/B): equal bytes. Its
- * warps take every n_warp-th of them; each warp has its own ring of stages (16 rows of K, 16 of V), fed by 16-byte
- * cp.async from wherever the rows lie, and its own running softmax, so warps meet only where a segment ends in the block.
+ * A segment is (sequence, KV head, chunk of its query heads); the positions it reads are cut into units of 16. A block's stretch of
+ * them is cut by weight: rows gathered for a set take longer than rows that lie side by side. Few segments: each has blocks of its
+ * own, so that no block has two to finish. Many: they lie one behind the other and a block takes an equal share of the list.
+ * The warps of a block take its units in turn; each has its own ring of stages (16 rows of K, 16 of V), fed by 16-byte cp.async from
+ * wherever the rows lie, and its own running softmax, so warps meet only where a segment ends.
  *
- * A segment that lies in one block is written out there. Otherwise each of its blocks leaves a partial result and the one
- * that arrives last merges them in block order: the result depends on the grid, never on timing. */
+ * A segment that lies in one stretch is written out there. Otherwise each of its blocks leaves a partial result and the one that
+ * arrives last merges them in block order: the result depends on the grid, never on timing.
+ *
+ * The rings are filled before the kernel waits for the op before it, which writes queries and the newest rows and nothing else
+ * (lg_cuda_decode.early): lengths, pages, sets and rows of old tokens are there. */
 #ifndef LG_CUDA_DECODE_WORK_CUH
 #define LG_CUDA_DECODE_WORK_CUH
 #include "ops/cuda/decode_ptx.cuh"
 #include "ops/cuda/kv.cuh"
 
-enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = 128 };
+enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = 128, DEC_WARPS = 12 }; /* warps: at most */
 
 typedef struct dec_args {
     float *out;
@@ -24,14 +28,15 @@ typedef struct dec_args {
     const int32_t *read, *make;       /* device; unless roles_in */
     const int32_t *set_idx, *set_n;
     float *score;
-    float *partial;                   /* [block][2][DEC_HEADS*hd + 2*DEC_HEADS]: sums, maxima, totals */
+    float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS maxima, DEC_HEADS totals */
     uint32_t *counter;                /* [segment], zero between launches */
     int64_t set_cap, max_len, row_bytes, sinks;
     float scale2;                     /* scale * log2(e) */
-    int32_t n_seq, n_head, n_kv, group, hd, n_slot, block_shift;
+    int32_t n_seq, n_head, n_kv, group, hd, n_set, block_shift;
     int32_t per_chunk, n_chunk;       /* query heads of a chunk; chunks of a group */
-    int32_t hybrid, roles_in;
+    int32_t hybrid, roles_in, release;
     int32_t n_stage, row_room, row_chunks; /* stages of a warp; bytes a row takes in shared memory; 16-byte pieces of it */
+    int32_t n_slot, slot_heads;       /* of a block; of a slot */
     int16_t role_read[DEC_ROLES], role_make[DEC_ROLES];
 } dec_args;
 
@@ -39,15 +44,18 @@ static __device__ __forceinline__ int64_t dec_min(int64_t a, int64_t b) { return
 static __device__ __forceinline__ int64_t dec_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 typedef struct dec_seg {
-    int64_t begin, end;       /* units */
-    int64_t n;                /* positions; those past the last token (in a set's partial block) are masked */
+    int32_t begin, end;       /* units: its place in the list */
+    int32_t n;                /* positions; those past the last token (in a set's partial block) are masked */
     int32_t len, sinks, jump; /* position i is token i, from `sinks` on i + jump */
     int32_t index, s, h, c;
     bool score;
     const int32_t *page, *ids; /* ids: a set's blocks, else NULL */
 } dec_seg;
+enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3 }; /* of a unit */
+static __device__ __forceinline__ uint32_t dec_weight(const dec_seg &g) { return g.ids ? DEC_WEIGHT_SET : DEC_WEIGHT_ROW; }
+static __device__ __forceinline__ uint32_t dec_weighs(const dec_seg &g) { return (uint32_t)(g.end - g.begin) * dec_weight(g); }
 
-static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &a, int32_t index, int64_t begin) {
+static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &a, int32_t index, int32_t begin) {
     const int32_t row = index / a.n_chunk;
     g->index = index;
     g->c = index % a.n_chunk;
@@ -57,116 +65,191 @@ static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &
     g->len = (int32_t)q.len;
     g->page = q.page;
     g->ids = NULL;
-    g->n = q.len;
+    g->n = g->len;
     g->sinks = g->len;
     g->jump = 0;
     g->score = false;
     if (a.hybrid && !a.dense[g->s]) {
         const int32_t read = a.roles_in ? a.role_read[g->h] : a.read[g->h];
         if (read >= 0) {
-            const int64_t slot = (int64_t)g->s * a.n_slot + read;
+            const int64_t slot = (int64_t)g->s * a.n_set + read;
             g->ids = a.set_idx + slot * a.set_cap;
-            g->n = q.len > 0 ? (int64_t)a.set_n[slot] << a.block_shift : 0;
+            g->n = q.len > 0 ? a.set_n[slot] << a.block_shift : 0;
         } else if (read == LG_HEAD_WINDOW) {
             g->sinks = (int32_t)dec_min(dec_max(a.sinks, 0), q.len);
             g->jump = (int32_t)(dec_min(q.len, dec_max(g->sinks, q.len - (a.budget[g->s] - a.sinks))) - g->sinks);
-            g->n = q.len - g->jump;
+            g->n = g->len - g->jump;
         } else {
             g->score = g->c == 0 && (a.roles_in ? a.role_make[g->h] : a.make[g->h]) >= 0;
         }
     }
     g->begin = begin;
-    g->end = begin + dec_max(1, (g->n + DEC_UNIT - 1) / DEC_UNIT);
+    g->end = begin + (g->n > DEC_UNIT ? (g->n - 1) / DEC_UNIT + 1 : 1);
 }
 
-/* The block's part of the flat list. Every thread of the block calls it; room: 34 int64 of shared memory. */
-typedef struct dec_part { int64_t total, lo, hi; int32_t n_block; dec_seg first; } dec_part;
-/* First unit of block b: total * b / n_block without a 64-bit division (total < 2^32: units of 16 positions). */
-static __device__ __forceinline__ int64_t dec_lo(const dec_part &p, int32_t b) {
-    const uint32_t total = (uint32_t)p.total, n = (uint32_t)p.n_block, each = total / n, rest = total - each * n;
-    return (int64_t)each * b + rest * (uint32_t)b / n;
+/* Sums over segments: units, their weight, blocks of a segment's own. */
+typedef struct dec_sums { uint32_t units, weight, blocks; } dec_sums;
+static __device__ __forceinline__ dec_sums dec_add(const dec_sums &a, const dec_sums &b) { return dec_sums{ a.units + b.units, a.weight + b.weight, a.blocks + b.blocks }; }
+/* How the list is cut, the same in all blocks. */
+typedef struct dec_plan {
+    float rate;               /* blocks per weight; 0: segments share blocks */
+    int32_t blocks;           /* that have a stretch */
+    dec_sums all;
+} dec_plan;
+/* The blocks that leave partial results of a segment; late: the first of them begins with another segment. */
+typedef struct dec_join { int32_t first, blocks, late; } dec_join;
+typedef struct dec_shared { /* of the block, beside rings and slots */
+    dec_plan plan;
+    int32_t index, begin, lo, hi; /* units [lo, hi), from segment `index` on, which begins at `begin` */
+    dec_sums after;           /* the running segment and those before it */
+    dec_join join;            /* of the running segment */
+    dec_sums scan[DEC_WARPS];
+    dec_seg ahead[DEC_WARPS]; /* what each warp's feed is at */
+    int32_t last;
+} dec_shared;
+
+/* total * b / n without a 64-bit division. */
+static __device__ __forceinline__ uint32_t dec_share(uint32_t total, uint32_t n, uint32_t b) {
+    const uint32_t each = total / n, rest = total - each * n;
+    return each * b + rest * b / n;
 }
-static __device__ __forceinline__ void dec_cut(dec_part *p, const dec_args &a, int64_t *room) {
-    const int32_t n_seg = a.n_seq * a.n_kv * a.n_chunk, tid = (int32_t)threadIdx.x, n_warp = (int32_t)blockDim.x >> 5;
-    const int32_t per = (n_seg + (int32_t)blockDim.x - 1) / (int32_t)blockDim.x;
-    const int32_t i0 = tid * per < n_seg ? tid * per : n_seg, i1 = i0 + per < n_seg ? i0 + per : n_seg;
-    int64_t sum = 0;
-    for (int32_t i = i0; i < i1; i++) {
-        dec_seg g;
-        dec_seg_load(&g, a, i, 0);
-        sum += g.end;
+/* Whose share holds position `at` of the weights. */
+static __device__ __forceinline__ int32_t dec_block_of(const dec_plan &p, uint32_t at) {
+    return (int32_t)((((uint64_t)at + 1) * (uint32_t)p.blocks - 1) / p.all.weight);
+}
+
+static __device__ __forceinline__ dec_sums dec_sums_of(const dec_plan &p, const dec_seg &g) {
+    dec_sums x = { (uint32_t)(g.end - g.begin), dec_weighs(g), 0 };
+    if (p.rate > 0) { /* in all at most gridDim.x; none takes much more than its share */
+        const uint32_t n = (uint32_t)((float)x.weight * p.rate) + 1;
+        x.blocks = n < x.units ? n : x.units;
     }
-    int64_t before = sum; /* inclusive scan over the warp */
+    return x;
+}
+/* before: of the segments before g, own: of g. */
+static __device__ __forceinline__ dec_join dec_join_of(const dec_plan &p, const dec_seg &g, const dec_sums &before, const dec_sums &own) {
+    dec_join j = { (int32_t)before.blocks, (int32_t)own.blocks, 0 };
+    if (!(p.rate > 0)) {
+        j.first = dec_block_of(p, before.weight + dec_weight(g) - 1);
+        j.blocks = dec_block_of(p, before.weight + own.weight - 1) - j.first + 1;
+        j.late = dec_share(p.all.weight, (uint32_t)p.blocks, (uint32_t)j.first) < before.weight;
+    }
+    return j;
+}
+
+/* Sums over the threads before this one and (all) over the block. */
+static __device__ __forceinline__ dec_sums dec_scan(const dec_sums &own, dec_sums *all, dec_sums *room) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5;
+    dec_sums x = own, before = { 0, 0, 0 };
+#pragma unroll
     for (int32_t d = 1; d < 32; d <<= 1) {
-        const int64_t x = __shfl_up_sync(0xffffffffu, before, d);
-        if ((tid & 31) >= d) before += x;
+        const dec_sums y = { __shfl_up_sync(0xffffffffu, x.units, d), __shfl_up_sync(0xffffffffu, x.weight, d), __shfl_up_sync(0xffffffffu, x.blocks, d) };
+        if (lane >= d) x = dec_add(x, y);
     }
-    if ((tid & 31) == 31) room[tid >> 5] = before;
+    __syncthreads(); /* room is free */
+    if (lane == 31) room[warp] = x;
     __syncthreads();
-    int64_t total = 0;
-    before -= sum;
+    *all = before;
     for (int32_t w = 0; w < n_warp; w++) {
-        const int64_t x = room[w];
-        if (w < (tid >> 5)) before += x;
-        total += x;
+        if (w == warp) before = *all;
+        *all = dec_add(*all, room[w]);
     }
-    p->total = total;
-    p->n_block = (int32_t)dec_min(total, gridDim.x);
-    p->lo = p->hi = 0;
-    if ((int32_t)blockIdx.x < p->n_block) {
-        p->lo = dec_lo(*p, (int32_t)blockIdx.x);
-        p->hi = dec_lo(*p, (int32_t)blockIdx.x + 1);
-    }
-    if (p->lo < p->hi && before <= p->lo && p->lo < before + sum) { /* one thread */
-        int64_t at = before;
+    before = dec_add(before, x);
+    return dec_sums{ before.units - own.units, before.weight - own.weight, before.blocks - own.blocks };
+}
+
+/* Fills sh; every thread of the block calls it. Returns false for a block without work. */
+static __device__ __forceinline__ bool dec_cut(const dec_args &a, dec_shared *sh) {
+    const int32_t n_seg = a.n_seq * a.n_kv * a.n_chunk, n_block = (int32_t)gridDim.x, per = (n_seg + (int32_t)blockDim.x - 1) / (int32_t)blockDim.x;
+    const int32_t i0 = (int32_t)threadIdx.x * per < n_seg ? (int32_t)threadIdx.x * per : n_seg, i1 = i0 + per < n_seg ? i0 + per : n_seg; /* this thread's segments */
+    const bool apart = n_seg <= n_block / 8;
+    dec_plan p = {};
+    dec_sums at = { 0, 0, 0 };
+    for (int32_t turn = 0; turn < (apart ? 2 : 1); turn++) { /* shares follow from the sum of the weights */
+        dec_sums own = { 0, 0, 0 };
         for (int32_t i = i0; i < i1; i++) {
             dec_seg g;
-            dec_seg_load(&g, a, i, at);
-            if (p->lo < g.end) {
-                room[32] = i;
-                room[33] = at;
-                break;
-            }
-            at = g.end;
+            dec_seg_load(&g, a, i, 0);
+            own = dec_add(own, dec_sums_of(p, g));
         }
+        at = dec_scan(own, &p.all, sh->scan);
+        if (apart) p.rate = (float)(n_block - n_seg) / (float)p.all.weight;
+    }
+    p.blocks = (int32_t)(apart ? p.all.blocks : p.all.weight / DEC_WEIGHT_SET); /* every share holds a unit */
+    p.blocks = p.blocks > n_block ? n_block : p.blocks < 1 ? 1 : p.blocks;
+    if ((int32_t)blockIdx.x >= p.blocks) return false; /* the whole block */
+    if (threadIdx.x == 0) sh->plan = p;
+    const uint32_t from = apart ? blockIdx.x : dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x);
+    const uint32_t to = apart ? from : dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x + 1);
+    for (int32_t i = i0; i < i1; i++) { /* whoever looks after the segment where the stretch begins, and after that where it ends */
+        dec_seg g;
+        dec_seg_load(&g, a, i, (int32_t)at.units);
+        const dec_sums own = dec_sums_of(p, g);
+        const uint32_t w = apart ? at.blocks : at.weight, end = w + (apart ? own.blocks : own.weight);
+        if (w <= from && from < end) {
+            sh->index = i;
+            sh->begin = g.begin;
+            sh->lo = g.begin + (int32_t)(apart ? dec_share(own.units, own.blocks, from - w) : (from - w) / dec_weight(g));
+            if (apart) sh->hi = g.begin + (int32_t)dec_share(own.units, own.blocks, from - w + 1);
+            sh->after = dec_add(at, own);
+            sh->join = dec_join_of(p, g, at, own);
+        }
+        if (!apart && w < to && to <= end) sh->hi = to == end ? g.end : g.begin + (int32_t)((to - w) / dec_weight(g));
+        at = dec_add(at, own);
     }
     __syncthreads();
-    if (p->lo < p->hi) dec_seg_load(&p->first, a, (int32_t)room[32], room[33]);
+    return true;
+}
+/* One thread: the stretch goes on with segment g. */
+static __device__ __forceinline__ void dec_follow(dec_shared *sh, const dec_seg &g) {
+    const dec_sums own = dec_sums_of(sh->plan, g);
+    sh->join = dec_join_of(sh->plan, g, sh->after, own);
+    sh->after = dec_add(sh->after, own);
 }
 
 /* ---- feed: rows of the units to come ----
  * Lane r and lane r + 16 look after row r of a unit. Its token is known two units ahead and its page one unit ahead, so that
  * neither load is waited for. Masked rows copy a neighbour's bytes: what the kernels multiply by zero is always finite. */
 typedef struct dec_feed {
-    dec_seg g;             /* of the newest unit looked at */
-    int64_t next, hi;      /* next unit to look at */
+    dec_seg *g;            /* of the newest unit looked at, in shared memory */
+    int32_t next, end, hi; /* next unit to look at; where its segment and where the stretch end */
     int32_t stage;         /* that the next unit goes to */
     /* unit after the next: */
     const int32_t *page2;
     int32_t raw2, low2, shift2, len2, h2, state2;
     /* next unit: */
     int32_t tok1, page1, h1, state1;
+    bool newest1;          /* holds the sequence's newest token */
 } dec_feed;
 enum { DEC_NONE = -1, DEC_MASKED = 0, DEC_VALID = 1 }; /* states: no row at all, not counted, counted */
+
+/* The feed is now at segment `index`. */
+static __device__ __forceinline__ void dec_feed_at(dec_feed *f, const dec_args &a, int32_t index, int32_t begin) {
+    dec_seg g;
+    dec_seg_load(&g, a, index, begin);
+    __syncwarp(); /* nobody reads the segment before */
+    if ((threadIdx.x & 31) == 0) *f->g = g;
+    __syncwarp();
+    f->end = g.end < f->hi ? g.end : f->hi;
+}
 
 static __device__ __forceinline__ void dec_feed_look(dec_feed *f, const dec_args &a, int32_t n_warp) {
     f->state2 = DEC_NONE;
     if (f->next >= f->hi) return;
-    while (f->next >= f->g.end) dec_seg_load(&f->g, a, f->g.index + 1, f->g.end);
-    const dec_seg &g = f->g;
+    while (f->next >= f->end) dec_feed_at(f, a, f->g->index + 1, f->g->end);
+    const dec_seg &g = *f->g;
     if (g.n > 0) {
-        const int64_t at = (f->next - g.begin) * DEC_UNIT + (threadIdx.x & 15);
-        const int64_t p = at < g.n ? at : g.n - 1;
+        const int32_t at = (f->next - g.begin) * DEC_UNIT + ((int32_t)threadIdx.x & 15), p = at < g.n ? at : g.n - 1;
         f->state2 = at < g.n ? DEC_VALID : DEC_MASKED;
         f->page2 = g.page;
         f->len2 = g.len;
         f->h2 = g.h;
         if (g.ids) {
             f->raw2 = g.ids[p >> a.block_shift];
-            f->low2 = (int32_t)(p & ((1 << a.block_shift) - 1));
+            f->low2 = p & ((1 << a.block_shift) - 1);
             f->shift2 = a.block_shift;
         } else {
-            f->raw2 = (int32_t)p + (p < g.sinks ? 0 : g.jump);
+            f->raw2 = p + (p < g.sinks ? 0 : g.jump);
             f->low2 = 0;
             f->shift2 = 0;
         }
@@ -176,27 +259,33 @@ static __device__ __forceinline__ void dec_feed_look(dec_feed *f, const dec_args
 
 static __device__ __forceinline__ void dec_feed_turn(dec_feed *f, const dec_args &a, int32_t n_warp) {
     f->state1 = f->state2;
+    f->newest1 = false;
     if (f->state2 != DEC_NONE) {
-        int64_t tok = ((int64_t)f->raw2 << f->shift2) + f->low2;
+        int32_t tok = (f->raw2 << f->shift2) + f->low2;
         if (tok >= f->len2) {
             tok = f->len2 - 1;
             f->state1 = DEC_MASKED;
         }
-        f->tok1 = (int32_t)tok;
+        f->tok1 = tok;
         f->h1 = f->h2;
         f->page1 = f->page2[tok / LG_PAGE];
+        f->newest1 = tok == f->len2 - 1;
     }
     dec_feed_look(f, a, n_warp);
 }
 
-static __device__ __forceinline__ void dec_feed_begin(dec_feed *f, const dec_args &a, const dec_part &p, int32_t warp, int32_t n_warp) {
-    f->g = p.first;
-    f->next = p.lo + warp;
-    f->hi = p.hi;
+static __device__ __forceinline__ void dec_feed_begin(dec_feed *f, const dec_args &a, dec_shared *sh, int32_t warp, int32_t n_warp) {
+    f->g = &sh->ahead[warp];
+    f->next = sh->lo + warp;
+    f->hi = sh->hi;
     f->stage = 0;
+    dec_feed_at(f, a, sh->index, sh->begin);
     dec_feed_look(f, a, n_warp);
     dec_feed_turn(f, a, n_warp);
 }
+
+/* Whether the next unit's rows may be read before the op before this one has ended: they have long been written. */
+static __device__ __forceinline__ bool dec_feed_old(const dec_feed *f) { return !__any_sync(0xffffffffu, f->newest1); }
 
 /* Starts the copies of the next unit. CHUNKS: 16-byte pieces of a row, 0: a.row_chunks. ROOM: bytes a row takes in shared memory.
  * meta[r]: distance of row r's first byte from its room's; negative (top bit) where the row does not count. */
@@ -238,39 +327,46 @@ static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_arg
 }
 
 /* ---- merging ----
- * A slot holds one warp's (or one block's) state of a chunk of heads: sums [ng][hd], then at DEC_HEADS*hd the maxima and totals. */
-static __device__ __host__ __forceinline__ int32_t dec_slots(int32_t n_warp) { return n_warp >= 8 ? 4 : n_warp > 1 ? n_warp / 2 : 1; } /* of a block */
-static __device__ __forceinline__ int32_t dec_slot_floats(int32_t hd) { return DEC_HEADS * hd + 2 * DEC_HEADS; }
+ * A state is of a chunk of n heads: sums [n][hd], maxima [n], totals [n]. A block's warps leave theirs in slots, n = slot_heads; partial
+ * results have n = DEC_HEADS. */
+static __device__ __host__ __forceinline__ int32_t dec_state_floats(int32_t n, int32_t hd) { return n * hd + 2 * n; }
 static __device__ __forceinline__ float dec_exp(float x, float max) { return max == -INFINITY ? 0.0f : exp2f(x - max); }
-static __device__ __forceinline__ int32_t dec_block_of(int64_t unit, const dec_part &p) { return (int32_t)(((unit + 1) * p.n_block - 1) / p.total); }
 
-/* Partial results -> out. Piece 0 lies at p0, piece i at p1 + i*stride. Threads are groups of one per W numbers of `out`; group k takes
- * pieces k, k + groups, ...; all loads of DEC_PIECES pieces are in flight together. room: (W + 2) floats a thread. */
-enum { DEC_PIECES = 8 };
+/* Partial results -> out. Threads are groups of one per W numbers of `out`; group k takes results k, k + groups, ...; all loads of DEC_ROUND
+ * results are in flight together. room: (W + 2) floats a thread. */
+enum { DEC_ROUND = 9, DEC_MERGE = 8 }; /* DEC_MERGE: W where heads allow */
 template <int W>
-static __device__ __forceinline__ void dec_merge(float *out, const float *p0, const float *p1, int64_t stride, int32_t n, int32_t ng, int32_t hd, float *room) {
-    const int32_t tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x, wide = ng * hd / W, groups = wide < n_thread ? n_thread / wide : 1;
-    const int32_t k = groups > 1 ? tid / wide : 0;
+static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, const dec_join &j, int32_t ng, float *room) {
+    const int32_t hd = a.hd, size = dec_state_floats(DEC_HEADS, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x, wide = ng * hd / W;
+    const int32_t groups = wide < n_thread ? n_thread / wide : 1, k = groups > 1 ? tid / wide : 0, n = j.blocks;
+    const float *partial = a.partial + (int64_t)2 * j.first * size;
     for (int32_t e = tid - k * wide; e < wide && k < groups; e += n_thread) { /* once, but for more numbers than threads */
-        const int32_t h = W * e / hd, at = DEC_HEADS * hd + h;
+        const int32_t at = DEC_HEADS * hd + W * e / hd;
         float max = -INFINITY, sum = 0, x[W];
 #pragma unroll
         for (int32_t w = 0; w < W; w++) x[w] = 0;
-        for (int32_t i0 = k; i0 < n; i0 += groups * DEC_PIECES) {
-            float m[DEC_PIECES], l[DEC_PIECES], v[DEC_PIECES][W];
+        for (int32_t i0 = k; i0 < n; i0 += groups * DEC_ROUND) {
+            float m[DEC_ROUND], l[DEC_ROUND], v[DEC_ROUND][W];
 #pragma unroll
-            for (int32_t i = 0; i < DEC_PIECES; i++) {
-                const int32_t j = i0 + i * groups;
-                const float *from = j > 0 && j < n ? p1 + j * stride : p0;
+            for (int32_t i = 0; i < DEC_ROUND; i++) {
+                const int32_t r = i0 + i * groups;
+                const float *from = partial + (int64_t)(2 * r + (r == 0 && j.late)) * size;
+                m[i] = -INFINITY;
+                l[i] = 0;
+#pragma unroll
+                for (int32_t w = 0; w < W; w++) v[i][w] = 0;
+                if (r >= n) continue;
                 m[i] = __ldcg(from + at);
                 l[i] = __ldcg(from + at + DEC_HEADS);
-                if (j >= n) m[i] = -INFINITY;
-                if constexpr (W == 4) {
-                    const float4 y = __ldcg((const float4 *)(const void *)from + e);
-                    v[i][0] = y.x;
-                    v[i][1] = y.y;
-                    v[i][2] = y.z;
-                    v[i][3] = y.w;
+                if constexpr (W % 4 == 0) {
+#pragma unroll
+                    for (int32_t w = 0; w < W; w += 4) {
+                        const float4 y = __ldcg((const float4 *)(const void *)(from + W * e + w));
+                        v[i][w] = y.x;
+                        v[i][w + 1] = y.y;
+                        v[i][w + 2] = y.z;
+                        v[i][w + 3] = y.w;
+                    }
                 } else {
                     const float2 y = __ldcg((const float2 *)(const void *)from + e);
                     v[i][0] = y.x;
@@ -279,14 +375,14 @@ static __device__ __forceinline__ void dec_merge(float *out, const float *p0, co
             }
             float top = max;
 #pragma unroll
-            for (int32_t i = 0; i < DEC_PIECES; i++) top = fmaxf(top, m[i]);
+            for (int32_t i = 0; i < DEC_ROUND; i++) top = fmaxf(top, m[i]);
             const float f = dec_exp(max, top);
             max = top;
             sum *= f;
 #pragma unroll
             for (int32_t w = 0; w < W; w++) x[w] *= f;
 #pragma unroll
-            for (int32_t i = 0; i < DEC_PIECES; i++) {
+            for (int32_t i = 0; i < DEC_ROUND; i++) {
                 const float c = dec_exp(m[i], max);
                 sum += c * l[i];
 #pragma unroll
@@ -326,22 +422,23 @@ static __device__ __forceinline__ void dec_merge(float *out, const float *p0, co
 }
 
 /* The slots of the block's warps -> the output, or a partial result. Every thread of the block calls it. */
-static __device__ __forceinline__ void dec_finish(const dec_args &a, const dec_part &p, const dec_seg &g, float *slots, int32_t n_slot) {
-    const int32_t hd = a.hd, size = dec_slot_floats(hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x;
-    const int32_t ng = (int32_t)dec_min(a.per_chunk, a.group - g.c * a.per_chunk), mx = DEC_HEADS * hd, tot = mx + DEC_HEADS;
-    const bool whole = g.begin >= p.lo && g.end <= p.hi;
+static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared *sh, const dec_seg &g, float *slots) {
+    const int32_t hd = a.hd, size = dec_state_floats(DEC_HEADS, hd), slot = dec_state_floats(a.slot_heads, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x;
+    const int32_t ng = (int32_t)dec_min(a.per_chunk, a.group - g.c * a.per_chunk), mx = a.slot_heads * hd, tot = mx + a.slot_heads;
     float *out = a.out + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group + g.c * a.per_chunk) * hd;
-    float *part = a.partial + ((int64_t)blockIdx.x * 2 + (g.begin < p.lo ? 0 : p.lo < g.begin)) * size;
     __syncthreads(); /* slots are written */
+    const dec_join j = sh->join;
+    const bool whole = j.blocks == 1;
+    float *part = a.partial + (int64_t)(2 * blockIdx.x + (sh->lo < g.begin)) * size; /* a block can hold the end of one segment and the beginning of another */
     for (int32_t i = tid; i < ng * hd / 2; i += n_thread) {
         const int32_t h = 2 * i / hd;
         float max = -INFINITY, sum = 0, x = 0, y = 0;
-        for (int32_t s = 0; s < n_slot; s++) max = fmaxf(max, slots[s * size + mx + h]);
-        for (int32_t s = 0; s < n_slot; s++) {
-            const float f = dec_exp(slots[s * size + mx + h], max);
-            sum += f * slots[s * size + tot + h];
-            x += f * slots[s * size + 2 * i];
-            y += f * slots[s * size + 2 * i + 1];
+        for (int32_t s = 0; s < a.n_slot; s++) max = fmaxf(max, slots[s * slot + mx + h]);
+        for (int32_t s = 0; s < a.n_slot; s++) {
+            const float f = dec_exp(slots[s * slot + mx + h], max);
+            sum += f * slots[s * slot + tot + h];
+            x += f * slots[s * slot + 2 * i];
+            y += f * slots[s * slot + 2 * i + 1];
         }
         if (whole) {
             const float r = sum == 0.0f ? 0.0f : 1.0f / sum;
@@ -351,29 +448,23 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, const dec_p
             part[2 * i] = x;
             part[2 * i + 1] = y;
             if (2 * i == h * hd) {
-                part[mx + h] = max;
-                part[tot + h] = sum;
+                part[DEC_HEADS * hd + h] = max;
+                part[DEC_HEADS * hd + DEC_HEADS + h] = sum;
             }
         }
     }
-    if (!whole) {
-        const int32_t first = dec_block_of(g.begin, p), n = dec_block_of(g.end - 1, p) - first + 1;
-        uint32_t *flag = (uint32_t *)(void *)slots;
-        __syncthreads(); /* partial is written, slots are free */
-        if (tid == 0) {
-            __threadfence();
-            flag[0] = atomicInc(&a.counter[g.index], (uint32_t)n - 1) == (uint32_t)n - 1;
-        }
-        __syncthreads();
-        if (flag[0]) { /* the last of the segment's blocks */
-            __threadfence();
-            /* A block holds a segment that began before it in its part 0; the first block in part 1 if others stand before. */
-            const int64_t stride = (int64_t)2 * size;
-            const float *p1 = a.partial + first * stride, *p0 = p1 + (dec_lo(p, first) < g.begin ? size : 0);
-            if (hd % 4 == 0) dec_merge<4>(out, p0, p1, stride, n, ng, hd, slots + 4);
-            else dec_merge<2>(out, p0, p1, stride, n, ng, hd, slots + 4);
-        }
+    __syncthreads(); /* partial is written, slots may be written again */
+    if (whole) return;
+    if (tid == 0) {
+        __threadfence();
+        const uint32_t n = (uint32_t)j.blocks;
+        sh->last = atomicInc(&a.counter[g.index], n - 1) == n - 1;
     }
+    __syncthreads();
+    if (!sh->last) return;
+    __threadfence(); /* this block came last */
+    if (hd % DEC_MERGE == 0) dec_merge<DEC_MERGE>(out, a, j, ng, slots);
+    else dec_merge<2>(out, a, j, ng, slots);
     __syncthreads(); /* slots may be written again */
 }
 #endif

@@ -84,15 +84,18 @@ extern bool lg_cuda_pdl; /* off: LONGAN_CUDA_PDL=0, or a device before 9.0 */
 template <typename... P, typename... A>
 static inline void lg_cuda_launch(void (*f)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t s, bool pdl, A... a) {
     cudaLaunchConfig_t c = {};
-    cudaLaunchAttribute at[1];
+    cudaLaunchAttribute at[2];
     c.gridDim = grid;
     c.blockDim = block;
     c.dynamicSmemBytes = smem;
     c.stream = s;
-    at[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    at[0].val.programmaticStreamSerializationAllowed = 1;
+    /* The same division of L1 in all kernels: a multiprocessor must be empty to change it, and so could not hold blocks of two ops. */
+    at[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    at[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+    at[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    at[1].val.programmaticStreamSerializationAllowed = 1;
     c.attrs = at;
-    c.numAttrs = pdl && lg_cuda_pdl ? 1 : 0;
+    c.numAttrs = pdl && lg_cuda_pdl ? 2 : 1;
     cudaLaunchKernelEx(&c, f, (P)a...); /* a failure stays as the last error */
 }
 #endif
