@@ -319,6 +319,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     const int32_t warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, row = MATH::row_room(a);
     const dec_room room = dec_rooms(smem, a, row, warp, n_warp);
     dec_shared *sh = room.sh;
+    if (a.hybrid) lg_dec_wait(); /* sets come from another stream: a captured graph may have made that edge programmatic, too */
     if (!dec_cut(a, sh)) return; /* the whole block */
     dec_feed feed;
     dec_feed_begin(&feed, a, sh, warp, n_warp);
