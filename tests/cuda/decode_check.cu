@@ -346,11 +346,11 @@ int main(int argc, char **argv) {
         seed = (uint64_t)i;
         counter = 0;
         const test_case c = draw(longest);
-        static const int sms[] = { 1, 2, 3, 5, 8 };
+        static const int sms[] = { 1, 2, 3, 5, 8, 24 };
 #ifndef LG_CUDA_EMU
-        e.n_sm = i % 2 ? p.multiProcessorCount : sms[i / 2 % 5]; /* few blocks: long stretches */
+        e.n_sm = i % 2 ? p.multiProcessorCount : sms[i / 2 % 6]; /* few blocks: long stretches */
 #else
-        e.n_sm = sms[i % 5];
+        e.n_sm = sms[i % 6];
         e.smem_max = i % 4 ? 232448 : 101376;
 #endif
         e.compute = c.compute;

@@ -6,11 +6,11 @@ kind=${1:-emu}
 d=build/check-$kind
 mkdir -p "$d"
 for f in src/ops/select.c src/ops/ref/attend.c src/base/dtype.c src/base/memory.c src/base/status.c src/base/machine.c; do
-    ${CC:-gcc} -O2 -std=c11 -D_GNU_SOURCE -Iinclude -Isrc -c "$f" -o "$d/$(basename "$f" .c)-$(basename "$(dirname "$f")").o"
+    ${CC:-gcc} -O2 -std=c11 -D_GNU_SOURCE -Iinclude -Isrc -c "$f" -o "$d/decode-$(basename "$f" .c)-$(basename "$(dirname "$f")").o"
 done
 pids=
 for f in src/ops/cuda/decode.cu src/ops/cuda/decode_select.cu tests/cuda/decode_check.cu; do
-    o=$d/$(basename "$f").o
+    o=$d/decode-$(basename "$f").o
     if [ "$kind" = gpu ]; then
         a=${CUDA_ARCH:-90a}
         nvcc -O3 -lineinfo -std=c++17 -gencode "arch=compute_$a,code=sm_$a" -Iinclude -Isrc -Itests/cuda -c "$f" -o "$o" &
@@ -23,7 +23,7 @@ done
 for p in $pids; do wait "$p"; done
 if [ "$kind" = gpu ]; then
     a=${CUDA_ARCH:-90a}
-    nvcc -cudart static -gencode "arch=compute_$a,code=sm_$a" "$d"/*.o -lm -o "$d/decode_check"
+    nvcc -cudart static -gencode "arch=compute_$a,code=sm_$a" "$d"/decode-*.o -lm -o "$d/decode_check"
 else
-    g++ -g ${SAN--fsanitize=address} -DLG_CUDA_EMU -Itests/cuda "-I${CUDA_HOME:-/usr/local/cuda}/include" tests/cuda/emu.cpp "$d"/*.o -lm -o "$d/decode_check"
+    g++ -g ${SAN--fsanitize=address} -DLG_CUDA_EMU -Itests/cuda "-I${CUDA_HOME:-/usr/local/cuda}/include" tests/cuda/emu.cpp "$d"/decode-*.o -lm -o "$d/decode_check"
 fi

@@ -170,7 +170,7 @@ static void time_attend(lg_cuda_env e, lg_dtype t, int32_t n_seq, int64_t len, i
             for (int l = 0; l < layers; l++) {
                 a.kv.k = k[l];
                 a.kv.v = v[l];
-                a.early = what == 2;
+                a.early = a.release = what == 2;
                 if (what > 0) lg_cuda_launch(time_product, dim3((unsigned)e.n_sm), dim3(256), TIME_SMEM, e.stream, true, a.out, product + l % 4 * PRODUCT, (int64_t)PRODUCT);
                 if (what != 1) lg_cuda_decode_attend(&e, &a);
             }

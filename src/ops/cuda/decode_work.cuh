@@ -1,16 +1,17 @@
 /* What every kernel of decode attention shares: the list of work, the feed of rows into shared memory, merging.
  *
- * A segment is (sequence, KV head, chunk of its query heads); the positions it reads are cut into units of 16. A block's stretch of
- * them is cut by weight: rows gathered for a set take longer than rows that lie side by side. Few segments: each has blocks of its
- * own, so that no block has two to finish. Many: they lie one behind the other and a block takes an equal share of the list.
+ * A segment is (sequence, KV head, chunk of its query heads); the positions it reads are cut into units of 16, and the units of all
+ * segments, one after the other, are the list. A block takes a stretch of it, all of equal weight: rows gathered for a set take
+ * longer than rows that lie side by side. Where segments are few and stretches short, each segment has blocks of its own instead,
+ * for to finish a second segment takes a block longer than the last units of its share.
  * The warps of a block take its units in turn; each has its own ring of stages (16 rows of K, 16 of V), fed by 16-byte cp.async from
  * wherever the rows lie, and its own running softmax, so warps meet only where a segment ends.
  *
  * A segment that lies in one stretch is written out there. Otherwise each of its blocks leaves a partial result and the one that
  * arrives last merges them in block order: the result depends on the grid, never on timing.
  *
- * The rings are filled before the kernel waits for the op before it, which writes queries and the newest rows and nothing else
- * (lg_cuda_decode.early): lengths, pages, sets and rows of old tokens are there. */
+ * Dense launches fill the rings before they wait for the op before them, which writes queries and the newest rows and nothing else
+ * (lg_cuda_decode.early): lengths, pages and rows of old tokens are there. */
 #ifndef LG_CUDA_DECODE_WORK_CUH
 #define LG_CUDA_DECODE_WORK_CUH
 #include "ops/cuda/decode_ptx.cuh"
@@ -51,7 +52,8 @@ typedef struct dec_seg {
     bool score;
     const int32_t *page, *ids; /* ids: a set's blocks, else NULL */
 } dec_seg;
-enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3 }; /* of a unit */
+
+enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3, DEC_SHORT = 512 }; /* of a unit; a stretch of fewer units is short */
 static __device__ __forceinline__ uint32_t dec_weight(const dec_seg &g) { return g.ids ? DEC_WEIGHT_SET : DEC_WEIGHT_ROW; }
 static __device__ __forceinline__ uint32_t dec_weighs(const dec_seg &g) { return (uint32_t)(g.end - g.begin) * dec_weight(g); }
 
@@ -162,10 +164,10 @@ static __device__ __forceinline__ dec_sums dec_scan(const dec_sums &own, dec_sum
 static __device__ __forceinline__ bool dec_cut(const dec_args &a, dec_shared *sh) {
     const int32_t n_seg = a.n_seq * a.n_kv * a.n_chunk, n_block = (int32_t)gridDim.x, per = (n_seg + (int32_t)blockDim.x - 1) / (int32_t)blockDim.x;
     const int32_t i0 = (int32_t)threadIdx.x * per < n_seg ? (int32_t)threadIdx.x * per : n_seg, i1 = i0 + per < n_seg ? i0 + per : n_seg; /* this thread's segments */
-    const bool apart = n_seg <= n_block / 8;
+    bool apart = false;
     dec_plan p = {};
     dec_sums at = { 0, 0, 0 };
-    for (int32_t turn = 0; turn < (apart ? 2 : 1); turn++) { /* shares follow from the sum of the weights */
+    for (int32_t turn = 0; turn < 2; turn++) { /* how to cut follows from the sum of the weights */
         dec_sums own = { 0, 0, 0 };
         for (int32_t i = i0; i < i1; i++) {
             dec_seg g;
@@ -173,7 +175,9 @@ static __device__ __forceinline__ bool dec_cut(const dec_args &a, dec_shared *sh
             own = dec_add(own, dec_sums_of(p, g));
         }
         at = dec_scan(own, &p.all, sh->scan);
-        if (apart) p.rate = (float)(n_block - n_seg) / (float)p.all.weight;
+        apart = n_seg <= n_block / 8 && p.all.weight / (uint32_t)n_block < DEC_SHORT * DEC_WEIGHT_ROW;
+        if (!apart) break;
+        p.rate = (float)(n_block - n_seg) / (float)p.all.weight;
     }
     p.blocks = (int32_t)(apart ? p.all.blocks : p.all.weight / DEC_WEIGHT_SET); /* every share holds a unit */
     p.blocks = p.blocks > n_block ? n_block : p.blocks < 1 ? 1 : p.blocks;
