@@ -564,11 +564,11 @@ template <int HD> static dec_choice tc_choice(lg_dtype t) {
     enum { B16 = HD / 8, B8 = (HD + 2 * ((HD + 31) / 32) + 15) / 16 };
     /* An odd number of 16-byte pieces keeps rows of a tile in different banks. */
     enum { W = tc_block<HD>::WARPS, R16 = (B16 | 1) == B16 ? B16 + 2 : B16 + 1, R8 = (B8 | 1) };
-    if (t == LG_DTYPE_F16) return (dec_choice){ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16, W };
-    if (t == LG_DTYPE_BF16) return (dec_choice){ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16, W };
-    if (HD == 80 || HD == 96) return (dec_choice){ 0 }; /* rows not on 4 bytes */
+    if (t == LG_DTYPE_F16) return dec_choice{ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16, W };
+    if (t == LG_DTYPE_BF16) return dec_choice{ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16, W };
+    if (HD == 80 || HD == 96) return dec_choice{}; /* rows not on 4 bytes */
     enum { K8 = HD == 80 || HD == 96 ? 64 : HD, C8 = K8 == HD ? B8 : 5, Q8 = K8 == HD ? R8 : 5 };
-    return (dec_choice){ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8, W };
+    return dec_choice{ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8, W };
 }
 
 template <int DT> static dec_kernel fma_kernel(int32_t hd, int32_t heads) {
@@ -577,7 +577,7 @@ template <int DT> static dec_kernel fma_kernel(int32_t hd, int32_t heads) {
 }
 
 static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t heads) {
-    dec_choice c = { 0 };
+    dec_choice c = {};
     if (e->compute != LG_COMPUTE_F32 && g->dtype != LG_DTYPE_F32) {
         switch (g->head_dim) {
         case 64: c = tc_choice<64>(g->dtype); break;
@@ -650,7 +650,7 @@ int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_he
 }
 
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
-    dec_args d = { 0 };
+    dec_args d = {};
     if (a->n_seq < 1) return;
     const int32_t group = a->n_head / a->geom.n_head_kv;
     bool makes = a->read != NULL && a->make_host == NULL;
