@@ -2,22 +2,7 @@
  * one change to a JSON text. LONGAN_SEEDS sets how many seeds each case walks. */
 #ifndef LG_TEST_MUTATE_H
 #define LG_TEST_MUTATE_H
-#include "file/file.h"
-
-static char dir[64];
-
-static inline int setup(void **state) {
-    (void)state;
-    strcpy(dir, "/tmp/longan-mutate-XXXXXX");
-    return mkdtemp(dir) ? 0 : 1;
-}
-
-static inline int teardown(void **state) {
-    (void)state;
-    char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -rf %s", dir);
-    return system(cmd);
-}
+#include "fixture.h"
 
 static inline lg_text load(const char *path) {
     lg_text t = { 0 };
@@ -28,7 +13,7 @@ static inline lg_text load(const char *path) {
 
 static inline void put_file(const char *name, const lg_text *t) {
     char path[128];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof path, "%s/%s", fx_dir, name);
     FILE *f = fopen(path, "wb"); /* no atomic writing: thousands of syncs */
     assert_non_null(f);
     assert_int_equal(fwrite(t->data, 1, (size_t)t->n, f), (size_t)t->n);

@@ -23,7 +23,7 @@ static uint64_t seed_now;
 static void says_where(const lg_error *e, lg_status st) {
     static const char *const place[] = { "offset ", "key \"", "tensor ", "line ", "token", "vocab", "merges", "layers", "heads", "size ", "context length", "norm epsilon", "type",
                                          "nested", "output matrix", "processor", "normalizer", "decoder", "pattern", "id ", "ids", "add", "bytes" };
-    if (e->code != st || !strstr(e->message, dir)) SEED_FAIL("status %d without the file's name: \"%s\"", st, e->message);
+    if (e->code != st || !strstr(e->message, fx_dir)) SEED_FAIL("status %d without the file's name: \"%s\"", st, e->message);
     if (st == LG_ERR_IO || e->offset >= 0) return;
     for (size_t i = 0; i < sizeof place / sizeof *place; i++)
         if (strstr(e->message, place[i])) return;
@@ -164,7 +164,7 @@ static void test_gguf(void **state) {
     (void)state;
     char path[128];
     lg_error e = { 0 };
-    snprintf(path, sizeof path, "%s/model.gguf", dir);
+    snprintf(path, sizeof path, "%s/model.gguf", fx_dir);
     if (lg_convert(FIXTURES "tiny-llama", path, LG_DTYPE_Q8_0, NULL, NULL, &e) != LG_OK) fail_msg("%s", e.message);
     lg_text good = load(path);
     fields *f = calloc(1, sizeof *f);
@@ -225,7 +225,7 @@ static void test_folder(void **state) {
     char path[128], cmd[128];
     lg_text good[N_FILE];
     int64_t size = 0, opened = 0, n = n_seeds(1500);
-    snprintf(cmd, sizeof cmd, "rm -f %s/*", dir);
+    snprintf(cmd, sizeof cmd, "rm -f %s/*", fx_dir);
     assert_int_equal(system(cmd), 0);
     for (int i = 0; i < N_FILE; i++) {
         snprintf(path, sizeof path, MODEL "%s", folder_files[i]);
@@ -234,7 +234,7 @@ static void test_folder(void **state) {
         size += good[i].n;
     }
     seed_now = UINT64_MAX;
-    assert_true(use_model(dir, INT64_MAX));
+    assert_true(use_model(fx_dir, INT64_MAX));
     for (int64_t seed = 0; seed < n; seed++) {
         uint64_t at = 0;
         seed_now = (uint64_t)seed;
@@ -253,12 +253,12 @@ static void test_folder(void **state) {
             }
         }
         put_file(folder_files[which], &t);
-        opened += use_model(dir, (64 << 20) + 64 * size);
+        opened += use_model(fx_dir, (64 << 20) + 64 * size);
         put_file(folder_files[which], &good[which]);
         lg_text_free(&t);
     }
     assert_in_range(opened, n / 100, n - n / 4);
-    assert_true(use_model(dir, INT64_MAX)); /* nothing above has changed what is on the disk */
+    assert_true(use_model(fx_dir, INT64_MAX)); /* nothing above has changed what is on the disk */
     for (int i = 0; i < N_FILE; i++) lg_text_free(&good[i]);
 }
 
@@ -285,7 +285,7 @@ static void test_snapshot(void **state) {
     p.n_ctx = 100;
     lg_session *s = fx_session(m, p);
     for (int i = 0; i < N_TOK; i++) ids[i] = (i * 37 + 3) % (int32_t)info.n_vocab;
-    snprintf(path, sizeof path, "%s/snap", dir);
+    snprintf(path, sizeof path, "%s/snap", fx_dir);
     OK(lg_session_sync(s, 0, ids, N_TOK, err));
     OK(lg_session_save(s, path, err));
     lg_text good = load(path);
@@ -348,7 +348,7 @@ static bool starve(const char *path, int64_t nth) {
     char snap[128];
     const int32_t prompt[] = { 1, 2, 3 };
     const lg_model_params p = { .path = path, .n_threads = 1 };
-    snprintf(snap, sizeof snap, "%s/starved", dir);
+    snprintf(snap, sizeof snap, "%s/starved", fx_dir);
     lg_generate_defaults(&g);
     g.n_max = 2;
     lg_session_defaults(&sp);
@@ -373,7 +373,7 @@ static void test_no_memory(void **state) {
     (void)state;
     char path[128];
     const bool all = n_seeds(0) >= 100000; /* make soak; in the test run every one of the first, then one in 23 */
-    snprintf(path, sizeof path, "%s/starve.gguf", dir);
+    snprintf(path, sizeof path, "%s/starve.gguf", fx_dir);
     OK(lg_convert(FIXTURES "tiny-llama", path, LG_DTYPE_Q8_0, NULL, NULL, err));
     int64_t k = 1;
     while (!starve(path, k)) k += all || k < 250 ? 1 : 23;
@@ -387,5 +387,5 @@ static void test_no_memory(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_gguf), cmocka_unit_test(test_folder), cmocka_unit_test(test_snapshot), cmocka_unit_test(test_no_memory) };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, fx_dir_make, fx_dir_remove);
 }

@@ -39,7 +39,7 @@ static void use(lg_tokenizer *t, bool write) {
     if (!write) return;
     char path[128];
     lg_gguf_out *o = NULL;
-    snprintf(path, sizeof path, "%s/again.gguf", dir);
+    snprintf(path, sizeof path, "%s/again.gguf", fx_dir);
     assert_int_equal(lg_gguf_create(&o, path, &err), LG_OK);
     (void)lg_text_to_gguf(t, o, &err);
     lg_gguf_out_free(o);
@@ -66,7 +66,7 @@ static void mutate_json(const char *name, int64_t n) {
         }
         lg_tokenizer *t = NULL;
         lg_error err = { 0 };
-        lg_status st = lg_text_from_folder(&t, dir, &err);
+        lg_status st = lg_text_from_folder(&t, fx_dir, &err);
         if (st == LG_OK) {
             opened++;
             use(t, seed % 16 == 0);
@@ -107,7 +107,7 @@ static void test_template(void **state) {
             put_file("chat_template.jinja", &t);
             lg_tokenizer *tok = NULL;
             lg_error err = { 0 };
-            assert_int_equal(lg_text_from_folder(&tok, dir, &err), LG_OK); /* a template never hinders opening */
+            assert_int_equal(lg_text_from_folder(&tok, fx_dir, &err), LG_OK); /* a template never hinders opening */
             use(tok, false);
             lg_text_close(tok);
             lg_text_free(&t);
@@ -115,7 +115,7 @@ static void test_template(void **state) {
         lg_text_free(&whole);
     }
     char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -f %s/*", dir);
+    snprintf(cmd, sizeof cmd, "rm -f %s/*", fx_dir);
     assert_int_equal(system(cmd), 0);
 }
 
@@ -125,7 +125,7 @@ static void test_gguf(void **state) {
     lg_tokenizer *t = NULL;
     lg_gguf_out *o = NULL;
     char path[128];
-    snprintf(path, sizeof path, "%s/good.gguf", dir);
+    snprintf(path, sizeof path, "%s/good.gguf", fx_dir);
     assert_int_equal(lg_text_from_folder(&t, ROOT "digits", &err), LG_OK);
     assert_int_equal(lg_gguf_create(&o, path, &err), LG_OK);
     assert_int_equal(lg_text_to_gguf(t, o, &err), LG_OK);
@@ -133,7 +133,7 @@ static void test_gguf(void **state) {
     lg_gguf_out_free(o);
     lg_text_close(t);
     lg_text whole = load(path);
-    snprintf(path, sizeof path, "%s/bad.gguf", dir);
+    snprintf(path, sizeof path, "%s/bad.gguf", fx_dir);
     int64_t opened = 0, n = n_seeds(2000);
     for (int64_t seed = 0; seed < n; seed++) {
         uint64_t at = 0;
@@ -159,5 +159,5 @@ static void test_gguf(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_json), cmocka_unit_test(test_template), cmocka_unit_test(test_gguf) };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, fx_dir_make, fx_dir_remove);
 }

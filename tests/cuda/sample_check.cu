@@ -7,25 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include "ops/cuda/decode_ptx.cuh"
-#include "ops/cuda/cuda.h"
+#include "check.cuh"
 
-static uint64_t seed = 1, counter;
-static uint64_t rnd(void) { return lg_base_rng(seed, 13, counter++); }
-static int64_t below(int64_t n) { return (int64_t)(rnd() % (uint64_t)n); }
 static float unit(void) { return (float)((double)(rnd() >> 11) * 0x1p-53); }
-
-#define CUDA(x) do { const cudaError_t e_ = (x); if (e_ != cudaSuccess) { printf("%s:%d: %s: %s\n", __FILE__, __LINE__, #x, cudaGetErrorString(e_)); exit(1); } } while (0)
-static void *room(int64_t n) {
-    void *p = NULL;
-    CUDA(cudaMalloc(&p, (size_t)n));
-    CUDA(cudaMemset(p, 0xff, (size_t)n));
-    return p;
-}
-static void *up(const void *src, int64_t n) {
-    void *p = room(n);
-    CUDA(cudaMemcpy(p, src, (size_t)n, cudaMemcpyHostToDevice));
-    return p;
-}
 
 enum { KINDS = 7, MAX_ROWS = 70 };
 static float logit(int kind, int64_t i) {
