@@ -73,7 +73,8 @@ static int calibrate_with(const options *o, lg_model *m, const buf *text)
                            o->share == 1 ? "; with same-index layer 0 is all retrieval" : "");
     p.text = text->data;
     p.text_bytes = (int64_t)text->n;
-    p.text_name = o->file;
+    const char *slash = strrchr(o->file, '/'); /* the name goes into the roles file, the folders of this machine do not */
+    p.text_name = slash ? slash + 1 : o->file;
     p.same_index = o->share == 1;
     p.n_retrieval = o->retrieval;
     p.kl_bound = o->kl_bound;

