@@ -153,6 +153,18 @@ static void test_loop_by_hand(void **state) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) lg_ids_free(all[i]);
 }
 
+/* Of a mode, with templates and pieces that fit the tiny window. */
+static lg_ask_params params_of(lg_ask_mode mode, lg_gate_kind gate) {
+    lg_ask_params p = params();
+    p.mode = mode;
+    p.gate = gate;
+    p.piece = 40;
+    if (mode == LG_ASK_LOOKUP) p.answer_template = "Q {prompt}\nA:";
+    if (mode == LG_ASK_MEMAGENT) p.update_template = "{prompt} {memory} {chunk}";
+    if (mode == LG_ASK_FULL) p.answer_template = "{chunk}\n{prompt}";
+    return p;
+}
+
 /* Five questions on three sequences equal five single runs, in every mode. */
 static void test_together_equals_single(void **state) {
     (void)state;
@@ -162,14 +174,8 @@ static void test_together_equals_single(void **state) {
     lg_ids q[5];
     for (int i = 0; i < 5; i++) q[i] = question(i);
     for (size_t k = 0; k < sizeof kind / sizeof *kind; k++) {
-        lg_ask_params p = params();
-        p.mode = kind[k].mode;
-        p.gate = kind[k].gate;
+        lg_ask_params p = params_of(kind[k].mode, kind[k].gate);
         p.top = 2;
-        p.piece = 40;
-        if (p.mode == LG_ASK_LOOKUP) p.answer_template = "Q {prompt}\nA:";
-        if (p.mode == LG_ASK_MEMAGENT) p.update_template = "{prompt} {memory} {chunk}";
-        if (p.mode == LG_ASK_FULL) p.answer_template = "{chunk}\n{prompt}";
         int64_t ctx;
         OK(lg_ask_context(model, bank, q, 5, &p, &ctx, err));
         assert_true(ctx <= 512);
@@ -200,15 +206,9 @@ static void test_sampled(void **state) {
     lg_ids q[3];
     for (int i = 0; i < 3; i++) q[i] = question(i);
     for (int k = 0; k < 4; k++) {
-        lg_ask_params p = params(), greedy;
+        lg_ask_params p = params_of(mode[k], mode[k] == LG_ASK_LOOKUP ? LG_GATE_LEXICAL : LG_GATE_NONE);
+        const lg_ask_params greedy = p;
         int64_t ctx;
-        p.mode = mode[k];
-        p.gate = p.mode == LG_ASK_LOOKUP ? LG_GATE_LEXICAL : LG_GATE_NONE;
-        p.piece = 40;
-        if (p.mode == LG_ASK_LOOKUP) p.answer_template = "Q {prompt}\nA:";
-        if (p.mode == LG_ASK_MEMAGENT) p.update_template = "{prompt} {memory} {chunk}";
-        if (p.mode == LG_ASK_FULL) p.answer_template = "{chunk}\n{prompt}";
-        greedy = p;
         p.draft = true; /* not taken where texts are drawn */
         p.sampler.temp = 1.5f;
         p.sampler.seed = 5;

@@ -701,6 +701,53 @@ static __device__ __forceinline__ void multiply(float (*acc)[4], const hold<T> &
 /* Floats of one turn of the sums of warps: [WARPS][NW][16 rows][2 * pairs]. */
 static __host__ __device__ __forceinline__ constexpr int red_floats(int nw, int pairs) { return WARPS * nw * 32 * pairs; }
 
+/* The block's input where it prepares it itself. (inv_s is read behind the barrier of a tile.) */
+static __device__ __forceinline__ void fused_input(const product_args &a, uint16_t *xs_s, float *side_s, int pairs, float *tmp, float *inv_s) {
+    const int tid = threadIdx.x;
+    for (int n = 0; n < a.n_tok; n++)
+        warp_sum(tmp + n * WARPS, prepare_row(xs_s + n * a.stride, side_s, pairs, n, a.x + (a.row ? a.row[n] : n) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, a.f));
+    __syncthreads();
+    if (tid < a.n_tok) inv_s[tid] = a.norm ? norm_factor(tmp + tid * WARPS, a.eps, a.n_in) : 1.0f;
+}
+
+/* The warps' sums of a tile, through the turn's room in shared memory, added up and written out. */
+template <int T, int NW, int NT>
+static __device__ __forceinline__ void close_tile(const product_args &a, const float (*acc)[NT][4], float *red, const float *inv, int tile, int pairs) {
+    typedef lg_fmt<T> F;
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
+    float *to = red + warp * NW * 32 * pairs;
+#pragma unroll
+    for (int w = 0; w < NW; w++)
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+            if (n * 4 + t < pairs) {
+                *(float2 *)(to + (w * 16 + g) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][0], acc[w][n][1]);
+                *(float2 *)(to + (w * 16 + g + 8) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][2], acc[w][n][3]);
+            }
+    int which = 0;
+    if (NW == 1)
+        while (which + 1 < a.n_part && tile >= a.p[which].tile_end) which++;
+    const int n_out = a.p[which].n_out, base = which ? a.p[which - 1].tile_end : 0;
+    const int r = tid & 15, n = tid >> 4, row = (tile - base) * 16 + r; /* (16 * n_tok threads) */
+    const bool live = n < a.n_tok && row < n_out;
+    float *out = a.p[which].out + (int64_t)n * n_out + row, old = 0.0f;
+    if (NW == 1 && a.add && live) old = *out;
+    __syncthreads();
+    if (live) {
+        const float *all = red + r * 2 * pairs + n;
+        float v[NW];
+#pragma unroll
+        for (int w = 0; w < NW; w++) {
+            v[w] = 0.0f;
+#pragma unroll
+            for (int k = 0; k < WARPS; k++) v[w] += all[(k * NW + w) * 32 * pairs];
+            v[w] *= F::rows ? inv[n] : 16777216.0f * inv[n];
+        }
+        if (NW == 2) *out = v[0] / (1.0f + __expf(-v[0])) * v[NW - 1];
+        else *out = old + v[0];
+    }
+}
+
 /* NW = 2: parts 0 and 1 are gate and up, tile for tile; the result is silu(gate)*up. NC: columns / 8, 0: one column. */
 template <int T, int NW, int NC>
 static __global__ void __launch_bounds__(WARPS * 32, 2) k_ring(const __grid_constant__ product_args a) {
@@ -752,10 +799,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) k_ring(const __grid_cons
     const uint16_t *xs = a.xs;
     const float *side = a.side, *inv = a.inv;
     if (a.fused) {
-        for (int n = 0; n < a.n_tok; n++)
-            warp_sum(tmp + n * WARPS, prepare_row(xs_s + n * a.stride, side_s, pairs, n, a.x + (a.row ? a.row[n] : n) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, a.f));
-        __syncthreads();
-        if (tid < a.n_tok) inv_s[tid] = a.norm ? norm_factor(tmp + tid * WARPS, a.eps, a.n_in) : 1.0f; /* (read behind the barrier of a tile) */
+        fused_input(a, xs_s, side_s, pairs, tmp, inv_s);
         xs = xs_s;
         side = side_s;
         inv = inv_s;
@@ -793,40 +837,9 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) k_ring(const __grid_cons
             issue(stage);
             stage = stage + 1 == R::depth ? 0 : stage + 1;
         }
-        float *to = red + turn * red_size + warp * NW * 32 * pairs;
-#pragma unroll
-        for (int w = 0; w < NW; w++)
-#pragma unroll
-            for (int n = 0; n < NT; n++)
-                if (n * 4 + t < pairs) {
-                    *(float2 *)(to + (w * 16 + g) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][0], acc[w][n][1]);
-                    *(float2 *)(to + (w * 16 + g + 8) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][2], acc[w][n][3]);
-                }
-        int which = 0;
-        if (NW == 1)
-            while (which + 1 < a.n_part && tile >= a.p[which].tile_end) which++;
-        const int n_out = a.p[which].n_out, base = which ? a.p[which - 1].tile_end : 0;
-        const int r = tid & 15, n = tid >> 4, row = (tile - base) * 16 + r; /* (16 * n_tok threads) */
-        const bool live = n < a.n_tok && row < n_out;
-        float *out = a.p[which].out + (int64_t)n * n_out + row, old = 0.0f;
-        if (NW == 1 && a.add && live) old = *out;
-        __syncthreads();
-        if (live) {
-            const float *all = red + turn * red_size + r * 2 * pairs + n;
-            float v[NW];
-#pragma unroll
-            for (int w = 0; w < NW; w++) {
-                v[w] = 0.0f;
-#pragma unroll
-                for (int k = 0; k < WARPS; k++) v[w] += all[(k * NW + w) * 32 * pairs];
-                v[w] *= F::rows ? inv[n] : 16777216.0f * inv[n];
-            }
-            if (NW == 2) *out = v[0] / (1.0f + __expf(-v[0])) * v[NW - 1];
-            else *out = old + v[0];
-        }
+        close_tile<T, NW, NT>(a, acc, red + turn * red_size, inv, tile, pairs);
     }
 }
-
 
 /* The same with weights straight into registers, a unit ahead; two blocks fill a multiprocessor. */
 template <int T, int NW, int NC>
@@ -868,10 +881,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) k_direct(const __grid_co
     const uint16_t *xs = a.xs;
     const float *side = a.side, *inv = a.inv;
     if (a.fused) {
-        for (int n = 0; n < a.n_tok; n++)
-            warp_sum(tmp + n * WARPS, prepare_row(xs_s + n * a.stride, side_s, pairs, n, a.x + (a.row ? a.row[n] : n) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, a.f));
-        __syncthreads();
-        if (tid < a.n_tok) inv_s[tid] = a.norm ? norm_factor(tmp + tid * WARPS, a.eps, a.n_in) : 1.0f; /* (read behind the barrier of a tile) */
+        fused_input(a, xs_s, side_s, pairs, tmp, inv_s);
         xs = xs_s;
         side = side_s;
         inv = inv_s;
@@ -907,37 +917,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) k_direct(const __grid_co
 #pragma unroll
                 for (int c = 0; c < C; c++) cur[w][c] = nxt[w][c];
         }
-        float *to = red + turn * red_size + warp * NW * 32 * pairs;
-#pragma unroll
-        for (int w = 0; w < NW; w++)
-#pragma unroll
-            for (int n = 0; n < NT; n++)
-                if (n * 4 + t < pairs) {
-                    *(float2 *)(to + (w * 16 + g) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][0], acc[w][n][1]);
-                    *(float2 *)(to + (w * 16 + g + 8) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][2], acc[w][n][3]);
-                }
-        int which = 0;
-        if (NW == 1)
-            while (which + 1 < a.n_part && tile >= a.p[which].tile_end) which++;
-        const int n_out = a.p[which].n_out, base = which ? a.p[which - 1].tile_end : 0;
-        const int r = tid & 15, n = tid >> 4, row = (tile - base) * 16 + r; /* (16 * n_tok threads) */
-        const bool live = n < a.n_tok && row < n_out;
-        float *out = a.p[which].out + (int64_t)n * n_out + row, old = 0.0f;
-        if (NW == 1 && a.add && live) old = *out;
-        __syncthreads();
-        if (live) {
-            const float *all = red + turn * red_size + r * 2 * pairs + n;
-            float v[NW];
-#pragma unroll
-            for (int w = 0; w < NW; w++) {
-                v[w] = 0.0f;
-#pragma unroll
-                for (int k = 0; k < WARPS; k++) v[w] += all[(k * NW + w) * 32 * pairs];
-                v[w] *= F::rows ? inv[n] : 16777216.0f * inv[n];
-            }
-            if (NW == 2) *out = v[0] / (1.0f + __expf(-v[0])) * v[NW - 1];
-            else *out = old + v[0];
-        }
+        close_tile<T, NW, NT>(a, acc, red + turn * red_size, inv, tile, pairs);
     }
 }
 
@@ -963,7 +943,6 @@ static void launch_product(const lg_cuda_env *e, lg_cuda_work *k, product_args *
     cudaGetDevice(&device);
     if (device < 16 && !raised[device]) {
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)min64(e->smem_max, HALF_SM));
-        if (rings<T, NC>) cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100);
         raised[device] = true;
     }
     a->fused = a->n_tok <= FUSED_ROWS && product_smem<T, NW, NC>(a, true) <= min64(e->smem_max, HALF_SM);
