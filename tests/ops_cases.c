@@ -5,6 +5,7 @@
  *     ops perf [--device ..] [--compute ..] [FILTER]                     GB/s and TFLOP/s from the bytes and operations a case must move and do
  *
  * FILTER: cases whose name holds this text, or one of several with | between them. A case's error is ||got - want|| / ||want||; NaN never passes; outputs are poisoned first.
+ * A layer (several ops in one sync) must also equal the same ops with a sync after each.
  * Bounds: compute f32 2e-5; auto: inputs rounded to 8 bits or bf16, 1.5e-2. Attention of one row per sequence and prefill: f32 2e-5, auto 6e-3.
  * Sets must equal the specification's: keys and queries are whole numbers there, so that scores are exact and ties common. */
 #include <math.h>
@@ -13,13 +14,14 @@
 #include <string.h>
 #include "ops/ops.h"
 
-typedef enum what { PRODUCT, GATE_UP, LOGITS, EMBED, QKV, KV_WRITE, ARGMAX, SAMPLE, ATTEND, HYBRID } what;
-static const char *const what_name[] = { "product", "gate_up", "logits", "embed", "qkv", "kv_write", "argmax", "sample", "attend", "hybrid" };
+typedef enum what { PRODUCT, GATE_UP, LOGITS, EMBED, QKV, LAYER, KV_WRITE, ARGMAX, SAMPLE, ATTEND, HYBRID } what;
+static const char *const what_name[] = { "product", "gate_up", "logits", "embed", "qkv", "layer", "kv_write", "argmax", "sample", "attend", "hybrid" };
 
 typedef struct cas {
     what k;
     lg_dtype w;            /* weights */
-    int64_t n_in, n_out, n_tok;
+    int64_t n_in, n_out, n_tok; /* layer: width of the model and of its feed-forward part */
+    int64_t vocab;         /* layer: ends with logits; 0: with the next layer's q, k and v */
     int32_t rank;          /* low-rank addition */
     bool bias, qk_norm, interleaved;
     lg_dtype kv;
@@ -37,7 +39,7 @@ static void named(visit_fn f, void *u, cas c) {
     int n = snprintf(c.name, sizeof c.name, "%s", what_name[c.k]);
     const size_t size = sizeof c.name;
 #define ADD(...) n += snprintf(c.name + n, size - (size_t)n, __VA_ARGS__)
-    if (c.k <= QKV) ADD(" %s %lldx%lld n%lld", lg_base_dtype(c.w)->name, (long long)c.n_out, (long long)c.n_in, (long long)c.n_tok);
+    if (c.k <= LAYER) ADD(" %s %lldx%lld n%lld", lg_base_dtype(c.w)->name, (long long)c.n_out, (long long)c.n_in, (long long)c.n_tok);
     if (c.k == ARGMAX || c.k == SAMPLE) ADD(" %lld n%lld", (long long)c.n_out, (long long)c.n_tok);
     if (c.k >= QKV && c.k != ARGMAX && c.k != SAMPLE) ADD(" kv %s d%d kv%d g%d", lg_base_dtype(c.kv)->name, c.d, c.n_kv, c.group);
     if (c.k >= ATTEND) {
@@ -46,6 +48,7 @@ static void named(visit_fn f, void *u, cas c) {
         if (c.k == ATTEND) ADD(" n%lld", (long long)c.n_tok);
     }
     if (c.k == HYBRID) ADD(" %s block %d%s", (const char *[]){ "topk", "ratio", "topp", "threshold" }[c.rule], c.block, c.dense_row ? " one dense" : "");
+    if (c.vocab) ADD(" logits %lld", (long long)c.vocab);
     if (c.rank) ADD(" lora %d", c.rank);
     if (c.bias) ADD(" bias");
     if (c.qk_norm) ADD(" qk_norm");
@@ -75,6 +78,12 @@ static void product_cases(visit_fn f, void *u) {
                 c.k = EMBED;
                 if (n == 2) named(f, u, c);
             }
+    for (int w = 0; w < N_WEIGHT; w++) { /* one row of weights large enough for kernels of their own (CUDA: 4 MB) */
+        cas c = { .w = weights[w], .n_out = 8003, .n_in = 1280, .n_tok = 1 };
+        for (int k = PRODUCT; k <= LOGITS; k++) named(f, u, (c.k = (what)k, c));
+        if (c.w < LG_DTYPE_Q4_K) named(f, u, (c.k = PRODUCT, c.n_out = 9001, c.n_in = 1056, c)); /* an odd number of chunks, the last one not whole */
+        if (c.w <= LG_DTYPE_BF16) named(f, u, (c.n_out = 5003, c.n_in = 1000, c));
+    }
     for (int w = 0; w < N_WEIGHT; w++) { /* odd sizes where rows need not be whole blocks, low rank */
         if (weights[w] <= LG_DTYPE_BF16) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 17, .n_in = 37, .n_tok = 3 });
         if (weights[w] <= LG_DTYPE_BF16) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 17, .n_in = 37, .n_tok = 30 });
@@ -104,6 +113,27 @@ static void qkv_cases(visit_fn f, void *u) {
     named(f, u, (cas){ .k = SAMPLE, .n_out = 128256, .n_tok = 16 });
     named(f, u, (cas){ .k = SAMPLE, .n_out = 49152, .n_tok = 1 });
     named(f, u, (cas){ .k = SAMPLE, .n_out = 1001, .n_tok = 70 });
+}
+
+/* What stands between two layers' attention, recorded in one sync: o, gate_up, down, then q k v of the next layer or the logits. */
+static void layer_cases(visit_fn f, void *u) {
+    for (int w = 0; w < N_WEIGHT; w++) {
+        cas c = { .k = LAYER, .w = weights[w], .n_in = 768, .n_out = 1536, .n_tok = 1, .kv = caches[w % N_CACHE], .d = 64, .n_kv = 3, .group = 4,
+                  .bias = w % 2, .qk_norm = w % 3 == 0, .interleaved = w % 4 == 1 };
+        named(f, u, c);
+        named(f, u, (c.kv = caches[(w + 1) % N_CACHE], c.d = 128, c.n_kv = 2, c.group = 3, c.bias = !c.bias, c.qk_norm = w % 3 == 1, c));
+        named(f, u, (c.n_in = 256, c.n_out = 512, c.n_kv = 1, c.group = 2, c.vocab = 60001, c)); /* (many tiles for each block) */
+        c = (cas){ .k = LAYER, .w = weights[w], .n_in = 352, .n_out = 1056, .n_tok = 1, .kv = caches[(w + 2) % N_CACHE], .d = 80, .n_kv = 2, .group = 2, .bias = true, .interleaved = w % 2 };
+        if (c.w < LG_DTYPE_Q4_K) named(f, u, c);
+        if (c.w <= LG_DTYPE_BF16) named(f, u, (c.n_in = 344, c.n_out = 1000, c.d = 48, c.group = 3, c)); /* neither whole tiles nor whole pieces */
+        if (c.w <= LG_DTYPE_BF16) named(f, u, (c.d = 72, c.group = 1, c)); /* a tile across two heads */
+    }
+    for (int w = 2; w < N_WEIGHT; w += 2) {
+        cas c = { .k = LAYER, .w = weights[w], .n_in = 512, .n_out = 768, .n_tok = 1, .kv = caches[w / 2 % N_CACHE], .d = 64, .n_kv = 2, .group = 2, .rank = 8 };
+        named(f, u, c);
+        named(f, u, (c.rank = 0, c.n_tok = 2, c));
+        if (w <= 4) named(f, u, (c.n_tok = 1, c.n_in = 4096, c.n_out = 14336, c.d = 128, c.n_kv = 8, c.group = 4, c));
+    }
 }
 
 /* The attention part: extended with the kernels. */
@@ -164,6 +194,7 @@ static void each(visit_fn f, void *u, bool perf) {
     }
     product_cases(f, u);
     qkv_cases(f, u);
+    layer_cases(f, u);
     attention_cases(f, u);
 }
 
@@ -531,6 +562,106 @@ static void test_qkv(bench *b, const cas *c) {
     for (int i = 0; i < 3 && c->rank; i++) drop_lora(b, &dl[i]);
 }
 
+typedef struct layer { lg_op_product_add o, down; lg_op_gate_up gate_up; lg_op_qkv qkv; lg_op_logits logits; bool ends; } layer; /* ends: with logits */
+/* Outputs of a layer, on the host. */
+enum { OUT_X, OUT_H, OUT_Q, OUT_K, OUT_V, N_OUT };
+typedef struct layer_out { float *p[N_OUT]; int64_t n[N_OUT]; } layer_out;
+
+static void test_layer(bench *b, const cas *c) {
+    lg_error e = { 0 };
+    const int64_t n = c->n_tok, dm = c->n_in, ff = c->n_out, d = c->d, n_head = c->n_kv * c->group, nq = n_head * d, nkv = c->n_kv * d;
+    const bool ends = c->vocab > 0;
+    const int64_t shape[][2] = { { dm, nq }, { ff, dm }, { ff, dm }, { dm, ff }, { ends ? c->vocab : nq, dm }, { nkv, dm }, { nkv, dm } };
+    const int n_w = ends ? 5 : 7;
+    lg_weight w[7], dw[7];
+    lg_lora la, dl;
+    cache k;
+    cas room = *c;
+    room.n_seq = 1;
+    room.len[0] = (n + 7) * 2;
+    make_cache(b, &k, &room, false);
+    for (int i = 0; i < n_w; i++) {
+        make_weight(b, &w[i], c->w, shape[i][0], shape[i][1]);
+        dw[i] = bound(b, &w[i]);
+    }
+    if (c->rank) la = make_lora(b, c->rank, dm, ff, &dl);
+    float *x = floats(b, n * dm, -1, 1), *att = floats(b, n * nq, -1, 1), *norm = floats(b, dm, 0.5f, 1.5f), *cs = floats(b, n * d / 2, -1, 1), *sn = floats(b, n * d / 2, -1, 1);
+    float *bias[3] = { 0 }, *qn = c->qk_norm ? floats(b, d, 0.5f, 1.5f) : NULL, *kn = c->qk_norm ? floats(b, d, 0.5f, 1.5f) : NULL;
+    for (int i = 0; i < 3 && c->bias; i++) bias[i] = floats(b, i ? nkv : nq, -1, 1);
+    int32_t *page = host(b, n * 4), *slot = host(b, n * 4), *row = host(b, n * 4);
+    for (int64_t t = 0; t < n; t++) {
+        page[t] = k.seqs[0].page[(t + 5) / LG_PAGE];
+        slot[t] = (int32_t)((t + 5) % LG_PAGE);
+        row[t] = (int32_t)t;
+    }
+    const int64_t n_q = n * (ends ? c->vocab : nq), size[N_OUT] = { n * dm, n * ff, n_q, ends ? 0 : n * nkv, ends ? 0 : n * nkv };
+    layer_out out[3]; /* the specification's; in one sync; a sync after every op */
+    lg_status st = LG_OK;
+    const int64_t widest = dm > ff ? dm : ff, longest_out = widest > c->vocab ? widest : c->vocab;
+    reserve(b, &room, n, 1, widest > nq ? widest : nq, longest_out > nq ? longest_out : nq);
+    check(lg_ops_ref.reserve(b->ref, n, 1, LG_PAGE, (int32_t)n_head, &k.g, widest > nq ? widest : nq, longest_out > nq ? longest_out : nq, &e), &e);
+    for (int run = 0; run < 3 && st == LG_OK; run++) {
+        const bool ref = run == 0;
+        const lg_ops *o = ref ? &lg_ops_ref : b->o;
+        lg_ops_ctx *ctx = ref ? b->ref : b->c;
+        const lg_weight *ww = ref ? w : dw;
+        float *rx = host(b, n * dm * 4), *rh = host(b, n * ff * 4), *rq = host(b, n_q * 4), *ratt = att, *rnorm = norm, *rbias[3] = { bias[0], bias[1], bias[2] }, *rqn = qn, *rkn = kn;
+        memcpy(rx, x, (size_t)(n * dm) * 4);
+        if (!ref) {
+            rx = device(b, x, n * dm * 4);
+            rh = device(b, NULL, n * ff * 4);
+            rq = device(b, NULL, n_q * 4);
+            ratt = device(b, att, n * nq * 4);
+            rnorm = device(b, norm, dm * 4);
+            for (int i = 0; i < 3 && c->bias; i++) rbias[i] = device(b, bias[i], (i ? nkv : nq) * 4);
+            if (qn) rqn = device(b, qn, d * 4), rkn = device(b, kn, d * 4);
+        }
+        layer l = { .o = { .y = rx, .x = ratt, .w = &ww[0], .n_tok = n }, .gate_up = { .h = rh, .x = rx, .norm = rnorm, .eps = eps, .gate = &ww[1], .up = &ww[2], .n_tok = n },
+                    .down = { .y = rx, .x = rh, .w = &ww[3], .n_tok = n, .lora = c->rank && !ref ? &dl : NULL }, .ends = ends };
+        if (ends) l.logits = (lg_op_logits){ .logits = rq, .x = rx, .norm = rnorm, .eps = eps, .w = &ww[4], .row = row, .n_row = n };
+        else
+            l.qkv = (lg_op_qkv){ .q = rq, .x = rx, .norm = rnorm, .eps = eps, .wq = &ww[4], .wk = &ww[5], .wv = &ww[6], .bq = rbias[0], .bk = rbias[1], .bv = rbias[2], .q_norm = rqn,
+                                 .k_norm = rkn, .rope_cos = cs, .rope_sin = sn, .rope_interleaved = c->interleaved, .kv = ref ? k.host : k.dev, .geom = k.g, .dst_page = page,
+                                 .dst_slot = slot, .n_tok = n, .n_head = (int32_t)n_head };
+        for (int i = 0; i < 4 && st == LG_OK; i++) {
+            if (i == 0) o->product_add(ctx, &l.o);
+            if (i == 1) o->gate_up(ctx, &l.gate_up);
+            if (i == 2) o->product_add(ctx, &l.down);
+            if (i == 3 && ends) o->logits(ctx, &l.logits);
+            if (i == 3 && !ends) o->qkv(ctx, &l.qkv);
+            if (run != 1 || i == 3) st = o->sync(ctx, &e);
+            if (ref && i == 2 && c->rank) add_lora(rx, rh, &la, dm, ff, n);
+        }
+        float *from[3] = { rx, rh, rq };
+        for (int i = 0; i < N_OUT; i++) {
+            out[run].n[i] = size[i];
+            out[run].p[i] = ref && i < OUT_K ? from[i] : host(b, size[i] * 4);
+            if (!ref && i < OUT_K) b->o->download(b->c, out[run].p[i], from[i], size[i] * 4);
+            if (i < OUT_K || ends) continue;
+            uint8_t *rows = i == OUT_K ? k.host.k : k.host.v;
+            if (!ref) b->o->download(b->c, rows, i == OUT_K ? k.dev.k : k.dev.v, k.bytes);
+            for (int64_t t = 0; t < n; t++)
+                for (int h = 0; h < c->n_kv; h++)
+                    lg_ops_kv_load(&k.g, out[run].p[i] + (t * c->n_kv + h) * d, rows + (((int64_t)page[t] * c->n_kv + h) * LG_PAGE + slot[t]) * k.g.row_bytes);
+        }
+    }
+    double err = 0, k_err = 0, apart = 0;
+    for (int i = 0; i < N_OUT && st == LG_OK; i++) {
+        if (!size[i]) continue;
+        const double a = error_of(out[1].p[i], out[0].p[i], size[i]), p = error_of(out[1].p[i], out[2].p[i], size[i]);
+        double *worst = i < OUT_K ? &err : &k_err;
+        *worst = a > *worst || a != a ? a : *worst;
+        apart = p > apart || p != p ? p : apart;
+    }
+    const double bound_ = product_bound(b) * 3, cache_bound = bound_ + (c->kv == LG_DTYPE_F32 ? 0 : c->kv == LG_DTYPE_F16 ? 1e-3 : 6e-3); /* four products, one after the other */
+    char more[96] = "";
+    if (!(apart <= 4e-3)) snprintf(more, sizeof more, "op by op differs by %.2e", apart);
+    if (!*more && !(k_err <= cache_bound)) snprintf(more, sizeof more, "cache rows %.2e", k_err);
+    verdict(b, c, st, &e, err, bound_, more);
+    for (int i = 0; i < n_w; i++) b->o->weight_unbind(b->c, &dw[i]);
+    if (c->rank) drop_lora(b, &dl);
+}
+
 static void test_kv_write(bench *b, const cas *c) {
     lg_error e = { 0 };
     cache k;
@@ -714,7 +845,8 @@ static void test_case(void *user, const cas *c) {
     if (!wanted(b, c)) return;
     const char *why = NULL;
     if (c->rank && !can_lora(b)) why = "low rank: not on this back end yet";
-    if (b->o == &lg_ops_cpu && c->k <= LOGITS && c->n_in % 32) why = "the CPU back end takes whole blocks of 32";
+    const bool whole = c->n_in % 32 == 0 && (c->k != LAYER || (c->n_out % 32 == 0 && c->n_kv * c->group * c->d % 32 == 0));
+    if (b->o == &lg_ops_cpu && (c->k <= LOGITS || c->k == LAYER) && !whole) why = "the CPU back end takes whole blocks of 32";
     if (c->k == SAMPLE && !b->o->sample) why = "the host draws, by the specification (test_sample)";
     if (why) {
         b->index++;
@@ -726,6 +858,7 @@ static void test_case(void *user, const cas *c) {
     case PRODUCT: case GATE_UP: case LOGITS: test_product(b, c); break;
     case EMBED: test_embed(b, c); break;
     case QKV: test_qkv(b, c); break;
+    case LAYER: test_layer(b, c); break;
     case KV_WRITE: test_kv_write(b, c); break;
     case ARGMAX: test_argmax(b, c); break;
     case SAMPLE: test_sample(b, c); break;

@@ -641,6 +641,23 @@ template <int E> static __device__ void store_row(uint8_t *to, const lg_kv_geom 
     }
 }
 
+/* Pairs of a head by the angles of its token; elements as in store_row. row: [E*32] of this warp. */
+template <int E> static __device__ void rotate(float *v, float *row, const float *cs, const float *sn, int d, bool interleaved, int lane) {
+#pragma unroll
+    for (int i = 0; i < E; i++) row[i * 32 + lane] = v[i];
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < E; i++) {
+        const int at = i * 32 + lane;
+        if (at < d) {
+            const int pair = interleaved ? at >> 1 : at % (d / 2);
+            const bool second = interleaved ? (at & 1) : at >= d / 2;
+            const float other = row[interleaved ? at ^ 1 : second ? at - d / 2 : at + d / 2];
+            v[i] = second ? v[i] * cs[pair] + other * sn[pair] : v[i] * cs[pair] - other * sn[pair];
+        }
+    }
+}
+
 typedef struct finish_args {
     float *q; const float *k, *v;       /* k, v: [n_tok, n_head_kv*head_dim] */
     const float *bq, *bk, *bv, *q_norm, *k_norm; float eps;
@@ -690,23 +707,7 @@ template <int E> static __global__ void __launch_bounds__(128) k_finish(const __
 #pragma unroll
         for (int i = 0; i < E; i++)
             if (i * 32 + lane < d) a.v_raw[(t * n_kv + h) * d + i * 32 + lane] = v[i];
-    if (is_q || is_k) {
-        float *row = rows + (threadIdx.x >> 5) * E * 32;
-        const float *cs = a.cs + t * (d / 2), *sn = a.sn + t * (d / 2);
-#pragma unroll
-        for (int i = 0; i < E; i++) row[i * 32 + lane] = v[i];
-        __syncwarp();
-#pragma unroll
-        for (int i = 0; i < E; i++) {
-            const int at = i * 32 + lane;
-            if (at < d) {
-                const int pair = a.interleaved ? at >> 1 : at % (d / 2);
-                const bool second = a.interleaved ? (at & 1) : at >= d / 2;
-                const float other = row[a.interleaved ? at ^ 1 : second ? at - d / 2 : at + d / 2];
-                v[i] = second ? v[i] * cs[pair] + other * sn[pair] : v[i] * cs[pair] - other * sn[pair];
-            }
-        }
-    }
+    if (is_q || is_k) rotate<E>(v, rows + (threadIdx.x >> 5) * E * 32, a.cs + t * (d / 2), a.sn + t * (d / 2), d, a.interleaved, lane);
     if (is_q) {
 #pragma unroll
         for (int i = 0; i < E; i++)
@@ -740,29 +741,15 @@ template <int E> static __global__ void __launch_bounds__(128) k_write(const __g
     if (item >= a.n_item) return;
     const int64_t t = item / a.g.n_head_kv, h = item % a.g.n_head_kv;
     const int64_t to = (((int64_t)a.dst_page[t] * a.g.n_head_kv + h) * LG_PAGE + a.dst_slot[t]) * a.g.row_bytes;
-    float k[E], v[E], *row = rows + (threadIdx.x >> 5) * E * 32;
+    float k[E], v[E];
 #pragma unroll
     for (int i = 0; i < E; i++) {
         const int at = i * 32 + lane;
         const int from = a.interleaved ? (at >> 1) + (at & 1) * (d / 2) : at; /* rows come in half order */
         k[i] = at < d ? load_one(a.k + item * a.src.row_bytes, a.src, from) : 0.0f;
         v[i] = at < d ? load_one(a.v + item * a.src.row_bytes, a.src, at) : 0.0f;
-        row[at] = k[i];
     }
-    __syncwarp();
-    if (a.cs) {
-        const float *cs = a.cs + t * (d / 2), *sn = a.sn + t * (d / 2);
-#pragma unroll
-        for (int i = 0; i < E; i++) {
-            const int at = i * 32 + lane;
-            if (at < d) {
-                const int pair = a.interleaved ? at >> 1 : at % (d / 2);
-                const bool second = a.interleaved ? (at & 1) : at >= d / 2;
-                const float other = row[a.interleaved ? at ^ 1 : second ? at - d / 2 : at + d / 2];
-                k[i] = second ? k[i] * cs[pair] + other * sn[pair] : k[i] * cs[pair] - other * sn[pair];
-            }
-        }
-    }
+    if (a.cs) rotate<E>(k, rows + (threadIdx.x >> 5) * E * 32, a.cs + t * (d / 2), a.sn + t * (d / 2), d, a.interleaved, lane);
     store_row<E>(a.kv.k + to, a.g, k, lane);
     store_row<E>(a.kv.v + to, a.g, v, lane);
 }
@@ -856,6 +843,11 @@ static void cuda_kv_random(lg_ops_ctx *c, lg_kv_layer kv, const lg_kv_geom *g, c
 }
 
 /* ---- running ---------------------------------------------------------------------------------------- */
+/* A warp an item, four a block; E*32 floats of shared memory a warp. */
+template <typename A> static void launch_heads(lg_ops_ctx *c, void (*f)(A), const A &a, int e) {
+    if (a.n_item > 0) lg_cuda_launch(f, dim3(blocks_of(a.n_item, 4)), dim3(128), (size_t)(4 * e * 32 * 4), c->stream, true, a);
+}
+
 static void run_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
     const int64_t d = a->geom.head_dim, nkv = a->geom.n_head_kv * d;
     float *k = c->kv_rows, *v = k + a->n_tok * nkv;
@@ -864,16 +856,14 @@ static void run_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
     lg_cuda_product(&c->env, &c->work, &in, out, 3, false);
     const finish_args f = { a->q, k, v, a->bq, a->bk, a->bv, a->q_norm, a->k_norm, a->eps, a->rope_cos, a->rope_sin, a->rope_interleaved, a->kv, a->geom,
                             a->dst_page, a->dst_slot, a->n_head, a->n_tok * (a->n_head + 2 * a->geom.n_head_kv), a->k_raw, a->v_raw };
-    if (f.n_item < 1) return;
-#define X(E) lg_cuda_launch(k_finish<E>, dim3(blocks_of(f.n_item, 4)), dim3(128), 4 * E * 32 * 4, c->stream, true, f)
+#define X(E) launch_heads(c, k_finish<E>, f, E)
     BY_HEAD(d, X)
 #undef X
 }
 
 static void run_kv_write(lg_ops_ctx *c, const lg_op_kv_write *a) {
     const write_args w = { a->kv, a->geom, a->src, a->k, a->v, a->rope_cos, a->rope_sin, a->rope_interleaved, a->dst_page, a->dst_slot, a->n_tok * a->geom.n_head_kv };
-    if (w.n_item < 1) return;
-#define X(E) lg_cuda_launch(k_write<E>, dim3(blocks_of(w.n_item, 4)), dim3(128), 4 * E * 32 * 4, c->stream, true, w)
+#define X(E) launch_heads(c, k_write<E>, w, E)
     BY_HEAD(a->geom.head_dim, X)
 #undef X
 }
@@ -884,9 +874,8 @@ static void join_side(lg_ops_ctx *c) {
     c->side_busy = false;
 }
 
-static void run_hybrid(lg_ops_ctx *c, const task *t) {
-    const lg_op_attend_hybrid *a = &t->u.hybrid;
-    bool makes = false;
+/* What dense and hybrid attention have in common. */
+template <typename O> static lg_cuda_decode decode_of(const lg_ops_ctx *c, const task *t, const O *a) {
     lg_cuda_decode d;
     memset(&d, 0, sizeof d);
     d.out = a->out;
@@ -897,6 +886,15 @@ static void run_hybrid(lg_ops_ctx *c, const task *t) {
     d.n_seq = a->n_seq;
     d.n_head = a->n_head;
     d.scale = a->scale;
+    d.max_len = c->max_len;
+    d.early = t->early;
+    return d;
+}
+
+static void run_hybrid(lg_ops_ctx *c, const task *t) {
+    const lg_op_attend_hybrid *a = &t->u.hybrid;
+    bool makes = false;
+    lg_cuda_decode d = decode_of(c, t, a);
     d.read = a->read;
     d.make = a->make;
     d.budget = a->budget;
@@ -905,9 +903,7 @@ static void run_hybrid(lg_ops_ctx *c, const task *t) {
     d.select = a->select;
     d.read_host = t->read_host;
     d.make_host = t->make_host;
-    d.max_len = c->max_len;
     d.score = c->score;
-    d.early = t->early;
     for (int h = 0; h < a->geom.n_head_kv; h++) makes = makes || t->make_host[h] >= 0;
     join_side(c); /* sets and scores of the layer before */
     lg_cuda_decode_attend(&c->env, &d);
@@ -927,18 +923,7 @@ static void run_attend(lg_ops_ctx *c, const task *t) {
     const lg_op_attend *a = &t->u.attend;
     if (a->n_tok < 1) return;
     if (t->decode) {
-        lg_cuda_decode d;
-        memset(&d, 0, sizeof d);
-        d.out = a->out;
-        d.q = a->q;
-        d.kv = a->kv;
-        d.geom = a->geom;
-        d.seqs = (const lg_cuda_seq *)a->seqs;
-        d.n_seq = a->n_seq;
-        d.n_head = a->n_head;
-        d.scale = a->scale;
-        d.max_len = c->max_len;
-        d.early = t->early;
+        const lg_cuda_decode d = decode_of(c, t, a);
         lg_cuda_decode_attend(&c->env, &d);
         return;
     }

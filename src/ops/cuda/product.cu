@@ -1,11 +1,9 @@
 /* Products with weights. Three ways:
- *   decode   up to 16 rows of input (more in turns of 16): one kernel family for every format. A block of 8 warps takes tiles of 16
- *            weight rows in turn; its warps split the columns and stream the weights as tensor-core fragments (one row of input and
- *            16- or 8-bit weights: through rings in shared memory, else straight into registers), inputs are the columns. Codes of quantised weights stay integers: as f16 subnormals (code * 2^-24) they need one lop3 per two
- *            weights and no conversion; scale, minimum and zero point are applied to the f32 sum of each group.
+ *   decode   up to 16 rows of input (more in turns of 16). One row of large weights: stream.cu. Else: a block of 8 warps takes tiles of 16 weight rows in
+ *            turn; its warps split the columns and stream the weights as tensor-core fragments (stream.cuh), inputs are the columns
  *   exact    compute f32, and shapes or formats the others do not take: f32 multiply-add of exactly dequantised weights
  *   matrix   many rows: cuBLASLt in bf16 (compute f32: f32 without TF32), quantised weights expanded a slice at a time */
-#include "ops/cuda/weight.cuh"
+#include "ops/cuda/stream.cuh"
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,8 +17,7 @@ static bool row_major(lg_dtype t) { return t == LG_DTYPE_F32 || t == LG_DTYPE_F1
 static int x_stride(int n_chunk) { return n_chunk * LG_CHUNK + X_PAD; } /* elements; the pad keeps 8 rows on different banks */
 
 /* f(std::integral_constant-like tag) for the format of a weight. */
-#define EACH_QUANT(X) X(LG_DTYPE_Q8_0) X(LG_DTYPE_Q4_0) X(LG_DTYPE_Q4_1) X(LG_DTYPE_Q5_0) X(LG_DTYPE_Q5_1) X(LG_DTYPE_Q4_K) X(LG_DTYPE_Q5_K) X(LG_DTYPE_Q6_K)
-#define EACH_FORMAT(X) X(LG_DTYPE_F32) X(LG_DTYPE_F16) X(LG_DTYPE_BF16) EACH_QUANT(X)
+#define EACH_FORMAT(X) X(LG_DTYPE_F32) X(LG_DTYPE_F16) X(LG_DTYPE_BF16) LG_EACH_QUANT(X)
 
 /* ---- errors, memory, staging ------------------------------------------------------------------------ */
 lg_status lg_cuda_fail(lg_error *err, cudaError_t e, const char *what) {
@@ -84,45 +81,8 @@ static __device__ __forceinline__ uint32_t mix(uint64_t x) { /* splitmix64 */
     return (uint32_t)((x ^ (x >> 31)) >> 16);
 }
 
-/* One thread: (row, chunk, t). raw: the file's rows first_row.. ; rows past n_out and columns past n_in become zero. */
-template <int T>
-static __global__ void k_pack(lg_cuda_weight w, const uint8_t *raw, int64_t raw_row, int64_t first_row, int64_t n_row) {
-    typedef lg_fmt<T> F;
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    const int t = (int)(i & 3), chunk = (int)((i >> 2) % w.n_chunk);
-    const int64_t row = first_row + (i >> 2) / w.n_chunk;
-    if (row >= first_row + n_row) return;
-    const bool real = row < w.n_out;
-    const uint8_t *src = raw + (row - first_row) * raw_row;
-    uint32_t word[8] = { 0 }, high[2] = { 0 };
-    for (int j = 0; j < 4; j++)
-        for (int e = 0; e < 8; e++) {
-            const int k = chunk * LG_CHUNK + lg_column<T>(j, t, e);
-            const uint32_t code = real && k < w.n_in ? (uint32_t)lg_raw_code<T>(src, k) : 0;
-            if (F::byte) word[2 * j + (lg_byte(e) >> 2)] |= code << ((lg_byte(e) & 3) * 8);
-            else word[j] |= (code & 15) << (lg_nibble(e) * 4);
-            if (F::five) high[0] |= (code >> 4) << (j * 4 + (e >> 1) + (e & 1) * 16);
-            if (F::q6) high[j >> 1] |= (code >> 4) << (2 * ((j & 1) * 4 + (e >> 1)) + (e & 1) * 16);
-        }
-    const int64_t at = lg_lane_at(w, row, chunk, t);
-    if (F::byte) {
-        uint4 *to = (uint4 *)w.codes + at / 32 * 64 + at % 32;
-        to[0] = make_uint4(word[0], word[1], word[2], word[3]);
-        to[32] = make_uint4(word[4], word[5], word[6], word[7]);
-    } else {
-        ((uint4 *)w.codes)[at] = make_uint4(word[0], word[1], word[2], word[3]);
-    }
-    if (F::five) ((uint32_t *)w.high)[at] = high[0];
-    if (F::q6) ((uint2 *)w.high)[at] = make_uint2(high[0], high[1]);
-    if (t == 0) {
-        uint8_t sc[16], super[4] = { 0 };
-        for (int e = 0; e < 16; e++) sc[e] = 0;
-        if (real) lg_raw_scale<T>(src, chunk, w.n_in, sc, super);
-        uint8_t *to = w.scale + lg_scale_at(w, row, chunk) * F::scale_bytes;
-        for (int e = 0; e < F::scale_bytes; e++) to[e] = sc[e];
-        if (F::super_bytes && !(chunk & 1))
-            for (int e = 0; e < F::super_bytes; e++) w.super[lg_super_at(w, row, chunk) * F::super_bytes + e] = super[e];
-    }
+template <int T> static __global__ void k_pack(lg_cuda_weight w, const uint8_t *raw, int64_t raw_row, int64_t first_row, int64_t n_row) {
+    lg_pack_lane<T>(w, raw, raw_row, first_row, n_row, (int64_t)blockIdx.x * blockDim.x + threadIdx.x);
 }
 
 /* Random weights of standard deviation about 0.02: a stand-in for a file's blocks, one block a thread. */
@@ -215,7 +175,7 @@ lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *x, lg_error *err) {
     } else {
         int64_t code = 0, high = 0, scale = 0, super = 0;
 #define X(T) case T: code = lg_fmt<T>::code_bytes; high = lg_fmt<T>::high_bytes; scale = lg_fmt<T>::scale_bytes; super = lg_fmt<T>::super_bytes; break;
-        switch (x->dtype) { EACH_QUANT(X) default: break; }
+        switch (x->dtype) { LG_EACH_QUANT(X) default: break; }
 #undef X
         const int64_t rec = (int64_t)w->n_tile * w->n_chunk, n_code = rec * 64 * code, n_high = rec * 64 * high, n_scale = rec * 16 * scale;
         const int64_t n_super = (int64_t)w->n_tile * ((w->n_chunk + 1) / 2) * 16 * super;
@@ -228,7 +188,7 @@ lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *x, lg_error *err) {
         piece = min64(max64(piece, 16), (int64_t)w->n_tile * 16);
         LG_TRY(lg_cuda_new((void **)&raw, piece * raw_row, "a piece of a weight", err));
 #define X(T) case T: e = fill<T>(p, w, (const uint8_t *)x->data, raw, raw_row, piece, seed); break;
-        switch (x->dtype) { EACH_QUANT(X) default: break; }
+        switch (x->dtype) { LG_EACH_QUANT(X) default: break; }
 #undef X
     }
     if (e == cudaSuccess) e = cudaGetLastError();
@@ -252,204 +212,29 @@ void lg_cuda_weight_unbind(lg_weight *x) {
 
 static const lg_cuda_weight *packed(const lg_weight *w) { return (const lg_cuda_weight *)w->packed; }
 
-/* ---- decode: the input in the form the tensor cores take -------------------------------------------- */
-/* bf16 weights take bf16 inputs; all others f16, each group of 32 scaled by a power of two so that its largest lies in [512, 1024).
- * Codes of 4 to 6 bits stand alternately at bits 0 and 4 of an f16 mantissa, so inputs of every second pair are divided by 16.
- * Beside the inputs, for each (group, pair of rows): the scales to undo and the sums of the group's inputs (as rounded, in units of
- * the product's sum, 2^-24); where codes have a constant zero point, that sum times -zero, still scaled: the product starts from it. The factor of the norm is a factor of the result and applied there: one pass over x. */
-typedef struct form { bool bf16, sixteenth, half_groups; float zero; } form; /* zero: of codes, where it is applied to the sums of inputs */
-template <int T> static constexpr bool folds = lg_fmt<T>::zero != 0 && !lg_fmt<T>::q6;
-static form form_of(lg_dtype t) {
-    form f = {};
-    f.bf16 = t == LG_DTYPE_BF16;
-    f.sixteenth = !row_major(t) && t != LG_DTYPE_Q8_0;
-    f.half_groups = t == LG_DTYPE_Q6_K;
-#define X(T) if (t == T && folds<T>) f.zero = (float)lg_fmt<T>::zero;
-    EACH_QUANT(X)
-#undef X
-    return f;
-}
-static __host__ __device__ __forceinline__ constexpr int side_floats(bool half_groups) { return half_groups ? 8 : 4; }
-
-/* Row n, by the whole block: xs [n_chunk*128], side [group][pair][side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
- * first half, then of the second). Returns the thread's part of the sum of squares. */
-static __device__ __forceinline__ float prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const form f) {
-    enum { AHEAD = 4 };
-    const int tid = threadIdx.x, lane = tid & 31, n_slot = n_chunk * 16, size = side_floats(f.half_groups);
-    float ss = 0;
-    for (int first = tid; first < n_slot; first += AHEAD * THREADS) {
-        float4 in[AHEAD][2], by[AHEAD][2];
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            const int slot = first + i * THREADS;
-#pragma unroll
-            for (int q = 0; q < 2; q++) {
-                const int k = (slot >> 2) * 32 + (f.half_groups ? q * 16 + (slot & 3) * 4 : (slot & 3) * 8 + q * 4);
-                in[i][q] = make_float4(0, 0, 0, 0);
-                by[i][q] = make_float4(1, 1, 1, 1);
-                if (slot < n_slot && k < n_in) { /* n_in is a multiple of 8 */
-                    in[i][q] = *(const float4 *)(x + k);
-                    if (norm) by[i][q] = *(const float4 *)(norm + k);
-                }
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            const int slot = first + i * THREADS, group = slot >> 2;
-            if (slot >= n_slot) continue;
-            const unsigned mask = slot - lane + 32 <= n_slot ? 0xffffffffu : 0x0000ffffu; /* the last warp may be half full */
-            float v[8];
-#pragma unroll
-            for (int q = 0; q < 2; q++) {
-                const float4 y = in[i][q], w = by[i][q];
-                ss += y.x * y.x + y.y * y.y + y.z * y.z + y.w * y.w;
-                v[4 * q] = y.x * w.x;
-                v[4 * q + 1] = y.y * w.y;
-                v[4 * q + 2] = y.z * w.z;
-                v[4 * q + 3] = y.w * w.w;
-            }
-            uint32_t out[4];
-            if (f.bf16) {
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const __nv_bfloat162 h = __floats2bfloat162_rn(v[2 * e], v[2 * e + 1]);
-                    out[e] = *(const uint32_t *)&h;
-                }
-            } else {
-                float top = 0, s = 1.0f, sum[2] = { 0, 0 };
-#pragma unroll
-                for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(v[e]));
-                top = fmaxf(top, __shfl_xor_sync(mask, top, 1));
-                top = fmaxf(top, __shfl_xor_sync(mask, top, 2));
-                if (top > 0) { /* 2^(9 - exponent of the largest) */
-                    int e = 263 - (int)((__float_as_uint(top) >> 23) & 255);
-                    e = e < 1 ? 1 : e > 253 ? 253 : e;
-                    s = __uint_as_float((uint32_t)e << 23);
-                }
-#pragma unroll
-                for (int e = 0; e < 8; e++) {
-                    const float h = __half2float(__float2half_rn(v[e] * s));
-                    sum[e >> 2] += h;
-                    v[e] = f.sixteenth && (e & 2) ? h * 0.0625f : h;
-                }
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const __half2 h = __floats2half2_rn(v[2 * e], v[2 * e + 1]);
-                    out[e] = *(const uint32_t *)&h;
-                }
-                if (!f.half_groups) sum[0] += sum[1];
-#pragma unroll
-                for (int q = 0; q < 2; q++) {
-                    sum[q] += __shfl_xor_sync(mask, sum[q], 1);
-                    sum[q] += __shfl_xor_sync(mask, sum[q], 2);
-                }
-                if ((slot & 3) == 0) {
-                    float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
-                    const float undo = 1.0f / s;
-                    to[0] = undo;
-                    to[2] = sum[0] * (f.zero != 0 ? -f.zero : undo) * (1.0f / 16777216.0f);
-                    if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
-                }
-            }
-            *(uint4 *)(xs + slot * 8) = make_uint4(out[0], out[1], out[2], out[3]);
-        }
-    }
-    return ss;
-}
-/* tmp [WARPS]: of the warps of a block. */
-static __device__ __forceinline__ void warp_sum(float *tmp, float v) {
-#pragma unroll
-    for (int m = 16; m; m >>= 1) v += __shfl_xor_sync(0xffffffffu, v, m);
-    if ((threadIdx.x & 31) == 0) tmp[threadIdx.x >> 5] = v;
-}
-static __device__ __forceinline__ float norm_factor(const float *tmp, float eps, int n_in) {
-    float ss = 0;
-#pragma unroll
-    for (int i = 0; i < WARPS; i++) ss += tmp[i];
-    return rsqrtf(ss / (float)n_in + eps);
-}
-
 static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float *side, float *inv, const float *x, const int32_t *row, const float *norm, float eps,
-                                                            int n_in, int n_chunk, int stride, form f) {
+                                                            int n_in, int n_chunk, int stride, lg_form f) {
     __shared__ float tmp[WARPS];
-    lg_pdl_go();
     lg_pdl_wait();
+    lg_pdl_go();
     const int n = blockIdx.x;
-    warp_sum(tmp, prepare_row(xs + (int64_t)n * stride, side, (int)(gridDim.x + 1) >> 1, n, x + (row ? row[n] : n) * (int64_t)n_in, norm, n_in, n_chunk, f));
+    lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs + (int64_t)n * stride, side, (int)(gridDim.x + 1) >> 1, n, x + (row ? row[n] : n) * (int64_t)n_in, norm, n_in, n_chunk, f));
     __syncthreads();
-    if (threadIdx.x == 0) inv[n] = norm ? norm_factor(tmp, eps, n_in) : 1.0f;
+    if (threadIdx.x == 0) inv[n] = norm ? lg_norm_factor<WARPS>(tmp, eps, n_in) : 1.0f;
 }
 
 /* ---- decode: the product ---------------------------------------------------------------------------- */
-typedef struct part { const uint8_t *codes, *high, *scale, *super; float *out; int32_t n_out, tile_end; } part;
 typedef struct product_args {
-    part p[3];
+    lg_part p[3];
     int32_t n_part, n_tile, n_in, n_chunk, n_tok, stride;
     int32_t fused, add;      /* fused: the block makes its input from x itself */
     const float *x, *norm;
     const int32_t *row;
     float eps;
-    form f;
+    lg_form f;
     const uint16_t *xs;      /* not fused */
     const float *side, *inv;
 } product_args;
-
-/* d = a b + c */
-template <bool BF16>
-static __device__ __forceinline__ void mma(float *d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, float c0, float c1, float c2, float c3) {
-    if (BF16)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
-                     : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
-    else
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
-                     : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
-}
-template <bool BF16> static __device__ __forceinline__ void mma(float *c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-    mma<BF16>(c, a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]);
-}
-
-/* The weights stream through a ring in shared memory, one of each warp: a record is one tile (16 rows) and one piece of columns (32 of
- * a row-major weight, a chunk of a quantised one), a stage is C pieces of NW weights. A block takes less than half of a
- * multiprocessor, so that the next product's blocks start beside it and fill their rings before they wait for it. */
-enum { RING = 80 << 10 };
-template <int T, int NW> struct ring {
-    typedef lg_fmt<T> F;
-    static constexpr int codes = F::rows ? 1024 : F::code_bytes * 64, high = F::rows ? 0 : F::high_bytes * 64, scale = F::rows ? 0 : F::scale_bytes * 16,
-                         super = F::rows ? 0 : F::super_bytes * 16, record = codes + high + scale + super;
-    static constexpr int C = F::byte || NW == 2 ? 1 : 2, stage = NW * C * record, fits = RING / (WARPS * stage), depth = fits > 6 ? 6 : fits, bytes = WARPS * stage * depth;
-};
-
-/* size 0: zeros */
-static __device__ __forceinline__ void copy16(uint32_t to, const uint8_t *from, uint32_t size) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(to), "l"(from), "r"(size) : "memory");
-}
-static __device__ __forceinline__ void copy_commit(void) { asm volatile("cp.async.commit_group;" : : : "memory"); }
-template <int N> static __device__ __forceinline__ void copy_wait(void) { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
-
-template <int T>
-static __device__ __forceinline__ void fetch(uint32_t to, const part &p, int tile, int piece, int n_in, int n_chunk, int lane) {
-    typedef lg_fmt<T> F;
-    typedef ring<T, 1> R;
-    if (F::rows) { /* a lane reads back what it copied */
-        const int k = piece * 32 + (lane & 3) * 8;
-        const int64_t r0 = min(tile * 16 + (lane >> 2), p.n_out - 1), r1 = min(tile * 16 + 8 + (lane >> 2), p.n_out - 1);
-        const uint32_t size = k < n_in ? 16 : 0;
-        copy16(to + lane * 16, p.codes + (size ? (r0 * n_in + k) * 2 : 0), size);
-        copy16(to + 512 + lane * 16, p.codes + (size ? (r1 * n_in + k) * 2 : 0), size);
-        return;
-    }
-    const int64_t rec = (int64_t)tile * n_chunk + piece;
-#pragma unroll
-    for (int i = 0; i < R::codes / 512; i++) copy16(to + i * 512 + lane * 16, p.codes + rec * R::codes + i * 512 + lane * 16, 16);
-#pragma unroll
-    for (int i = 0; i < (R::record - R::codes + 511) / 512; i++) { /* high, scale, super: 16 bytes a lane */
-        const int at = i * 512 + lane * 16;
-        const uint8_t *from = p.high + rec * R::high + at;
-        if (at >= R::high) from = p.scale + rec * R::scale + (at - R::high);
-        if (R::super && at >= R::high + R::scale) from = p.super + ((int64_t)tile * ((n_chunk + 1) >> 1) + (piece >> 1)) * R::super + (at - R::high - R::scale);
-        if (at < R::record - R::codes) copy16(to + R::codes + at, from, 16);
-    }
-}
 
 static __device__ __forceinline__ uint4 stream16(const uint8_t *p) {
     uint4 v;
@@ -472,16 +257,9 @@ static __device__ __forceinline__ uint32_t stream2(const uint8_t *p) {
     return v;
 }
 
-/* What a lane holds of a record: rows g and g + 8. */
-template <int T> struct hold {
-    uint4 c[lg_fmt<T>::byte ? 4 : 2];
-    uint4 s[lg_fmt<T>::pair ? 2 : 1]; /* (pair: row g, row g + 8; else both in one) */
-    uint32_t h[4];
-    uint32_t d[2];
-};
-/* .. from memory .. */
+/* A tile's piece of columns (32, or a chunk) from memory. */
 template <int T>
-static __device__ __forceinline__ void read(hold<T> &o, const part &p, int tile, int piece, int n_in, int n_chunk, int lane) {
+static __device__ __forceinline__ void read_piece(lg_hold<T> &o, const lg_part &p, int tile, int piece, int n_in, int n_chunk, int lane) {
     typedef lg_fmt<T> F;
     if (F::rows) {
         const int k = piece * 32 + (lane & 3) * 8;
@@ -535,317 +313,15 @@ static __device__ __forceinline__ void read(hold<T> &o, const part &p, int tile,
     }
 }
 
-/* .. or from the ring. */
-template <int T>
-static __device__ __forceinline__ void take(hold<T> &o, const uint8_t *r, int lane) {
-    typedef lg_fmt<T> F;
-    typedef ring<T, 1> R;
-    const int g = lane >> 2;
-#pragma unroll
-    for (int i = 0; i < R::codes / 512; i++) o.c[i] = *(const uint4 *)(r + i * 512 + lane * 16);
-    if (F::rows) return;
-    if (F::five) {
-        o.h[0] = *(const uint32_t *)(r + R::codes + lane * 4);
-        o.h[1] = *(const uint32_t *)(r + R::codes + 128 + lane * 4);
-    }
-    if (F::q6) {
-        const uint2 a = *(const uint2 *)(r + R::codes + lane * 8), b = *(const uint2 *)(r + R::codes + 256 + lane * 8);
-        o.h[0] = a.x;
-        o.h[1] = b.x;
-        o.h[2] = a.y;
-        o.h[3] = b.y;
-    }
-    const uint8_t *s = r + R::codes + R::high, *d = s + R::scale;
-    if (F::pair) {
-        o.s[0] = *(const uint4 *)(s + g * 16);
-        o.s[F::pair ? 1 : 0] = *(const uint4 *)(s + (g + 8) * 16);
-    } else {
-        const uint2 a = *(const uint2 *)(s + g * 8), b = *(const uint2 *)(s + (g + 8) * 8);
-        o.s[0] = make_uint4(a.x, a.y, b.x, b.y);
-    }
-    if (F::k45) {
-        o.d[0] = *(const uint32_t *)(d + g * 4);
-        o.d[1] = *(const uint32_t *)(d + (g + 8) * 4);
-    }
-    if (F::q6) {
-        o.d[0] = *(const uint16_t *)(d + g * 2);
-        o.d[1] = *(const uint16_t *)(d + (g + 8) * 2);
-    }
-}
-
-static __device__ __forceinline__ uint32_t part4(const uint4 &v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
-
-/* The four fragments of group j, row half hf, as integers in f16 mantissas. */
-template <int T>
-static __device__ __forceinline__ void unpack(uint32_t *r, const hold<T> &o, int hf, int j) {
-    typedef lg_fmt<T> F;
-    if (F::byte) {
-        const uint4 v = o.c[F::byte ? hf * 2 + (j >> 1) : 0];
-        const uint32_t a = part4(v, (j & 1) * 2), b = part4(v, (j & 1) * 2 + 1);
-        r[0] = a & 0x00FF00FFu;
-        r[1] = (a >> 8) & 0x00FF00FFu;
-        r[2] = b & 0x00FF00FFu;
-        r[3] = (b >> 8) & 0x00FF00FFu;
-        return;
-    }
-    const uint32_t w = part4(o.c[hf], j), x = w >> 8;
-    r[0] = w & 0x000F000Fu;
-    r[1] = w & 0x00F000F0u;
-    r[2] = x & 0x000F000Fu;
-    r[3] = x & 0x00F000F0u;
-    if (F::five) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) r[i] |= ((o.h[hf] >> (j * 4 + i)) & 0x00010001u) << (i & 1 ? 8 : 4);
-    }
-    if (F::q6) {
-        const uint32_t h = o.h[(j >> 1) * 2 + hf];
-#pragma unroll
-        for (int i = 0; i < 4; i++) r[i] |= ((h >> (2 * ((j & 1) * 4 + i))) & 0x00030003u) << (i & 1 ? 8 : 4);
-    }
-}
-
-static __device__ __forceinline__ float byte_float(uint32_t v, int b) { return __uint_as_float(__byte_perm(v, 0x4B000000u, 0x7440 | b)) - 8388608.0f; }
-static __device__ __forceinline__ float half_float(uint32_t v, int h) { return h ? __high2float(*(const __half2 *)&v) : __low2float(*(const __half2 *)&v); }
-
-/* Scale and addend of group j (Q6_K: of its half q), row half hf. */
-template <int T>
-static __device__ __forceinline__ void scale_of(float &d, float &m, const hold<T> &o, int hf, int j, int q) {
-    typedef lg_fmt<T> F;
-    if (F::pair) {
-        const uint32_t v = part4(o.s[F::pair ? hf : 0], j);
-        d = half_float(v, 0);
-        m = half_float(v, 1);
-        return;
-    }
-    const uint32_t v = part4(o.s[0], hf * 2 + (j >> 1));
-    if (F::k45) {
-        d = half_float(o.d[hf], 0) * byte_float(v, (j & 1) * 2);
-        m = -half_float(o.d[hf], 1) * byte_float(v, (j & 1) * 2 + 1);
-    } else if (F::q6) {
-        d = half_float(o.d[hf], 0) * (float)(int8_t)(v >> ((j & 1) * 16 + q * 8));
-        m = -32.0f * d;
-    } else {
-        d = half_float(v, j & 1);
-    }
-}
-
-/* xs: this lane's part of the first input column of its piece. side: of the piece's first group; the lane's pairs of columns lie at
- * pair[nt], the next group `step` on. Columns beyond n_tok hold anything: nobody reads their sums. */
-template <int T, int NT, bool ONE>
-static __device__ __forceinline__ void multiply(float (*acc)[4], const hold<T> &o, const uint16_t *xs, const float *side, const int *pair, int step, int64_t stride8, int n_live) {
-    typedef lg_fmt<T> F;
-    constexpr bool BF = T == LG_DTYPE_BF16;
-    constexpr int GROUPS = F::rows ? 1 : 4;
-#pragma unroll
-    for (int j = 0; j < GROUPS; j++) {
-        uint32_t a0[4], a1[4];
-        float d0 = 1, m0 = 0, d1 = 1, m1 = 0, e0 = 1, n0 = 0, e1 = 1, n1 = 0;
-        if (F::rows) {
-            a0[0] = o.c[0].x; a0[1] = o.c[0].y; a0[2] = o.c[0].z; a0[3] = o.c[0].w;
-            a1[0] = o.c[1].x; a1[1] = o.c[1].y; a1[2] = o.c[1].z; a1[3] = o.c[1].w;
-        } else {
-            unpack<T>(a0, o, 0, j);
-            unpack<T>(a1, o, 1, j);
-            scale_of<T>(d0, m0, o, 0, j, 0);
-            scale_of<T>(d1, m1, o, 1, j, 0);
-            if (F::q6) {
-                scale_of<T>(e0, n0, o, 0, j, 1);
-                scale_of<T>(e1, n1, o, 1, j, 1);
-            }
-        }
-#pragma unroll
-        for (int nt = 0; nt < NT; nt++) {
-            uint4 b = make_uint4(0, 0, 0, 0);
-            if (nt < n_live) b = *(const uint4 *)(xs + nt * stride8 + j * 32);
-            if (BF) {
-                mma<BF>(acc[nt], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
-                mma<BF>(acc[nt], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
-                continue;
-            }
-            float c[4];
-            const float *beside = side + j * step + pair[nt];
-            const float4 u = *(const float4 *)beside; /* scales, sums */
-            if (folds<T>) mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y, u.z, u.w, u.z, u.w);
-            else mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y, 0, 0, 0, 0);
-            if (F::q6) {
-                float e[4];
-                const float2 v = *(const float2 *)(beside + 4);
-                mma<false>(e, a0[2], a1[2], a0[3], a1[3], b.z, b.w, 0, 0, 0, 0);
-                acc[nt][0] += u.x * (d0 * c[0] + e0 * e[0]) + m0 * u.z + n0 * v.x;
-                acc[nt][2] += u.x * (d1 * c[2] + e1 * e[2]) + m1 * u.z + n1 * v.x;
-                if (!ONE) {
-                    acc[nt][1] += u.y * (d0 * c[1] + e0 * e[1]) + m0 * u.w + n0 * v.y;
-                    acc[nt][3] += u.y * (d1 * c[3] + e1 * e[3]) + m1 * u.w + n1 * v.y;
-                }
-                continue;
-            }
-            mma<false>(c, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
-            if (!F::rows && !folds<T>) {
-                acc[nt][0] += m0 * u.z;
-                acc[nt][2] += m1 * u.z;
-                if (!ONE) {
-                    acc[nt][1] += m0 * u.w;
-                    acc[nt][3] += m1 * u.w;
-                }
-            }
-            acc[nt][0] += d0 * u.x * c[0];
-            acc[nt][2] += d1 * u.x * c[2];
-            if (!ONE) {
-                acc[nt][1] += d0 * u.y * c[1];
-                acc[nt][3] += d1 * u.y * c[3];
-            }
-        }
-    }
-}
-
 /* Floats of one turn of the sums of warps: [WARPS][NW][16 rows][2 * pairs]. */
 static __host__ __device__ __forceinline__ constexpr int red_floats(int nw, int pairs) { return WARPS * nw * 32 * pairs; }
 
-/* The block's input where it prepares it itself. (inv_s is read behind the barrier of a tile.) */
-static __device__ __forceinline__ void fused_input(const product_args &a, uint16_t *xs_s, float *side_s, int pairs, float *tmp, float *inv_s) {
-    const int tid = threadIdx.x;
-    for (int n = 0; n < a.n_tok; n++)
-        warp_sum(tmp + n * WARPS, prepare_row(xs_s + n * a.stride, side_s, pairs, n, a.x + (a.row ? a.row[n] : n) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, a.f));
-    __syncthreads();
-    if (tid < a.n_tok) inv_s[tid] = a.norm ? norm_factor(tmp + tid * WARPS, a.eps, a.n_in) : 1.0f;
-}
-
-/* The warps' sums of a tile, through the turn's room in shared memory, added up and written out. */
-template <int T, int NW, int NT>
-static __device__ __forceinline__ void close_tile(const product_args &a, const float (*acc)[NT][4], float *red, const float *inv, int tile, int pairs) {
-    typedef lg_fmt<T> F;
-    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
-    float *to = red + warp * NW * 32 * pairs;
-#pragma unroll
-    for (int w = 0; w < NW; w++)
-#pragma unroll
-        for (int n = 0; n < NT; n++)
-            if (n * 4 + t < pairs) {
-                *(float2 *)(to + (w * 16 + g) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][0], acc[w][n][1]);
-                *(float2 *)(to + (w * 16 + g + 8) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][2], acc[w][n][3]);
-            }
-    int which = 0;
-    if (NW == 1)
-        while (which + 1 < a.n_part && tile >= a.p[which].tile_end) which++;
-    const int n_out = a.p[which].n_out, base = which ? a.p[which - 1].tile_end : 0;
-    const int r = tid & 15, n = tid >> 4, row = (tile - base) * 16 + r; /* (16 * n_tok threads) */
-    const bool live = n < a.n_tok && row < n_out;
-    float *out = a.p[which].out + (int64_t)n * n_out + row, old = 0.0f;
-    if (NW == 1 && a.add && live) old = *out;
-    __syncthreads();
-    if (live) {
-        const float *all = red + r * 2 * pairs + n;
-        float v[NW];
-#pragma unroll
-        for (int w = 0; w < NW; w++) {
-            v[w] = 0.0f;
-#pragma unroll
-            for (int k = 0; k < WARPS; k++) v[w] += all[(k * NW + w) * 32 * pairs];
-            v[w] *= F::rows ? inv[n] : 16777216.0f * inv[n];
-        }
-        if (NW == 2) *out = v[0] / (1.0f + __expf(-v[0])) * v[NW - 1];
-        else *out = old + v[0];
-    }
-}
-
-/* NW = 2: parts 0 and 1 are gate and up, tile for tile; the result is silu(gate)*up. NC: columns / 8, 0: one column. */
-template <int T, int NW, int NC>
-static __global__ void __launch_bounds__(WARPS * 32, 2) k_ring(const __grid_constant__ product_args a) {
-    typedef lg_fmt<T> F;
-    typedef ring<T, NW> R;
-    constexpr int NT = NC ? NC : 1, C = R::C, TURNS = 2, SIZE = side_floats(F::q6);
-    extern __shared__ uint4 shared[];
-    const int pairs = (a.n_tok + 1) >> 1, red_size = red_floats(NW, pairs), n_group = T == LG_DTYPE_BF16 ? 0 : a.n_chunk * 4;
-    uint8_t *ring_s = (uint8_t *)shared;                       /* [WARPS][depth][stage] */
-    float *red = (float *)(ring_s + R::bytes);                 /* [TURNS][red_size] */
-    float *tmp = red + TURNS * red_size;                       /* [16][WARPS] */
-    float *inv_s = tmp + 16 * WARPS;                           /* [16] */
-    float *side_s = inv_s + 16;                                /* [n_group][pairs][SIZE], where fused */
-    uint16_t *xs_s = (uint16_t *)(side_s + n_group * pairs * SIZE); /* [n_tok][stride], where fused */
-    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
-    const int n_piece = F::rows ? (a.n_in + 31) >> 5 : a.n_chunk;
-    const int units = (n_piece + WARPS * C - 1) / (WARPS * C);
-    const uint8_t *mine = ring_s + warp * R::depth * R::stage;
-    const uint32_t mine_at = (uint32_t)__cvta_generic_to_shared(mine);
-    int tile = blockIdx.x, next_tile = tile, next_unit = 0;
-
-    auto issue = [&](int stage) { /* the next unit of this warp */
-        if (next_tile < a.n_tile) {
-            int which = 0, base = 0;
-            if (NW == 1) {
-                while (which + 1 < a.n_part && next_tile >= a.p[which].tile_end) which++;
-                base = which ? a.p[which - 1].tile_end : 0;
-            }
-#pragma unroll
-            for (int c = 0; c < C; c++) {
-                const int piece = (next_unit * WARPS + warp) * C + c;
-                if (piece < n_piece)
-#pragma unroll
-                    for (int w = 0; w < NW; w++)
-                        fetch<T>(mine_at + (uint32_t)(stage * R::stage + (c * NW + w) * R::record), a.p[NW == 1 ? which : w], next_tile - base, piece, a.n_in, a.n_chunk, lane);
-            }
-            if (++next_unit == units) {
-                next_unit = 0;
-                next_tile += gridDim.x;
-            }
-        }
-        copy_commit();
-    };
-
-    lg_pdl_go();
-#pragma unroll
-    for (int i = 0; i < R::depth; i++) issue(i);
-    lg_pdl_wait();
-    const uint16_t *xs = a.xs;
-    const float *side = a.side, *inv = a.inv;
-    if (a.fused) {
-        fused_input(a, xs_s, side_s, pairs, tmp, inv_s);
-        xs = xs_s;
-        side = side_s;
-        inv = inv_s;
-    }
-    /* Lanes of a column beyond n_tok feed zeros. */
-    const int n_live = g < a.n_tok ? (NT == 1 || g + 8 >= a.n_tok ? 1 : 2) : 0;
-    const uint16_t *x_lane = xs + (int64_t)g * a.stride + t * 8;
-    const int64_t stride8 = (int64_t)a.stride * 8;
-    int pair[NT];
-#pragma unroll
-    for (int n = 0; n < NT; n++) pair[n] = (n * 4 + t < pairs ? n * 4 + t : 0) * SIZE;
-
-    for (int turn = 0, stage = 0; tile < a.n_tile; tile += gridDim.x, turn ^= TURNS - 1) {
-        float acc[NW][NT][4];
-#pragma unroll
-        for (int w = 0; w < NW; w++)
-#pragma unroll
-            for (int n = 0; n < NT; n++) acc[w][n][0] = acc[w][n][1] = acc[w][n][2] = acc[w][n][3] = 0.0f;
-        for (int u = 0; u < units; u++) {
-            copy_wait<R::depth - 1>();
-            if (!F::rows) __syncwarp();
-#pragma unroll
-            for (int c = 0; c < C; c++) {
-                const int piece = (u * WARPS + warp) * C + c;
-                if (piece < n_piece)
-#pragma unroll
-                    for (int w = 0; w < NW; w++) {
-                        hold<T> o;
-                        take<T>(o, mine + stage * R::stage + (c * NW + w) * R::record, lane);
-                        multiply<T, NT, NC == 0>(acc[w], o, x_lane + piece * (F::rows ? 32 : LG_CHUNK), T == LG_DTYPE_BF16 ? NULL : side + (int64_t)piece * (F::rows ? 1 : 4) * pairs * SIZE,
-                                        pair, pairs * SIZE, stride8, n_live);
-                    }
-            }
-            if (!F::rows) __syncwarp();
-            issue(stage);
-            stage = stage + 1 == R::depth ? 0 : stage + 1;
-        }
-        close_tile<T, NW, NT>(a, acc, red + turn * red_size, inv, tile, pairs);
-    }
-}
-
-/* The same with weights straight into registers, a unit ahead; two blocks fill a multiprocessor. */
+/* Weights straight into registers, a unit ahead; two blocks fill a multiprocessor. NW = 2: parts 0 and 1 are gate and up, tile for tile;
+ * the result is silu(gate)*up. NC: columns / 8, 0: one column. */
 template <int T, int NW, int NC>
 static __global__ void __launch_bounds__(WARPS * 32, 2) k_direct(const __grid_constant__ product_args a) {
     typedef lg_fmt<T> F;
-    constexpr int NT = NC ? NC : 1, C = (F::rows ? 4 : F::byte ? 1 : 2) / NW > 0 ? (F::rows ? 4 : F::byte ? 1 : 2) / NW : 1, TURNS = 2, SIZE = side_floats(F::q6);
+    constexpr int NT = NC ? NC : 1, C = (F::rows ? 4 : F::byte ? 1 : 2) / NW > 0 ? (F::rows ? 4 : F::byte ? 1 : 2) / NW : 1, TURNS = 2, SIZE = lg_side_floats(F::q6);
     extern __shared__ uint4 shared[];
     const int pairs = (a.n_tok + 1) >> 1, red_size = red_floats(NW, pairs), n_group = T == LG_DTYPE_BF16 ? 0 : a.n_chunk * 4;
     float *red = (float *)shared;                              /* [2][red_size] */
@@ -856,10 +332,10 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) k_direct(const __grid_co
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
     const int n_piece = F::rows ? (a.n_in + 31) >> 5 : a.n_chunk;
     const int units = (n_piece + WARPS * C - 1) / (WARPS * C);
-    hold<T> cur[NW][C], nxt[NW][C];
+    lg_hold<T> cur[NW][C], nxt[NW][C];
     int tile = blockIdx.x;
 
-    auto load = [&](hold<T> (*to)[C], int at, int u) {
+    auto load = [&](lg_hold<T> (*to)[C], int at, int u) {
         if (at >= a.n_tile) return;
         int which = 0, base = 0;
         if (NW == 1) {
@@ -871,7 +347,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) k_direct(const __grid_co
             const int piece = (u * C + c) * WARPS + warp;
             if (piece < n_piece)
 #pragma unroll
-                for (int w = 0; w < NW; w++) read<T>(to[w][c], a.p[NW == 1 ? which : w], at - base, piece, a.n_in, a.n_chunk, lane);
+                for (int w = 0; w < NW; w++) read_piece<T>(to[w][c], a.p[NW == 1 ? which : w], at - base, piece, a.n_in, a.n_chunk, lane);
         }
     };
 
@@ -881,7 +357,10 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) k_direct(const __grid_co
     const uint16_t *xs = a.xs;
     const float *side = a.side, *inv = a.inv;
     if (a.fused) {
-        fused_input(a, xs_s, side_s, pairs, tmp, inv_s);
+        for (int n = 0; n < a.n_tok; n++)
+            lg_warp_sum(tmp + n * WARPS, lg_prepare_row<THREADS>(xs_s + n * a.stride, side_s, pairs, n, a.x + (a.row ? a.row[n] : n) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, a.f));
+        __syncthreads();
+        if (tid < a.n_tok) inv_s[tid] = a.norm ? lg_norm_factor<WARPS>(tmp + tid * WARPS, a.eps, a.n_in) : 1.0f; /* (read behind the barrier of a tile) */
         xs = xs_s;
         side = side_s;
         inv = inv_s;
@@ -909,7 +388,7 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) k_direct(const __grid_co
                 if (piece < n_piece)
 #pragma unroll
                     for (int w = 0; w < NW; w++)
-                        multiply<T, NT, NC == 0>(acc[w], cur[w][c], x_lane + piece * (F::rows ? 32 : LG_CHUNK),
+                        lg_multiply<T, NT, NC == 0>(acc[w], cur[w][c], x_lane + piece * (F::rows ? 32 : LG_CHUNK),
                                                  T == LG_DTYPE_BF16 ? NULL : side + (int64_t)piece * (F::rows ? 1 : 4) * pairs * SIZE, pair, pairs * SIZE, stride8, n_live);
             }
 #pragma unroll
@@ -917,35 +396,60 @@ static __global__ void __launch_bounds__(WARPS * 32, 2) k_direct(const __grid_co
 #pragma unroll
                 for (int c = 0; c < C; c++) cur[w][c] = nxt[w][c];
         }
-        close_tile<T, NW, NT>(a, acc, red + turn * red_size, inv, tile, pairs);
+        float *to = red + turn * red_size + warp * NW * 32 * pairs;
+#pragma unroll
+        for (int w = 0; w < NW; w++)
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+                if (n * 4 + t < pairs) {
+                    *(float2 *)(to + (w * 16 + g) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][0], acc[w][n][1]);
+                    *(float2 *)(to + (w * 16 + g + 8) * 2 * pairs + n * 8 + 2 * t) = make_float2(acc[w][n][2], acc[w][n][3]);
+                }
+        int which = 0;
+        if (NW == 1)
+            while (which + 1 < a.n_part && tile >= a.p[which].tile_end) which++;
+        const int n_out = a.p[which].n_out, base = which ? a.p[which - 1].tile_end : 0;
+        const int r = tid & 15, n = tid >> 4, row = (tile - base) * 16 + r; /* (16 * n_tok threads) */
+        const bool live = n < a.n_tok && row < n_out;
+        float *out = a.p[which].out + (int64_t)n * n_out + row, old = 0.0f;
+        if (NW == 1 && a.add && live) old = *out;
+        __syncthreads();
+        if (live) {
+            const float *all = red + turn * red_size + r * 2 * pairs + n;
+            float v[NW];
+#pragma unroll
+            for (int w = 0; w < NW; w++) {
+                v[w] = 0.0f;
+#pragma unroll
+                for (int k = 0; k < WARPS; k++) v[w] += all[(k * NW + w) * 32 * pairs];
+                v[w] *= F::rows ? inv[n] : 16777216.0f * inv[n];
+            }
+            if (NW == 2) *out = v[0] / (1.0f + __expf(-v[0])) * v[NW - 1];
+            else *out = old + v[0];
+        }
     }
 }
 
-/* One row of input and weights of 16 or 8 bits: the ring. Else direct: 4-bit codes need the 16 warps of two blocks to keep up with the
- * memory, and so do several rows, whose inputs come from the cache. */
-template <int T, int NC> static constexpr bool rings = NC == 0 && (lg_fmt<T>::rows || lg_fmt<T>::byte);
-
-template <int T, int NW, int NC>
+template <int T, int NW>
 static int64_t product_smem(const product_args *a, bool fused) {
     const int64_t pairs = (a->n_tok + 1) / 2;
-    int64_t n = (rings<T, NC> ? ring<T, NW>::bytes : 0) + (int64_t)(2 * red_floats(NW, (int)pairs) + 16 * WARPS + 16) * 4;
-    if (fused) n += (T == LG_DTYPE_BF16 ? 0 : (int64_t)a->n_chunk * 4 * pairs * side_floats(lg_fmt<T>::q6) * 4) + (int64_t)a->n_tok * a->stride * 2;
+    int64_t n = (int64_t)(2 * red_floats(NW, (int)pairs) + 16 * WARPS + 16) * 4;
+    if (fused) n += (T == LG_DTYPE_BF16 ? 0 : (int64_t)a->n_chunk * 4 * pairs * lg_side_floats(lg_fmt<T>::q6) * 4) + (int64_t)a->n_tok * a->stride * 2;
     return n;
 }
 
 template <int T, int NW, int NC>
 static void launch_product(const lg_cuda_env *e, lg_cuda_work *k, product_args *a) {
     static bool raised[16];
-    void (*kernel)(product_args);
-    if constexpr (rings<T, NC>) kernel = k_ring<T, NW, NC>;
-    else kernel = k_direct<T, NW, NC>;
+    void (*kernel)(product_args) = k_direct<T, NW, NC>;
     int device = 0, beside = 1;
     cudaGetDevice(&device);
     if (device < 16 && !raised[device]) {
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)min64(e->smem_max, HALF_SM));
         raised[device] = true;
     }
-    a->fused = a->n_tok <= FUSED_ROWS && product_smem<T, NW, NC>(a, true) <= min64(e->smem_max, HALF_SM);
+    a->f = lg_form_of<T>();
+    a->fused = a->n_tok <= FUSED_ROWS && product_smem<T, NW>(a, true) <= min64(e->smem_max, HALF_SM);
     if (!a->fused) {
         a->xs = (const uint16_t *)k->x;
         a->inv = k->sums;
@@ -953,8 +457,8 @@ static void launch_product(const lg_cuda_env *e, lg_cuda_work *k, product_args *
         lg_cuda_launch(k_prepare, dim3((unsigned)a->n_tok), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, k->sums + 16, k->sums, a->x, a->row, a->norm, a->eps, (int)a->n_in,
                        (int)a->n_chunk, (int)a->stride, a->f);
     }
-    const size_t smem = (size_t)product_smem<T, NW, NC>(a, a->fused);
-    if (!rings<T, NC>) cudaOccupancyMaxActiveBlocksPerMultiprocessor(&beside, kernel, THREADS, smem);
+    const size_t smem = (size_t)product_smem<T, NW>(a, a->fused);
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&beside, kernel, THREADS, smem);
     lg_cuda_launch(kernel, dim3((unsigned)min64(a->n_tile, (int64_t)(beside > 0 ? beside : 1) * e->n_sm)), dim3(THREADS), smem, e->stream, true, *a);
 }
 
@@ -971,7 +475,7 @@ static void run_product(const lg_cuda_env *e, lg_cuda_work *k, lg_dtype t, int n
         default: launch_product<T, 2, 2>(e, k, a); break; \
         } \
         break;
-    switch (t) { X(LG_DTYPE_F16) X(LG_DTYPE_BF16) EACH_QUANT(X) default: break; }
+    switch (t) { X(LG_DTYPE_F16) X(LG_DTYPE_BF16) LG_EACH_QUANT(X) default: break; }
 #undef X
 }
 
@@ -1185,7 +689,7 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     const bool wide = way_of(e, w, n_tok) != DECODE; /* else f32 rows are made for low-rank additions only */
     const int64_t chunk = (w->n_in + LG_CHUNK - 1) / LG_CHUNK;
     n->x_bytes = max64(n->x_bytes, max64(n_tok * w->n_in * 4, min64(n_tok, MAX_COLS) * x_stride((int)chunk) * 2));
-    n->sums_bytes = max64(n->sums_bytes, (chunk * 4 * (MAX_COLS / 2) * side_floats(true) + 16) * 4);
+    n->sums_bytes = max64(n->sums_bytes, (chunk * 4 * (MAX_COLS / 2) * lg_side_floats(true) + 16) * 4);
     n->y_bytes = max64(n->y_bytes, n_tok * w->n_out * 4);
     n->lora_bytes = max64(n->lora_bytes, min64(n_tok, 65535) * LG_LORA_RANK * 4);
     if (wide && way_of(e, w, n_tok) == MATRIX) {
@@ -1197,14 +701,21 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
 /* Up to 16 rows of input; same format. */
 static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t first, int n_tok, const lg_weight *const *w, float *const *y, int n, int nw, bool add) {
     const lg_cuda_weight *p0 = packed(w[0]);
-    const lg_dtype t = p0->dtype;
+    if (n_tok == 1) {
+        lg_cuda_in one = *in;
+        float *to[3];
+        one.n_tok = 1;
+        if (in->row) one.row = in->row + first;
+        else one.x = in->x + first * p0->n_in;
+        for (int i = 0; i < n; i++) to[i] = y[i] + first * w[i]->n_out;
+        if (lg_cuda_stream(e, &one, w, to, n, nw == 2, add)) return;
+    }
     product_args a = {};
     a.n_in = p0->n_in;
     a.n_chunk = p0->n_chunk;
     a.n_tok = n_tok;
     a.stride = x_stride(a.n_chunk);
     a.add = add;
-    a.f = form_of(t);
     a.x = in->row ? in->x : in->x + first * a.n_in;
     a.row = in->row ? in->row + first : NULL;
     a.norm = in->norm;
@@ -1213,9 +724,9 @@ static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
     for (int i = 0; i < n; i++) {
         const lg_cuda_weight *p = packed(w[i]);
         a.n_tile = nw == 2 ? p->n_tile : a.n_tile + p->n_tile;
-        a.p[i] = part{ p->codes, p->high, p->scale, p->super, y[i] + first * p->n_out, p->n_out, a.n_tile };
+        a.p[i] = lg_part{ p->codes, p->high, p->scale, p->super, y[i] + first * p->n_out, p->n_out, a.n_tile };
     }
-    run_product(e, k, t, nw, &a);
+    run_product(e, k, p0->dtype, nw, &a);
 }
 
 /* The (normed, gathered) input as f32 or bf16 rows in k->x. */

@@ -56,6 +56,10 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
 void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *gate, const lg_cuda_out *up, float *h);
 void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok);
 
+/* stream.cu: the same for one row of input and weights of one format; gate_up: y[0] = silu(W[0] in)*(W[1] in). false, and nothing launched,
+ * where the weights are too small or the input too wide for it. */
+bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
+
 /* cublas.cu: row-major y[n_tok, n_out] = beta*y + x[n_tok, n_in] w[n_out, n_in]^T through cuBLASLt, opened at run time. */
 typedef enum lg_blas_kind { LG_BLAS_BF16_F32, LG_BLAS_BF16_BF16, LG_BLAS_F32 } lg_blas_kind; /* inputs_output */
 lg_status lg_cuda_blas_open(lg_error *err);
@@ -83,6 +87,10 @@ static __device__ __forceinline__ void lg_pdl_go(void) {
 extern bool lg_cuda_pdl; /* off: LONGAN_CUDA_PDL=0, or a device before 9.0 */
 template <typename... P, typename... A>
 static inline void lg_cuda_launch(void (*f)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t s, bool pdl, A... a) {
+#ifdef LG_CUDA_EMU
+    (void)s; (void)pdl;
+    emu_start(grid, block, smem, [&] { f((P)a...); });
+#else
     cudaLaunchConfig_t c = {};
     cudaLaunchAttribute at[2];
     c.gridDim = grid;
@@ -97,5 +105,6 @@ static inline void lg_cuda_launch(void (*f)(P...), dim3 grid, dim3 block, size_t
     c.attrs = at;
     c.numAttrs = pdl && lg_cuda_pdl ? 2 : 1;
     cudaLaunchKernelEx(&c, f, (P)a...); /* a failure stays as the last error */
+#endif
 }
 #endif

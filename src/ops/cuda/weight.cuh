@@ -169,4 +169,44 @@ template <int T> static __device__ void lg_raw_scale(const uint8_t *row, int chu
         for (int i = 0; i < (F::pair ? 4 : 2); i++) out[j * (F::pair ? 4 : 2) + i] = row[k / 32 * block + i];
     }
 }
+
+/* i: (row, chunk, t). raw: the file's rows first_row.. ; rows past n_out and columns past n_in become zero. */
+template <int T>
+static __device__ void lg_pack_lane(const lg_cuda_weight &w, const uint8_t *raw, int64_t raw_row, int64_t first_row, int64_t n_row, int64_t i) {
+    typedef lg_fmt<T> F;
+    const int t = (int)(i & 3), chunk = (int)((i >> 2) % w.n_chunk);
+    const int64_t row = first_row + (i >> 2) / w.n_chunk;
+    if (row >= first_row + n_row) return;
+    const bool real = row < w.n_out;
+    const uint8_t *src = raw + (row - first_row) * raw_row;
+    uint32_t word[8] = { 0 }, high[2] = { 0 };
+    for (int j = 0; j < 4; j++)
+        for (int e = 0; e < 8; e++) {
+            const int k = chunk * LG_CHUNK + lg_column<T>(j, t, e);
+            const uint32_t code = real && k < w.n_in ? (uint32_t)lg_raw_code<T>(src, k) : 0;
+            if (F::byte) word[2 * j + (lg_byte(e) >> 2)] |= code << ((lg_byte(e) & 3) * 8);
+            else word[j] |= (code & 15) << (lg_nibble(e) * 4);
+            if (F::five) high[0] |= (code >> 4) << (j * 4 + (e >> 1) + (e & 1) * 16);
+            if (F::q6) high[j >> 1] |= (code >> 4) << (2 * ((j & 1) * 4 + (e >> 1)) + (e & 1) * 16);
+        }
+    const int64_t at = lg_lane_at(w, row, chunk, t);
+    if (F::byte) {
+        uint4 *to = (uint4 *)w.codes + at / 32 * 64 + at % 32;
+        to[0] = make_uint4(word[0], word[1], word[2], word[3]);
+        to[32] = make_uint4(word[4], word[5], word[6], word[7]);
+    } else {
+        ((uint4 *)w.codes)[at] = make_uint4(word[0], word[1], word[2], word[3]);
+    }
+    if (F::five) ((uint32_t *)w.high)[at] = high[0];
+    if (F::q6) ((uint2 *)w.high)[at] = make_uint2(high[0], high[1]);
+    if (t == 0) {
+        uint8_t sc[16], super[4] = { 0 };
+        for (int e = 0; e < 16; e++) sc[e] = 0;
+        if (real) lg_raw_scale<T>(src, chunk, w.n_in, sc, super);
+        uint8_t *to = w.scale + lg_scale_at(w, row, chunk) * F::scale_bytes;
+        for (int e = 0; e < F::scale_bytes; e++) to[e] = sc[e];
+        if (F::super_bytes && !(chunk & 1))
+            for (int e = 0; e < F::super_bytes; e++) w.super[lg_super_at(w, row, chunk) * F::super_bytes + e] = super[e];
+    }
+}
 #endif

@@ -1,0 +1,262 @@
+/* stream.cuh: what products of few rows share (product.cu, stream.cu): a warp streams weights as tensor-core fragments and multiplies
+ * them with inputs that were brought into the form the tensor cores take. Codes of quantised weights stay integers: as f16 subnormals
+ * (code * 2^-24) they need one lop3 per two weights and no conversion; scale, minimum and zero point are applied to the f32 sum of each group. */
+#ifndef LG_CUDA_STREAM_CUH
+#define LG_CUDA_STREAM_CUH
+#include "ops/cuda/stream_ptx.cuh"
+#include "ops/cuda/weight.cuh"
+
+#define LG_EACH_QUANT(X) X(LG_DTYPE_Q8_0) X(LG_DTYPE_Q4_0) X(LG_DTYPE_Q4_1) X(LG_DTYPE_Q5_0) X(LG_DTYPE_Q5_1) X(LG_DTYPE_Q4_K) X(LG_DTYPE_Q5_K) X(LG_DTYPE_Q6_K)
+
+/* ---- inputs ---- */
+/* bf16 weights take bf16 inputs; all others f16, each group of 32 scaled by a power of two so that its largest lies in [512, 1024).
+ * Codes of 4 to 6 bits stand alternately at bits 0 and 4 of an f16 mantissa, so inputs of every second pair are divided by 16.
+ * Beside the inputs, for each (group, pair of rows): the scales to undo and the sums of the group's inputs (as rounded, in units of
+ * the product's sum, 2^-24); where codes have a constant zero point, that sum times -zero, still scaled: the product starts from it. The
+ * factor of the norm is a factor of the result and applied there: one pass over x. */
+typedef struct lg_form { bool bf16, sixteenth, half_groups; float zero; } lg_form; /* zero: of codes, where it is applied to the sums of inputs */
+template <int T> static constexpr bool lg_folds = lg_fmt<T>::zero != 0 && !lg_fmt<T>::q6;
+template <int T> static __host__ __device__ __forceinline__ constexpr lg_form lg_form_of(void) {
+    return lg_form{ T == LG_DTYPE_BF16, !lg_fmt<T>::rows && !lg_fmt<T>::byte, lg_fmt<T>::q6, lg_folds<T> ? (float)lg_fmt<T>::zero : 0.0f };
+}
+static __host__ __device__ __forceinline__ constexpr int lg_side_floats(bool half_groups) { return half_groups ? 8 : 4; }
+
+/* Row n, by the whole block: xs [n_chunk*128], side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
+ * first half, then of the second). Returns the thread's part of the sum of squares. */
+template <int N_THREAD>
+static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f) {
+    enum { AHEAD = 4 };
+    const int tid = threadIdx.x, lane = tid & 31, n_slot = n_chunk * 16, size = lg_side_floats(f.half_groups);
+    float ss = 0;
+    for (int first = tid; first < n_slot; first += AHEAD * N_THREAD) {
+        float4 in[AHEAD][2], by[AHEAD][2];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int slot = first + i * N_THREAD;
+#pragma unroll
+            for (int q = 0; q < 2; q++) {
+                const int k = (slot >> 2) * 32 + (f.half_groups ? q * 16 + (slot & 3) * 4 : (slot & 3) * 8 + q * 4);
+                in[i][q] = make_float4(0, 0, 0, 0);
+                by[i][q] = make_float4(1, 1, 1, 1);
+                if (slot < n_slot && k < n_in) { /* n_in is a multiple of 8 */
+                    in[i][q] = __ldcg((const float4 *)(x + k));
+                    if (norm) by[i][q] = *(const float4 *)(norm + k);
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int slot = first + i * N_THREAD, group = slot >> 2;
+            if (slot >= n_slot) continue;
+            const unsigned mask = slot - lane + 32 <= n_slot ? 0xffffffffu : 0x0000ffffu; /* the last warp may be half full */
+            float v[8];
+#pragma unroll
+            for (int q = 0; q < 2; q++) {
+                const float4 y = in[i][q], w = by[i][q];
+                ss += y.x * y.x + y.y * y.y + y.z * y.z + y.w * y.w;
+                v[4 * q] = y.x * w.x;
+                v[4 * q + 1] = y.y * w.y;
+                v[4 * q + 2] = y.z * w.z;
+                v[4 * q + 3] = y.w * w.w;
+            }
+            uint32_t out[4];
+            if (f.bf16) {
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const __nv_bfloat162 h = __floats2bfloat162_rn(v[2 * e], v[2 * e + 1]);
+                    out[e] = *(const uint32_t *)&h;
+                }
+            } else {
+                float top = 0, s = 1.0f, sum[2] = { 0, 0 };
+#pragma unroll
+                for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(v[e]));
+                top = fmaxf(top, __shfl_xor_sync(mask, top, 1));
+                top = fmaxf(top, __shfl_xor_sync(mask, top, 2));
+                if (top > 0) { /* 2^(9 - exponent of the largest) */
+                    int e = 263 - (int)((__float_as_uint(top) >> 23) & 255);
+                    e = e < 1 ? 1 : e > 253 ? 253 : e;
+                    s = __uint_as_float((uint32_t)e << 23);
+                }
+#pragma unroll
+                for (int e = 0; e < 8; e++) {
+                    const float h = __half2float(__float2half_rn(v[e] * s));
+                    sum[e >> 2] += h;
+                    v[e] = f.sixteenth && (e & 2) ? h * 0.0625f : h;
+                }
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const __half2 h = __floats2half2_rn(v[2 * e], v[2 * e + 1]);
+                    out[e] = *(const uint32_t *)&h;
+                }
+                if (!f.half_groups) sum[0] += sum[1];
+#pragma unroll
+                for (int q = 0; q < 2; q++) {
+                    sum[q] += __shfl_xor_sync(mask, sum[q], 1);
+                    sum[q] += __shfl_xor_sync(mask, sum[q], 2);
+                }
+                if ((slot & 3) == 0) {
+                    float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
+                    const float undo = 1.0f / s;
+                    to[0] = undo;
+                    to[2] = sum[0] * (f.zero != 0 ? -f.zero : undo) * (1.0f / 16777216.0f);
+                    if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
+                }
+            }
+            *(uint4 *)(xs + slot * 8) = make_uint4(out[0], out[1], out[2], out[3]);
+        }
+    }
+    return ss;
+}
+/* tmp [warps of the block] */
+static __device__ __forceinline__ void lg_warp_sum(float *tmp, float v) {
+#pragma unroll
+    for (int m = 16; m; m >>= 1) v += __shfl_xor_sync(0xffffffffu, v, m);
+    if ((threadIdx.x & 31) == 0) tmp[threadIdx.x >> 5] = v;
+}
+template <int N_WARP> static __device__ __forceinline__ float lg_norm_factor(const float *tmp, float eps, int n_in) {
+    float ss = 0;
+#pragma unroll
+    for (int i = 0; i < N_WARP; i++) ss += tmp[i];
+    return rsqrtf(ss / (float)n_in + eps);
+}
+
+/* ---- weights ---- */
+typedef struct lg_part { const uint8_t *codes, *high, *scale, *super; float *out; int32_t n_out, tile_end; } lg_part; /* a weight of a launch; tile_end: of all parts so far */
+
+/* c += a b */
+template <bool BF16> static __device__ __forceinline__ void mma(float *c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+    lg_mma<BF16>(c, a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]);
+}
+
+/* What a lane holds of 16 rows and 32 columns (row-major), or of a chunk (quantised): rows g and g + 8. */
+template <int T> struct lg_hold {
+    uint4 c[lg_fmt<T>::byte ? 4 : 2];
+    uint4 s[lg_fmt<T>::pair ? 2 : 1]; /* (pair: row g, row g + 8; else both in one) */
+    uint32_t h[4];
+    uint32_t d[2];
+};
+static __device__ __forceinline__ uint32_t part4(const uint4 &v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+/* The four fragments of group j, row half hf, as integers in f16 mantissas. */
+template <int T>
+static __device__ __forceinline__ void unpack(uint32_t *r, const lg_hold<T> &o, int hf, int j) {
+    typedef lg_fmt<T> F;
+    if (F::byte) {
+        const uint4 v = o.c[F::byte ? hf * 2 + (j >> 1) : 0];
+        const uint32_t a = part4(v, (j & 1) * 2), b = part4(v, (j & 1) * 2 + 1);
+        r[0] = a & 0x00FF00FFu;
+        r[1] = (a >> 8) & 0x00FF00FFu;
+        r[2] = b & 0x00FF00FFu;
+        r[3] = (b >> 8) & 0x00FF00FFu;
+        return;
+    }
+    const uint32_t w = part4(o.c[hf], j), x = w >> 8;
+    r[0] = w & 0x000F000Fu;
+    r[1] = w & 0x00F000F0u;
+    r[2] = x & 0x000F000Fu;
+    r[3] = x & 0x00F000F0u;
+    if (F::five) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) r[i] |= ((o.h[hf] >> (j * 4 + i)) & 0x00010001u) << (i & 1 ? 8 : 4);
+    }
+    if (F::q6) {
+        const uint32_t h = o.h[(j >> 1) * 2 + hf];
+#pragma unroll
+        for (int i = 0; i < 4; i++) r[i] |= ((h >> (2 * ((j & 1) * 4 + i))) & 0x00030003u) << (i & 1 ? 8 : 4);
+    }
+}
+
+static __device__ __forceinline__ float byte_float(uint32_t v, int b) { return __uint_as_float(__byte_perm(v, 0x4B000000u, 0x7440 | b)) - 8388608.0f; }
+static __device__ __forceinline__ float half_float(uint32_t v, int h) { return h ? __high2float(*(const __half2 *)&v) : __low2float(*(const __half2 *)&v); }
+
+/* Scale and addend of group j (Q6_K: of its half q), row half hf. */
+template <int T>
+static __device__ __forceinline__ void scale_of(float &d, float &m, const lg_hold<T> &o, int hf, int j, int q) {
+    typedef lg_fmt<T> F;
+    if (F::pair) {
+        const uint32_t v = part4(o.s[F::pair ? hf : 0], j);
+        d = half_float(v, 0);
+        m = half_float(v, 1);
+        return;
+    }
+    const uint32_t v = part4(o.s[0], hf * 2 + (j >> 1));
+    if (F::k45) {
+        d = half_float(o.d[hf], 0) * byte_float(v, (j & 1) * 2);
+        m = -half_float(o.d[hf], 1) * byte_float(v, (j & 1) * 2 + 1);
+    } else if (F::q6) {
+        d = half_float(o.d[hf], 0) * (float)(int8_t)(v >> ((j & 1) * 16 + q * 8));
+        m = -32.0f * d;
+    } else {
+        d = half_float(v, j & 1);
+    }
+}
+
+/* xs: this lane's part of the first input column of its piece. side: of the piece's first group; the lane's pairs of columns lie at
+ * pair[nt], the next group `step` on. Columns beyond n_tok hold anything: nobody reads their sums. */
+template <int T, int NT, bool ONE>
+static __device__ __forceinline__ void lg_multiply(float (*acc)[4], const lg_hold<T> &o, const uint16_t *xs, const float *side, const int *pair, int step, int64_t stride8, int n_live) {
+    typedef lg_fmt<T> F;
+    constexpr bool BF = T == LG_DTYPE_BF16;
+    constexpr int GROUPS = F::rows ? 1 : 4;
+#pragma unroll
+    for (int j = 0; j < GROUPS; j++) {
+        uint32_t a0[4], a1[4];
+        float d0 = 1, m0 = 0, d1 = 1, m1 = 0, e0 = 1, n0 = 0, e1 = 1, n1 = 0;
+        if (F::rows) {
+            a0[0] = o.c[0].x; a0[1] = o.c[0].y; a0[2] = o.c[0].z; a0[3] = o.c[0].w;
+            a1[0] = o.c[1].x; a1[1] = o.c[1].y; a1[2] = o.c[1].z; a1[3] = o.c[1].w;
+        } else {
+            unpack<T>(a0, o, 0, j);
+            unpack<T>(a1, o, 1, j);
+            scale_of<T>(d0, m0, o, 0, j, 0);
+            scale_of<T>(d1, m1, o, 1, j, 0);
+            if (F::q6) {
+                scale_of<T>(e0, n0, o, 0, j, 1);
+                scale_of<T>(e1, n1, o, 1, j, 1);
+            }
+        }
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            uint4 b = make_uint4(0, 0, 0, 0);
+            if (nt < n_live) b = *(const uint4 *)(xs + nt * stride8 + j * 32);
+            if (BF) {
+                mma<BF>(acc[nt], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+                mma<BF>(acc[nt], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+                continue;
+            }
+            float c[4];
+            const float *beside = side + j * step + pair[nt];
+            const float4 u = *(const float4 *)beside; /* scales, sums */
+            if (lg_folds<T>) lg_mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y, u.z, u.w, u.z, u.w);
+            else lg_mma<false>(c, a0[0], a1[0], a0[1], a1[1], b.x, b.y, 0, 0, 0, 0);
+            if (F::q6) {
+                float e[4];
+                const float2 v = *(const float2 *)(beside + 4);
+                lg_mma<false>(e, a0[2], a1[2], a0[3], a1[3], b.z, b.w, 0, 0, 0, 0);
+                acc[nt][0] += u.x * (d0 * c[0] + e0 * e[0]) + m0 * u.z + n0 * v.x;
+                acc[nt][2] += u.x * (d1 * c[2] + e1 * e[2]) + m1 * u.z + n1 * v.x;
+                if (!ONE) {
+                    acc[nt][1] += u.y * (d0 * c[1] + e0 * e[1]) + m0 * u.w + n0 * v.y;
+                    acc[nt][3] += u.y * (d1 * c[3] + e1 * e[3]) + m1 * u.w + n1 * v.y;
+                }
+                continue;
+            }
+            mma<false>(c, a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+            if (!F::rows && !lg_folds<T>) {
+                acc[nt][0] += m0 * u.z;
+                acc[nt][2] += m1 * u.z;
+                if (!ONE) {
+                    acc[nt][1] += m0 * u.w;
+                    acc[nt][3] += m1 * u.w;
+                }
+            }
+            acc[nt][0] += d0 * u.x * c[0];
+            acc[nt][2] += d1 * u.x * c[2];
+            if (!ONE) {
+                acc[nt][1] += d0 * u.y * c[1];
+                acc[nt][3] += d1 * u.y * c[3];
+            }
+        }
+    }
+}
+#endif

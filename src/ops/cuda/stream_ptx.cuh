@@ -1,0 +1,23 @@
+/* The machine instructions that products of few rows are made of, one function each; tests/cuda/emu_stream.h has them in plain C++. */
+#ifndef LG_CUDA_STREAM_PTX_CUH
+#define LG_CUDA_STREAM_PTX_CUH
+#include "ops/cuda/decode_ptx.cuh"
+#ifndef LG_CUDA_EMU
+/* 16 bytes from global to shared memory, past L1; size 0: zeros. */
+static __device__ __forceinline__ void lg_copy16(lg_smem to, const uint8_t *from, uint32_t size) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(to), "l"(from), "r"(size) : "memory");
+}
+template <int N> static __device__ __forceinline__ void lg_copy_wait(void) { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
+static __device__ __forceinline__ void lg_prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" : : "l"(p)); }
+/* d = a b + c, [16 x 8] = [16 x 16] [16 x 8] */
+template <bool BF16>
+static __device__ __forceinline__ void lg_mma(float *d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, float c0, float c1, float c2, float c3) {
+    if (BF16)
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+                     : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
+    else
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+                     : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(c0), "f"(c1), "f"(c2), "f"(c3));
+}
+#endif
+#endif

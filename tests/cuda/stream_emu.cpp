@@ -1,0 +1,155 @@
+/* src/ops/cuda/stream.cu on the CPU (emu.h) against exact products of the dequantised weights: every format, one to three weights that
+ * share an input, gate and up, added results, norms, sizes that are no whole tiles or pieces, few multiprocessors. Weights, inputs and
+ * outputs are blocks of their own, so that ASan sees a byte too much. Inputs are rounded to bf16 or f16: the bound is 6e-3.
+ * (On a GPU: ops test.) The emulation has shuffles of whole warps only, so the number of chunks is even. */
+#include "ops/cuda/stream.cuh"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern "C" cudaError_t cudaGetDevice(int *d) { *d = 0; return cudaSuccess; }
+
+typedef struct shape { int n; int64_t n_out[3], n_in; bool gate_up, add, norm; int n_sm; } shape;
+
+static uint64_t counter;
+static float uniform(float a, float b) { return a + (b - a) * (float)lg_base_rng_unit(3, 1, counter++); }
+static void put16(uint8_t *p, uint16_t v) { memcpy(p, &v, 2); }
+static void *room(int64_t bytes) {
+    void *p = NULL;
+    if (cudaMalloc(&p, (size_t)bytes) != cudaSuccess) abort();
+    return p;
+}
+static float *floats(int64_t n, float a, float b) {
+    float *x = (float *)room(n * 4);
+    for (int64_t i = 0; i < n; i++) x[i] = uniform(a, b);
+    return x;
+}
+
+/* Random codes and scales, moderate factors. */
+static uint8_t *make_raw(lg_dtype t, int64_t n_out, int64_t n_in) {
+    const int64_t bytes = n_out * lg_base_row_bytes(t, n_in), block = lg_base_dtype(t)->bytes;
+    uint8_t *d = (uint8_t *)room(bytes);
+    for (int64_t i = 0; i < bytes; i++) d[i] = (uint8_t)lg_base_rng(7, 2, counter++);
+    for (int64_t at = 0; at < bytes; at += block) {
+        const float v = uniform(-0.1f, 0.1f);
+        const bool minimum = t == LG_DTYPE_Q4_1 || t == LG_DTYPE_Q5_1 || t == LG_DTYPE_Q4_K || t == LG_DTYPE_Q5_K;
+        if (t == LG_DTYPE_BF16) put16(d + at, lg_base_f32_to_bf16(v));
+        else put16(d + at + (t == LG_DTYPE_Q6_K ? 208 : 0), lg_base_f32_to_f16(t == LG_DTYPE_Q6_K ? v * 0.01f : v));
+        if (minimum) put16(d + at + 2, lg_base_f32_to_f16(uniform(-0.1f, 0.1f)));
+    }
+    return d;
+}
+template <int T> static void pack(lg_cuda_weight *w, const uint8_t *raw) {
+    typedef lg_fmt<T> F;
+    const int64_t rec = (int64_t)w->n_tile * w->n_chunk;
+    w->codes = (uint8_t *)room(rec * 64 * F::code_bytes);
+    w->high = (uint8_t *)room(rec * 64 * F::high_bytes + 16);
+    w->scale = (uint8_t *)room(rec * 16 * F::scale_bytes);
+    w->super = (uint8_t *)room((int64_t)w->n_tile * ((w->n_chunk + 1) / 2) * 16 * F::super_bytes + 16);
+    for (int64_t i = 0; i < rec * 64; i++) lg_pack_lane<T>(*w, raw, lg_base_row_bytes((lg_dtype)T, w->n_in), 0, (int64_t)w->n_tile * 16, i);
+}
+static lg_cuda_weight packed(lg_dtype t, const uint8_t *raw, int64_t n_out, int64_t n_in) {
+    lg_cuda_weight w = { t, (int32_t)n_out, (int32_t)n_in, (int32_t)((n_out + 15) / 16), (int32_t)((n_in + LG_CHUNK - 1) / LG_CHUNK), NULL, NULL, NULL, NULL, 0 };
+    switch (t) {
+#define X(T) case T: pack<T>(&w, raw); break;
+        LG_EACH_QUANT(X)
+#undef X
+    default:
+        w.codes = (uint8_t *)room(n_out * n_in * 2);
+        memcpy(w.codes, raw, (size_t)(n_out * n_in * 2));
+    }
+    return w;
+}
+static void release(lg_cuda_weight *w) {
+    cudaFree(w->codes);
+    cudaFree(w->high);
+    cudaFree(w->scale);
+    cudaFree(w->super);
+}
+
+static bool test(lg_dtype t, const shape &s) {
+    const int64_t n_in = s.n_in;
+    lg_cuda_weight p[3];
+    lg_weight w[3] = {};
+    const lg_weight *pw[3];
+    float *y[3], *want[3], *x = floats(3 * n_in, -1, 1), *norm = floats(n_in, 0.5f, 1.5f), *nx = floats(n_in, 0, 0), *row = floats(n_in, 0, 0);
+    int32_t *index = (int32_t *)room(4);
+    lg_cuda_env e = {};
+    double ss = 0, worst = 0;
+    e.n_sm = s.n_sm;
+    e.smem_max = 227 << 10;
+    *index = 2;
+    for (int64_t i = 0; i < n_in; i++) ss += (double)x[2 * n_in + i] * (double)x[2 * n_in + i];
+    for (int64_t i = 0; i < n_in; i++) nx[i] = s.norm ? (float)((double)x[2 * n_in + i] / sqrt(ss / (double)n_in + 1e-5)) * norm[i] : x[2 * n_in + i];
+    for (int k = 0; k < s.n; k++) {
+        const int64_t n_out = s.n_out[k];
+        uint8_t *raw = make_raw(t, n_out, n_in);
+        p[k] = packed(t, raw, n_out, n_in);
+        w[k].dtype = t;
+        w[k].n_out = n_out;
+        w[k].n_in = n_in;
+        w[k].packed = &p[k];
+        pw[k] = &w[k];
+        y[k] = floats(n_out, -1, 1);
+        want[k] = floats(n_out, 0, 0);
+        for (int64_t o = 0; o < n_out; o++) {
+            double sum = s.add ? (double)y[k][o] : 0;
+            lg_base_dequant(t, raw + o * lg_base_row_bytes(t, n_in), row, n_in);
+            for (int64_t i = 0; i < n_in; i++) sum += (double)row[i] * (double)nx[i];
+            want[k][o] = (float)sum;
+            if (!s.add) y[k][o] = NAN;
+        }
+        cudaFree(raw);
+    }
+    float *second = y[1];
+    if (s.gate_up) y[1] = y[0];
+    const lg_cuda_in in = { x, s.norm ? norm : NULL, 1e-5f, index, 1 };
+    const bool taken = lg_cuda_stream(&e, &in, pw, y, s.n, s.gate_up, s.add);
+    for (int64_t o = 0; s.gate_up && o < s.n_out[0]; o++) want[0][o] = (float)((double)want[0][o] / (1 + exp(-(double)want[0][o])) * (double)want[1][o]);
+    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) {
+        double d = 0, all = 0;
+        for (int64_t o = 0; o < s.n_out[k]; o++) {
+            const double off = (double)y[k][o] - (double)want[k][o];
+            d += off * off;
+            all += (double)want[k][o] * (double)want[k][o];
+        }
+        const double err = sqrt(d / all);
+        worst = err <= worst ? worst : err; /* (also where it is no number) */
+    }
+    const bool ok = taken && worst < 6e-3;
+    if (!ok) printf("stream_emu: %s, %d weights of %lld x %lld%s%s%s, %d multiprocessors: %s, error %.2e\n", lg_base_dtype(t)->name, s.n, (long long)s.n_out[0], (long long)n_in,
+                    s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", norm" : "", s.n_sm, taken ? "wrong" : "not taken", worst);
+    for (int k = 0; k < s.n; k++) {
+        release(&p[k]);
+        cudaFree(k == 1 ? second : y[k]);
+        cudaFree(want[k]);
+    }
+    cudaFree(x);
+    cudaFree(norm);
+    cudaFree(nx);
+    cudaFree(row);
+    cudaFree(index);
+    return ok;
+}
+
+int main(void) {
+    static const lg_dtype types[] = { LG_DTYPE_BF16, LG_DTYPE_F16, LG_DTYPE_Q8_0, LG_DTYPE_Q4_0, LG_DTYPE_Q4_1, LG_DTYPE_Q5_0, LG_DTYPE_Q5_1, LG_DTYPE_Q4_K, LG_DTYPE_Q5_K, LG_DTYPE_Q6_K };
+    static const shape shapes[] = {
+        { 3, { 121, 16, 33 }, 512, false, false, true, 3 }, /* q, k, v */
+        { 2, { 640, 640 }, 256, true, false, true, 2 },     /* more tiles than a block keeps sums of */
+        { 1, { 1203 }, 256, false, true, false, 2 },
+        { 1, { 90 }, 2560, false, true, false, 7 },         /* fewer tiles than multiprocessors */
+        { 1, { 90 }, 3584, false, false, true, 1 },
+        { 1, { 57 }, 1512, false, true, true, 2 },          /* row-major only */
+    };
+    int cases = 0, failed = 0;
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        for (size_t k = 0; k < sizeof shapes / sizeof shapes[0]; k++) {
+            if (lg_base_row_bytes(types[i], shapes[k].n_in) < 0) continue;
+            cases++;
+            failed += !test(types[i], shapes[k]);
+        }
+    printf("stream_emu: %d cases, %d failed\n", cases, failed);
+    return failed != 0;
+}
