@@ -888,6 +888,7 @@ template <typename O> static lg_cuda_decode decode_of(const lg_ops_ctx *c, const
     d.scale = a->scale;
     d.max_len = c->max_len;
     d.early = t->early;
+    d.release = a->n_seq == 1 && a->n_head * a->geom.head_dim >= 2048;
     return d;
 }
 

@@ -23,11 +23,12 @@ template <int T> struct record {
  * than half of a multiprocessor: two of the kernel behind it would gather where blocks leave first. Beside it a block of selection fits. */
 template <int T> struct ring {
 #ifdef LG_CUDA_ARCH_90a
-    static constexpr int room = 144 << 10;
+    static constexpr int room = lg_fmt<T>::rows ? 144 << 10 : 112 << 10;
 #else
     static constexpr int room = 48 << 10;
 #endif
-    static constexpr int C = lg_fmt<T>::rows ? 2 : 1, stage = C * record<T>::bytes, depth = room / WARPS / stage, bytes = WARPS * depth * stage;
+    static constexpr int C = 2, stage = C * record<T>::bytes, depth = room / WARPS / stage, bytes = WARPS * depth * stage;
+    static constexpr int before = depth * (lg_fmt<T>::rows ? 3 : 2) / 4; /* stages asked for before the input: behind all of them it came late */
 };
 
 typedef struct stream_args {
@@ -209,12 +210,15 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
     walk<T> ahead;
     ahead.begin(a);
 #pragma unroll 1
-    for (int i = 0; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
+    for (int i = 0; i < R::before; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
     if (a.norm && (blockIdx.x * THREADS + tid) * 32 < (unsigned)a.n_in) lg_prefetch(a.norm + (blockIdx.x * THREADS + tid) * 32);
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 
-    lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs, side, 1, 0, a.x + (a.row ? *a.row : 0) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, lg_form_of<T>()));
+    lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs, side, 1, 0, a.x + (a.row ? *a.row : 0) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), [&] {
+#pragma unroll 1
+        for (int i = R::before; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
+    }));
     __syncthreads();
     const float factor = (a.norm ? lg_norm_factor<WARPS>(tmp, a.eps, a.n_in) : 1.0f) * (F::rows ? 1.0f : 16777216.0f);
     const uint16_t *x_lane = xs + t * 8; /* (lanes of columns other than the first feed zeros) */

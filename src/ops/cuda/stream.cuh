@@ -23,11 +23,12 @@ static __host__ __device__ __forceinline__ constexpr int lg_side_floats(bool hal
 
 /* Row n, by the whole block: xs [n_chunk*128], side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
  * first half, then of the second). Returns the thread's part of the sum of squares. */
-template <int N_THREAD>
-static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f) {
+template <int N_THREAD, typename B>
+static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f, B behind) {
     enum { AHEAD = 4 };
     const int tid = threadIdx.x, lane = tid & 31, n_slot = n_chunk * 16, size = lg_side_floats(f.half_groups);
     float ss = 0;
+    bool asked = false;
     for (int first = tid; first < n_slot; first += AHEAD * N_THREAD) {
         float4 in[AHEAD][2], by[AHEAD][2];
 #pragma unroll
@@ -44,6 +45,8 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
                 }
             }
         }
+        if (!asked) behind();
+        asked = true;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             const int slot = first + i * N_THREAD, group = slot >> 2;
@@ -105,7 +108,12 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
             *(uint4 *)(xs + slot * 8) = make_uint4(out[0], out[1], out[2], out[3]);
         }
     }
+    if (!asked) behind();
     return ss;
+}
+template <int N_THREAD>
+static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f) {
+    return lg_prepare_row<N_THREAD>(xs, side, pairs, n, x, norm, n_in, n_chunk, f, [] {});
 }
 /* tmp [warps of the block] */
 static __device__ __forceinline__ void lg_warp_sum(float *tmp, float v) {
