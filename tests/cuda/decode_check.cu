@@ -205,6 +205,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
         float *score = (float *)lg_base_calloc(c->n_seq * c->n_kv * max_len, 4), *wf = (float *)lg_base_calloc(max_len, 4);
         int32_t *wi = (int32_t *)lg_base_calloc(max_len, 4), *ids = (int32_t *)lg_base_calloc(cap, 4);
         uint8_t *sel = (uint8_t *)room(lg_cuda_select_scratch(&e, c->n_seq, c->n_kv, max_len));
+        lg_cuda_clusters = c->len[0] & 1;
         for (int r = 0; r < 2; r++) lg_cuda_decode_select(&e, &a, NULL, sel);
         done();
         down(score, a.score, c->n_seq * c->n_kv * max_len * 4);

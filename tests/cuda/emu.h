@@ -40,6 +40,8 @@ void emu_run(dim3 grid, dim3 block, size_t smem, void (*body)(void *), void *arg
 void emu_block_barrier(void);
 void emu_warp_barrier(void);
 void emu_yield(void);
+void emu_row_barrier(void);            /* of all blocks with this blockIdx.y: a cluster */
+const uint8_t *emu_shared_of(int x);   /* shared memory of the cluster's block x */
 int emu_lane(void);
 /* Hands in n <= 64 bytes, waits for the warp; then other lanes' bytes can be read until emu_warp_barrier. */
 void emu_give(const void *data, size_t n);
@@ -54,7 +56,13 @@ template <class F> static inline void emu_call(void *f) { (*(F *)f)(); }
 template <class F> static inline void emu_start(dim3 g, dim3 b, size_t smem, F f) { emu_run(g, b, smem, emu_call<F>, &f); }
 #define LG_LAUNCH(kernel, grid, block, smem, stream, ...) ((void)(stream), emu_start(dim3(grid), dim3(block), smem, [&] { kernel(__VA_ARGS__); }))
 #define LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, early, ...) ((void)(early), LG_LAUNCH(kernel, grid, block, smem, stream, __VA_ARGS__))
+#define LG_LAUNCH_CLUSTER(kernel, grid, block, smem, stream, ...) LG_LAUNCH(kernel, grid, block, smem, stream, __VA_ARGS__)
 #define LG_SPIN() emu_yield()
+static inline void lg_cluster_meet(void) { emu_row_barrier(); }
+static inline uint4 lg_cluster_read(const void *at, int rank) {
+    EMU_CHECK((uintptr_t)at % 16 == 0 && rank >= 0 && rank < (int)emu_here.gdim.x);
+    return *(const uint4 *)(const void *)(emu_shared_of(rank) + ((const uint8_t *)at - emu_shared()));
+}
 static inline void lg_dec_wait() {}
 static inline void lg_dec_go() {}
 

@@ -49,6 +49,7 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);
  * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own. */
 int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head_kv, int64_t max_len);
 void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch);
+extern bool lg_cuda_clusters; /* off (LONGAN_CUDA_CLUSTERS=0): selection without clusters of blocks */
 
 /* ---- prefill.cu: rows that extend their sequences (not captured: host data may shape the grid) ----
  * Runs of consecutive rows of one sequence; idx ascending inside a run, row t sees cache rows 0..idx[t] (idx need not be consecutive). */

@@ -100,9 +100,15 @@ static __device__ __forceinline__ void tc_queries(uint32_t hi[HD / 16][2], uint3
     }
 #pragma unroll
     for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] = real ? q[i >> 2][(i >> 1) & 1][i & 1] : 0.0f;
-    if (dec_has_mean(a, seg) && g == DEC_HEADS - 1) {
+    if (dec_has_mean(a, seg) && g == DEC_HEADS - 1) { /* (q is zero: no real column) */
+#pragma unroll 1
+        for (int32_t h = 0; h < a.group; h++) {
+            const float *head = a.q + ((int64_t)seg.s * a.n_head + (int64_t)seg.h * a.group + h) * a.hd;
 #pragma unroll
-        for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] = dec_mean_query(a, seg, tc_q_dim<DT, HD>(i >> 2, (i >> 1) & 1, i & 1, t));
+            for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] += head[tc_q_dim<DT, HD>(i >> 2, (i >> 1) & 1, i & 1, t)];
+        }
+#pragma unroll
+        for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] /= (float)a.group;
     }
     __syncwarp();
     unit[0] = unit[1] = 1.0f;
@@ -319,8 +325,11 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     const int32_t warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, row = MATH::row_room(a);
     const dec_room room = dec_rooms(smem, a, row, warp, n_warp);
     dec_shared *sh = room.sh;
-    if (a.hybrid) lg_dec_wait(); /* sets come from another stream: a captured graph may have made that edge programmatic, too */
+    if (a.hybrid && !a.sized) lg_dec_wait(); /* sets come from another stream: a captured graph may have made that edge programmatic, too */
     if (!dec_cut(a, sh)) return; /* the whole block */
+    dec_seg seg;
+    dec_seg_load(&seg, a, sh->index, sh->begin);
+    if (seg.ids || (a.hybrid && seg.end < sh->hi)) lg_dec_wait();
     dec_feed feed;
     dec_feed_begin(&feed, a, sh, warp, n_warp);
     int32_t ahead = 0, stage = 0;
@@ -328,8 +337,6 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     lg_dec_wait();
     if (a.release) lg_dec_go();
     for (; ahead + 1 < a.n_stage; ahead++) MATH::issue(&feed, a, n_warp, room.ring, room.meta);
-    dec_seg seg;
-    dec_seg_load(&seg, a, sh->index, sh->begin);
     const int32_t hi = sh->hi;
     int32_t unit = sh->lo + warp;
     for (;;) {
@@ -604,15 +611,15 @@ static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t 
 
 /* Warps, stages and slots that fit into shared memory. */
 typedef struct dec_shape { int32_t n_warp, n_stage, n_slot; int64_t bytes; } dec_shape;
-static int64_t dec_bytes(const dec_shape *s, int32_t room, int32_t hd, int32_t heads) {
-    const int64_t slots = (int64_t)s->n_slot * dec_state_floats(heads, hd), merge = (int64_t)s->n_warp * 32 * (DEC_MERGE + 2);
+static int64_t dec_bytes(const dec_shape *s, int n_sm, int32_t room, int32_t hd, int32_t heads) {
+    const int64_t slots = (int64_t)s->n_slot * dec_state_floats(heads, hd), merge = dec_merge_floats(n_sm, s->n_warp * 32, heads);
     return (int64_t)s->n_warp * s->n_stage * (2 * DEC_UNIT * room + DEC_UNIT * 4) + (int64_t)sizeof(dec_shared) + 4 * (slots > merge ? slots : merge);
 }
-static bool dec_fit(dec_shape *s, int64_t limit, const dec_choice *c, int32_t hd, int32_t heads, int32_t n_warp, int32_t n_stage) {
+static bool dec_fit(dec_shape *s, const lg_cuda_env *e, const dec_choice *c, int32_t hd, int32_t heads, int32_t n_warp, int32_t n_stage) {
     *s = dec_shape{ n_warp, n_stage, n_warp, 0 };
     for (; n_warp <= c->warps && s->n_slot > 0; s->n_slot--) {
-        s->bytes = dec_bytes(s, c->room, hd, heads);
-        if (n_warp % s->n_slot == 0 && s->bytes <= limit) return true;
+        s->bytes = dec_bytes(s, e->n_sm, c->room, hd, heads);
+        if (n_warp % s->n_slot == 0 && s->bytes <= e->smem_max) return true;
     }
     return false;
 }
@@ -620,7 +627,7 @@ static dec_shape dec_shape_of(const lg_cuda_env *e, const dec_choice *c, int32_t
     static const int8_t tries[][2] = { { 12, 3 }, { 12, 2 }, { 8, 5 }, { 8, 4 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 }, { 1, 3 }, { 1, 2 } };
     dec_shape s;
     for (size_t i = 0; i < sizeof tries / sizeof tries[0]; i++)
-        if (dec_fit(&s, e->smem_max, c, hd, heads, tries[i][0], tries[i][1])) return s;
+        if (dec_fit(&s, e, c, hd, heads, tries[i][0], tries[i][1])) return s;
     return dec_shape{ 0, 0, 0, 0 };
 }
 
@@ -671,7 +678,8 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
         d.set_idx = a->sets.idx; d.set_n = a->sets.n; d.set_cap = a->sets.cap;
         d.n_set = a->sets.n_slot;
         while ((1 << d.block_shift) < a->sets.block) d.block_shift++;
-        d.sinks = a->select.sinks;
+        d.sinks = a->select.sinks; d.recents = a->select.recents;
+        d.sized = a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO;
         d.score = a->score;
         d.roles_in = a->read_host && a->make_host && d.n_kv <= DEC_ROLES;
         for (int32_t h = 0; d.roles_in && h < d.n_kv; h++) {

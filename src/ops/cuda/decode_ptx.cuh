@@ -12,9 +12,26 @@ typedef uint32_t lg_smem; /* address within the block's shared memory */
 /* early: the kernel may start before the one before it in the stream has ended, and says itself (lg_dec_wait) where it needs that. */
 #define LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, early, ...) lg_cuda_launch(kernel, dim3(grid), dim3(block), smem, stream, early, __VA_ARGS__)
 #define LG_LAUNCH(kernel, grid, block, smem, stream, ...) LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, false, __VA_ARGS__)
+#define LG_LAUNCH_CLUSTER(kernel, grid, block, smem, stream, ...) lg_cuda_launch_as(kernel, dim3(grid), dim3(block), smem, stream, false, true, __VA_ARGS__)
 #define LG_SPIN() __nanosleep(40)
 #define lg_dec_wait lg_pdl_wait
 #define lg_dec_go lg_pdl_go
+
+/* Blocks of a cluster: all their threads meet, what they wrote to shared memory before is seen after; 16 bytes of the shared memory of block
+ * `rank`, at the same place as `at` in this block's. */
+static __device__ __forceinline__ void lg_cluster_meet(void) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+static __device__ __forceinline__ uint4 lg_cluster_read(const void *at, int rank) {
+    uint4 v = make_uint4(0, 0, 0, 0);
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n\t.reg .u32 there;\n\tmapa.shared::cluster.u32 there, %4, %5;\n\tld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [there];\n\t}"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"((uint32_t)__cvta_generic_to_shared(at)), "r"(rank) : "memory");
+#endif
+    return v;
+}
 
 static __device__ __forceinline__ lg_smem lg_smem_of(const void *p) { return (lg_smem)__cvta_generic_to_shared(p); }
 

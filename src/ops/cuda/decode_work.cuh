@@ -10,8 +10,9 @@
  * A segment that lies in one stretch is written out there. Otherwise each of its blocks leaves a partial result and the one that
  * arrives last merges them in block order: the result depends on the grid, never on timing.
  *
- * Dense launches fill the rings before they wait for the op before them, which writes queries and the newest rows and nothing else
- * (lg_cuda_decode.early): lengths, pages and rows of old tokens are there. */
+ * Launches fill the rings before they wait for the op before them, which writes queries and the newest rows and nothing else
+ * (lg_cuda_decode.early): lengths, pages and rows of old tokens are there. Sets are not: a block whose stretch has one waits first, and all
+ * blocks where the size of sets is selection's to say. */
 #ifndef LG_CUDA_DECODE_WORK_CUH
 #define LG_CUDA_DECODE_WORK_CUH
 #include "ops/cuda/decode_ptx.cuh"
@@ -31,11 +32,12 @@ typedef struct dec_args {
     float *score;
     float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS maxima, DEC_HEADS totals */
     uint32_t *counter;                /* [segment], zero between launches */
-    int64_t set_cap, max_len, row_bytes, sinks;
+    int64_t set_cap, max_len, row_bytes, sinks, recents;
     float scale2;                     /* scale * log2(e) */
     int32_t n_seq, n_head, n_kv, group, hd, n_set, block_shift;
     int32_t per_chunk, n_chunk;       /* query heads of a chunk; chunks of a group */
     int32_t hybrid, roles_in, release;
+    int32_t sized;                    /* a set's size follows from the budget: topk, ratio */
     int32_t n_stage, row_room, row_chunks; /* stages of a warp; bytes a row takes in shared memory; 16-byte pieces of it */
     int32_t n_slot, slot_heads;       /* of a block; of a slot */
     int16_t role_read[DEC_ROLES], role_make[DEC_ROLES];
@@ -57,6 +59,14 @@ enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3, DEC_SHORT = 512 }; /* of a unit; 
 static __device__ __forceinline__ uint32_t dec_weight(const dec_seg &g) { return g.ids ? DEC_WEIGHT_SET : DEC_WEIGHT_ROW; }
 static __device__ __forceinline__ uint32_t dec_weighs(const dec_seg &g) { return (uint32_t)(g.end - g.begin) * dec_weight(g); }
 
+/* Units (blocks of tokens) of a set of the topk rule, as selection makes it. */
+static __device__ __forceinline__ int32_t dec_set_units(const dec_args &a, int64_t len, int64_t budget) {
+    const int64_t n = (len + (1 << a.block_shift) - 1) >> a.block_shift, sinks = dec_min(dec_max(a.sinks, 0), len), recents = dec_min(dec_max(a.recents, 0), len);
+    const int64_t head = (sinks + (1 << a.block_shift) - 1) >> a.block_shift, tail = dec_max(head, recents ? (len - recents) >> a.block_shift : n);
+    const int64_t k = dec_max(0, dec_min(tail - head, (budget >> a.block_shift) - head - (n - tail)));
+    return (int32_t)dec_min(head + k + n - tail, a.set_cap);
+}
+
 static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &a, int32_t index, int32_t begin) {
     const int32_t row = index / a.n_chunk;
     g->index = index;
@@ -76,7 +86,7 @@ static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &
         if (read >= 0) {
             const int64_t slot = (int64_t)g->s * a.n_set + read;
             g->ids = a.set_idx + slot * a.set_cap;
-            g->n = q.len > 0 ? a.set_n[slot] << a.block_shift : 0;
+            g->n = q.len < 1 ? 0 : (a.sized ? dec_set_units(a, q.len, a.budget[g->s]) : a.set_n[slot]) << a.block_shift;
         } else if (read == LG_HEAD_WINDOW) {
             g->sinks = (int32_t)dec_min(dec_max(a.sinks, 0), q.len);
             g->jump = (int32_t)(dec_min(q.len, dec_max(g->sinks, q.len - (a.budget[g->s] - a.sinks))) - g->sinks);
@@ -336,92 +346,84 @@ static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_arg
 static __device__ __host__ __forceinline__ int32_t dec_state_floats(int32_t n, int32_t hd) { return n * hd + 2 * n; }
 static __device__ __forceinline__ float dec_exp(float x, float max) { return max == -INFINITY ? 0.0f : exp2f(x - max); }
 
-/* Partial results -> out. Threads are groups of one per W numbers of `out`; group k takes results k, k + groups, ...; all loads of DEC_ROUND
- * results are in flight together. room: (W + 2) floats a thread. */
-enum { DEC_ROUND = 9, DEC_MERGE = 8 }; /* DEC_MERGE: W where heads allow */
+/* Partial results -> out. A warp a head finds what each result is scaled by. Threads are groups of one per W numbers of `out`; group k sums
+ * results k, k + groups, ..., and asks for the first DEC_ROUND of them before the scales. (The code is short because it runs once: in a step it comes from
+ * L2, past a queue of rows.) room: [n][ng] scales, [ng] factors, [groups][wide][W] sums. */
+enum { DEC_ROUND = 8 };
+static __host__ __forceinline__ int64_t dec_merge_floats(int32_t n_block, int32_t n_thread, int32_t ng) { return (int64_t)(n_block + 1) * ng + 4 * n_thread; }
+template <int W> struct dec_wide { typedef float4 type; };
+template <> struct dec_wide<2> { typedef float2 type; };
 template <int W>
 static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, const dec_join &j, int32_t ng, float *room) {
-    const int32_t hd = a.hd, size = dec_state_floats(DEC_HEADS, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x, wide = ng * hd / W;
-    const int32_t groups = wide < n_thread ? n_thread / wide : 1, k = groups > 1 ? tid / wide : 0, n = j.blocks;
+    typedef typename dec_wide<W>::type wide_t;
+    const int32_t hd = a.hd, size = dec_state_floats(DEC_HEADS, hd), tid = (int32_t)threadIdx.x, lane = tid & 31, n_thread = (int32_t)blockDim.x, n = j.blocks;
+    const int32_t wide = ng * hd / W, groups = wide < n_thread ? n_thread / wide : 1, k = groups > 1 ? tid / wide : 0;
     const float *partial = a.partial + (int64_t)2 * j.first * size;
-    for (int32_t e = tid - k * wide; e < wide && k < groups; e += n_thread) { /* once, but for more numbers than threads */
-        const int32_t at = DEC_HEADS * hd + W * e / hd;
-        float max = -INFINITY, sum = 0, x[W];
+    float *scale = room, *factor = room + n * ng, *sums = factor + ng;
+    const auto result = [&](int32_t r) { return partial + (int64_t)(2 * r + (r == 0 && j.late)) * size; };
+    for (int32_t e = tid - k * wide, turn = 0; turn * n_thread < wide; turn++, e += n_thread) { /* once, but for more numbers than threads */
+        const bool live = k < groups && e < wide;
+        wide_t v[DEC_ROUND];
+        const auto ask = [&](int32_t r0) {
+#pragma unroll
+            for (int32_t i = 0; i < DEC_ROUND; i++) { /* beyond the last: the last again, not counted */
+                const int32_t r = r0 + i * groups;
+                v[i] = __ldcg((const wide_t *)(const void *)(result(r < n ? r : n - 1) + W * (live ? e : 0)));
+            }
+        };
+        ask(k);
+        if (turn == 0) {
+            for (int32_t h = tid >> 5; h < ng; h += n_thread >> 5) {
+                float max = -INFINITY, sum = 0;
+#pragma unroll 4
+                for (int32_t r = lane; r < n; r += 32) {
+                    const float m = __ldcg(result(r) + DEC_HEADS * hd + h);
+                    scale[r * ng + h] = m;
+                    max = fmaxf(max, m);
+                }
+#pragma unroll
+                for (int32_t d = 16; d; d >>= 1) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, d));
+#pragma unroll 4
+                for (int32_t r = lane; r < n; r += 32) {
+                    const float f = dec_exp(scale[r * ng + h], max);
+                    scale[r * ng + h] = f;
+                    sum += f * __ldcg(result(r) + DEC_HEADS * hd + DEC_HEADS + h);
+                }
+#pragma unroll
+                for (int32_t d = 16; d; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+                if (lane == 0) factor[h] = sum == 0.0f ? 0.0f : 1.0f / sum;
+            }
+            __syncthreads();
+        }
+        if (!live) continue;
+        const int32_t h = W * e / hd;
+        float x[W];
 #pragma unroll
         for (int32_t w = 0; w < W; w++) x[w] = 0;
-        for (int32_t i0 = k; i0 < n; i0 += groups * DEC_ROUND) {
-            float m[DEC_ROUND], l[DEC_ROUND], v[DEC_ROUND][W];
+        for (int32_t r0 = k;;) {
 #pragma unroll
             for (int32_t i = 0; i < DEC_ROUND; i++) {
-                const int32_t r = i0 + i * groups;
-                const float *from = partial + (int64_t)(2 * r + (r == 0 && j.late)) * size;
-                m[i] = -INFINITY;
-                l[i] = 0;
+                const int32_t r = r0 + i * groups;
+                const float c = r < n ? scale[r * ng + h] : 0.0f, *y = (const float *)(const void *)&v[i];
 #pragma unroll
-                for (int32_t w = 0; w < W; w++) v[i][w] = 0;
-                if (r >= n) continue;
-                m[i] = __ldcg(from + at);
-                l[i] = __ldcg(from + at + DEC_HEADS);
-                if constexpr (W % 4 == 0) {
-#pragma unroll
-                    for (int32_t w = 0; w < W; w += 4) {
-                        const float4 y = __ldcg((const float4 *)(const void *)(from + W * e + w));
-                        v[i][w] = y.x;
-                        v[i][w + 1] = y.y;
-                        v[i][w + 2] = y.z;
-                        v[i][w + 3] = y.w;
-                    }
-                } else {
-                    const float2 y = __ldcg((const float2 *)(const void *)from + e);
-                    v[i][0] = y.x;
-                    v[i][1] = y.y;
-                }
+                for (int32_t w = 0; w < W; w++) x[w] += c * y[w];
             }
-            float top = max;
-#pragma unroll
-            for (int32_t i = 0; i < DEC_ROUND; i++) top = fmaxf(top, m[i]);
-            const float f = dec_exp(max, top);
-            max = top;
-            sum *= f;
-#pragma unroll
-            for (int32_t w = 0; w < W; w++) x[w] *= f;
-#pragma unroll
-            for (int32_t i = 0; i < DEC_ROUND; i++) {
-                const float c = dec_exp(m[i], max);
-                sum += c * l[i];
-#pragma unroll
-                for (int32_t w = 0; w < W; w++) x[w] += c * v[i][w];
-            }
+            r0 += DEC_ROUND * groups;
+            if (r0 >= n) break;
+            ask(r0);
         }
-        if (groups > 1) {
-            float *to = room + tid * (W + 2);
 #pragma unroll
-            for (int32_t w = 0; w < W; w++) to[w] = x[w];
-            to[W] = max;
-            to[W + 1] = sum;
-        } else {
-            const float r = sum == 0.0f ? 0.0f : 1.0f / sum;
-#pragma unroll
-            for (int32_t w = 0; w < W; w++) out[W * e + w] = x[w] * r;
+        for (int32_t w = 0; w < W; w++) {
+            if (groups > 1) sums[(k * wide + e) * W + w] = x[w];
+            else out[W * e + w] = x[w] * factor[h];
         }
     }
-    if (groups > 1) {
-        __syncthreads();
-        if (tid < wide) {
-            float max = -INFINITY, sum = 0, x[W];
-#pragma unroll
-            for (int32_t w = 0; w < W; w++) x[w] = 0;
-            for (int32_t i = 0; i < groups; i++) max = fmaxf(max, room[(i * wide + tid) * (W + 2) + W]);
-            for (int32_t i = 0; i < groups; i++) {
-                const float *from = room + (i * wide + tid) * (W + 2), c = dec_exp(from[W], max);
-                sum += c * from[W + 1];
-#pragma unroll
-                for (int32_t w = 0; w < W; w++) x[w] += c * from[w];
-            }
-            const float r = sum == 0.0f ? 0.0f : 1.0f / sum;
-#pragma unroll
-            for (int32_t w = 0; w < W; w++) out[W * tid + w] = x[w] * r;
-        }
+    if (groups == 1) return;
+    __syncthreads();
+    for (int32_t i = tid; i < ng * hd; i += n_thread) {
+        float x = 0;
+        for (int32_t g = 0; g < groups; g++) x += sums[g * ng * hd + i];
+        out[i] = x * factor[i / hd];
     }
 }
 
@@ -467,7 +469,7 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
     __syncthreads();
     if (!sh->last) return;
     __threadfence(); /* this block came last */
-    if (hd % DEC_MERGE == 0) dec_merge<DEC_MERGE>(out, a, j, ng, slots);
+    if (hd % 4 == 0) dec_merge<4>(out, a, j, ng, slots);
     else dec_merge<2>(out, a, j, ng, slots);
     __syncthreads(); /* slots may be written again */
 }

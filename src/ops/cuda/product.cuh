@@ -85,10 +85,11 @@ static __device__ __forceinline__ void lg_pdl_go(void) {
 #endif
 }
 extern bool lg_cuda_pdl; /* off: LONGAN_CUDA_PDL=0, or a device before 9.0 */
+/* cluster: the blocks of a row of the grid are one (then not programmatic). */
 template <typename... P, typename... A>
-static inline void lg_cuda_launch(void (*f)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t s, bool pdl, A... a) {
+static inline void lg_cuda_launch_as(void (*f)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t s, bool pdl, bool cluster, A... a) {
 #ifdef LG_CUDA_EMU
-    (void)s; (void)pdl;
+    (void)s; (void)pdl; (void)cluster;
     emu_start(grid, block, smem, [&] { f((P)a...); });
 #else
     cudaLaunchConfig_t c = {};
@@ -100,11 +101,21 @@ static inline void lg_cuda_launch(void (*f)(P...), dim3 grid, dim3 block, size_t
     /* The same division of L1 in all kernels: a multiprocessor must be empty to change it, and so could not hold blocks of two ops. */
     at[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
     at[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
-    at[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    at[1].val.programmaticStreamSerializationAllowed = 1;
+    if (cluster) {
+        at[1].id = cudaLaunchAttributeClusterDimension;
+        at[1].val.clusterDim.x = grid.x;
+        at[1].val.clusterDim.y = at[1].val.clusterDim.z = 1;
+    } else {
+        at[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        at[1].val.programmaticStreamSerializationAllowed = 1;
+    }
     c.attrs = at;
-    c.numAttrs = pdl && lg_cuda_pdl ? 2 : 1;
+    c.numAttrs = cluster || (pdl && lg_cuda_pdl) ? 2 : 1;
     cudaLaunchKernelEx(&c, f, (P)a...); /* a failure stays as the last error */
 #endif
+}
+template <typename... P, typename... A>
+static inline void lg_cuda_launch(void (*f)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t s, bool pdl, A... a) {
+    lg_cuda_launch_as(f, grid, block, smem, s, pdl, false, a...);
 }
 #endif
