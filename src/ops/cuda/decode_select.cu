@@ -17,7 +17,7 @@
 #define SEL_SHARE 4096 /* units of a row per block */
 #endif
 #ifndef SEL_KEEP
-#define SEL_KEEP 24 /* keys a thread of a cluster keeps */
+#define SEL_KEEP 16 /* keys a thread of a cluster keeps */
 #endif
 enum { SEL_CLUSTER = 16, SEL_BLOCKS = 128, SEL_THREADS = 512, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = 128, SEL_BATCH = 8 };
 static const double SEL_ONE = 4611686018427387904.0; /* 2^62 */
@@ -537,12 +537,12 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     }
     if (d.n_list == 0 || a->n_seq == 0) return;
     const int64_t rows = (int64_t)a->n_seq * d.n_list, units = (a->max_len + a->sets.block - 1) / a->sets.block;
-    const bool mass = a->select.rule == LG_RULE_TOPP, cluster = a->select.rule == LG_RULE_TOPK && sel_clusters(e) && units <= SEL_CLUSTER * SEL_THREADS * SEL_KEEP;
+    const bool mass = a->select.rule == LG_RULE_TOPP, cluster = a->select.rule == LG_RULE_TOPK && sel_clusters(e) && units <= 2 * SEL_CLUSTER * SEL_THREADS * SEL_KEEP; /* (what is not kept is read again) */
     int64_t blocks = 1;
     if (cluster)
         while (blocks < SEL_CLUSTER && units > blocks * SEL_SHARE) blocks *= 2;
     else
-        blocks = sel_max(1, sel_min(SEL_BLOCKS, (units + SEL_SHARE - 1) / SEL_SHARE));
+        blocks = units > (int64_t)SEL_BLOCKS * SEL_SHARE ? SEL_BLOCKS : units > SEL_SHARE ? (units + SEL_SHARE - 1) / SEL_SHARE : 1;
     d.cluster = cluster;
     d.zero_room = sel_zero_room(a->select.rule);
     d.key_room = sel_key_room(a->max_len);
