@@ -325,11 +325,8 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     const int32_t warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, row = MATH::row_room(a);
     const dec_room room = dec_rooms(smem, a, row, warp, n_warp);
     dec_shared *sh = room.sh;
-    if (a.hybrid && !a.sized) lg_dec_wait(); /* sets come from another stream: a captured graph may have made that edge programmatic, too */
+    if (a.hybrid) lg_dec_wait(); /* sets come from another stream: a captured graph may have made that edge programmatic, too */
     if (!dec_cut(a, sh)) return; /* the whole block */
-    dec_seg seg;
-    dec_seg_load(&seg, a, sh->index, sh->begin);
-    if (seg.ids || (a.hybrid && seg.end < sh->hi)) lg_dec_wait();
     dec_feed feed;
     dec_feed_begin(&feed, a, sh, warp, n_warp);
     int32_t ahead = 0, stage = 0;
@@ -337,6 +334,8 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     lg_dec_wait();
     if (a.release) lg_dec_go();
     for (; ahead + 1 < a.n_stage; ahead++) MATH::issue(&feed, a, n_warp, room.ring, room.meta);
+    dec_seg seg;
+    dec_seg_load(&seg, a, sh->index, sh->begin);
     const int32_t hi = sh->hi;
     int32_t unit = sh->lo + warp;
     for (;;) {
@@ -678,8 +677,7 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
         d.set_idx = a->sets.idx; d.set_n = a->sets.n; d.set_cap = a->sets.cap;
         d.n_set = a->sets.n_slot;
         while ((1 << d.block_shift) < a->sets.block) d.block_shift++;
-        d.sinks = a->select.sinks; d.recents = a->select.recents;
-        d.sized = a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO;
+        d.sinks = a->select.sinks;
         d.score = a->score;
         d.roles_in = a->read_host && a->make_host && d.n_kv <= DEC_ROLES;
         for (int32_t h = 0; d.roles_in && h < d.n_kv; h++) {

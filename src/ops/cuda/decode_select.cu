@@ -26,7 +26,7 @@ typedef unsigned long long sel_mass;
 /* Of a row. The first part and the histograms behind it (3 of counts or masses) are zero at the start. */
 typedef struct sel_zero { uint32_t arrived; uint32_t pad[31]; } sel_zero;
 /* What a block tells the others of its row. */
-typedef struct __align__(16) sel_word { double sum; sel_mass eq_mass; uint32_t max, gt, eq, ties; } sel_word;
+typedef struct __align__(16) sel_word { double sum; sel_mass eq_mass; uint32_t max, gt, eq, ties; } sel_word; /* (topk in a cluster: max is the counts of the block's slice) */
 typedef struct sel_info { sel_word of[SEL_BLOCKS]; } sel_info;
 
 typedef struct sel_args {
@@ -188,6 +188,39 @@ static __device__ __forceinline__ void sel_softmax(sel_row *r, sel_shared *sh, d
     for (int32_t b = 0; b < r->active; b++) r->sum += sel_told(*r, sh, b).sum;
 }
 
+/* In a cluster: every block adds up a slice of the bins, then all learn in whose slice the want-th best lies. own: this block's counts, sums: room for
+ * its slice; nobody reads either of the level before once the blocks have met. Returns the bins of a slice; *low: the first bin of the slice that
+ * holds the cut, *want: the rank within it. */
+static __device__ __forceinline__ int32_t sel_slice(sel_row *r, sel_shared *sh, const uint32_t *own, uint32_t *sums, int32_t bins, sel_mass *want, int32_t *low) {
+    const int32_t tid = (int32_t)threadIdx.x, lane = tid & 31, n = bins / r->active, pieces = n / 4;
+    sel_meet(r);
+    for (int32_t i = tid; i < n; i += SEL_THREADS) sums[i] = 0;
+    if (tid == 0) sh->word.max = 0;
+    __syncthreads();
+    for (int32_t i = tid; i < bins / 4; i += SEL_THREADS) {
+        const int32_t q = i % pieces;
+        const uint4 x = lg_cluster_read(own + (int32_t)blockIdx.x * n + q * 4, i / pieces);
+        if (x.x) atomicAdd(&sums[q * 4], x.x);
+        if (x.y) atomicAdd(&sums[q * 4 + 1], x.y);
+        if (x.z) atomicAdd(&sums[q * 4 + 2], x.z);
+        if (x.w) atomicAdd(&sums[q * 4 + 3], x.w);
+        const uint32_t all = x.x + x.y + x.z + x.w;
+        if (all) atomicAdd(&sh->word.max, all);
+    }
+    sel_meet(r);
+    const uint32_t total = lane < r->active ? sel_told(*r, sh, lane).max : 0;
+    uint32_t above = 0; /* in the slices above the lane's */
+    for (int32_t b = r->active - 1; b > 0; b--) {
+        const uint32_t x = __shfl_sync(0xffffffffu, total, b);
+        above += b > lane ? x : 0;
+    }
+    const uint32_t holds = __ballot_sync(0xffffffffu, lane < r->active && above < *want && *want <= (sel_mass)above + total);
+    const int32_t owner = holds ? __ffs((int)holds) - 1 : 0;
+    *want -= __shfl_sync(0xffffffffu, above, owner);
+    *low = owner * n;
+    return n;
+}
+
 template <bool MASS> struct sel_bin { typedef uint32_t type; };
 template <> struct sel_bin<true> { typedef sel_mass type; };
 /* One digit of T among units [head, tail): histogram of the units whose higher digits are `prefix`, then the bin of the cut.
@@ -227,23 +260,13 @@ static __device__ __forceinline__ uint32_t sel_digit(sel_row *r, sel_shared *sh,
         }
     });
     __syncthreads();
-    if (r->cluster) {
-        enum { WIDE = 16 / sizeof(bin_t) };
-        sel_meet(r);
-        for (int32_t i = (int32_t)threadIdx.x; i < bins / WIDE; i += SEL_THREADS) {
-            bin_t sum[WIDE];
-#pragma unroll
-            for (int32_t e = 0; e < WIDE; e++) sum[e] = 0;
-#pragma unroll 8
-            for (int32_t b = 0; b < r->active; b++) {
-                union { uint4 wide; bin_t bin[WIDE]; } x;
-                x.wide = lg_cluster_read(hist + i * WIDE, b);
-#pragma unroll
-                for (int32_t e = 0; e < WIDE; e++) sum[e] += x.bin[e];
-            }
-#pragma unroll
-            for (int32_t e = 0; e < WIDE; e++) all[i * WIDE + e] = sum[e];
-        }
+    const bin_t *found = all;
+    int32_t n = bins, low = 0; /* the cut lies among n bins from `low` on */
+    if (!MASS && r->cluster) {
+        n = sel_slice(r, sh, (const uint32_t *)hist, (uint32_t *)all, bins, want, &low);
+        for (int32_t i = (int32_t)threadIdx.x; i < n / 4; i += SEL_THREADS) /* (nobody reads this level's own counts any more) */
+            ((uint4 *)(void *)hist)[i] = lg_cluster_read((const uint4 *)(const void *)all + i, low / n);
+        found = hist;
     } else if (r->active > 1) {
         bin_t *row = (bin_t *)(void *)(r->zero + 1) + level * SEL_BINS;
         for (int32_t i = (int32_t)threadIdx.x; i < bins; i += SEL_THREADS)
@@ -254,15 +277,15 @@ static __device__ __forceinline__ uint32_t sel_digit(sel_row *r, sel_shared *sh,
     if (threadIdx.x == 0) sh->bin = 0;
     __syncthreads();
     /* Bins from the highest down, each thread its share. */
-    const int32_t share = (bins + SEL_THREADS - 1) / SEL_THREADS, top = bins - 1 - (int32_t)threadIdx.x * share;
+    const int32_t share = (n + SEL_THREADS - 1) / SEL_THREADS, top = n - 1 - (int32_t)threadIdx.x * share;
     sel_mass mine = 0;
-    for (int32_t i = 0; i < share; i++) mine += all[top - i];
+    for (int32_t i = 0; i < share && i <= top; i++) mine += found[top - i];
     const sel_mass before = sel_before(mine, sh->scan);
     sel_mass b = before;
-    for (int32_t i = 0; i < share; i++) {
-        const sel_mass x = all[top - i];
+    for (int32_t i = 0; i < share && i <= top; i++) {
+        const sel_mass x = found[top - i];
         if (!MASS && b < *want && *want <= b + x) { /* one bin */
-            sh->bin = (uint32_t)(top - i);
+            sh->bin = (uint32_t)(low + top - i);
             sh->before = b;
         }
         if (MASS && x && *want + b <= most) atomicMax(&sh->bin, (uint32_t)(bins - (top - i))); /* the lowest */
@@ -271,9 +294,9 @@ static __device__ __forceinline__ uint32_t sel_digit(sel_row *r, sel_shared *sh,
     __syncthreads();
     if (MASS) {
         b = before;
-        for (int32_t i = 0; i < share; i++) {
+        for (int32_t i = 0; i < share && i <= top; i++) {
             if ((uint32_t)(bins - (top - i)) == sh->bin) sh->before = b;
-            b += all[top - i];
+            b += found[top - i];
         }
         __syncthreads();
     }

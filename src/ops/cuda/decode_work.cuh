@@ -10,9 +10,8 @@
  * A segment that lies in one stretch is written out there. Otherwise each of its blocks leaves a partial result and the one that
  * arrives last merges them in block order: the result depends on the grid, never on timing.
  *
- * Launches fill the rings before they wait for the op before them, which writes queries and the newest rows and nothing else
- * (lg_cuda_decode.early): lengths, pages and rows of old tokens are there. Sets are not: a block whose stretch has one waits first, and all
- * blocks where the size of sets is selection's to say. */
+ * Dense launches fill the rings before they wait for the op before them, which writes queries and the newest rows and nothing else
+ * (lg_cuda_decode.early): lengths, pages and rows of old tokens are there. */
 #ifndef LG_CUDA_DECODE_WORK_CUH
 #define LG_CUDA_DECODE_WORK_CUH
 #include "ops/cuda/decode_ptx.cuh"
@@ -32,12 +31,11 @@ typedef struct dec_args {
     float *score;
     float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS maxima, DEC_HEADS totals */
     uint32_t *counter;                /* [segment], zero between launches */
-    int64_t set_cap, max_len, row_bytes, sinks, recents;
+    int64_t set_cap, max_len, row_bytes, sinks;
     float scale2;                     /* scale * log2(e) */
     int32_t n_seq, n_head, n_kv, group, hd, n_set, block_shift;
     int32_t per_chunk, n_chunk;       /* query heads of a chunk; chunks of a group */
     int32_t hybrid, roles_in, release;
-    int32_t sized;                    /* a set's size follows from the budget: topk, ratio */
     int32_t n_stage, row_room, row_chunks; /* stages of a warp; bytes a row takes in shared memory; 16-byte pieces of it */
     int32_t n_slot, slot_heads;       /* of a block; of a slot */
     int16_t role_read[DEC_ROLES], role_make[DEC_ROLES];
@@ -59,14 +57,6 @@ enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3, DEC_SHORT = 512 }; /* of a unit; 
 static __device__ __forceinline__ uint32_t dec_weight(const dec_seg &g) { return g.ids ? DEC_WEIGHT_SET : DEC_WEIGHT_ROW; }
 static __device__ __forceinline__ uint32_t dec_weighs(const dec_seg &g) { return (uint32_t)(g.end - g.begin) * dec_weight(g); }
 
-/* Units (blocks of tokens) of a set of the topk rule, as selection makes it. */
-static __device__ __forceinline__ int32_t dec_set_units(const dec_args &a, int64_t len, int64_t budget) {
-    const int64_t n = (len + (1 << a.block_shift) - 1) >> a.block_shift, sinks = dec_min(dec_max(a.sinks, 0), len), recents = dec_min(dec_max(a.recents, 0), len);
-    const int64_t head = (sinks + (1 << a.block_shift) - 1) >> a.block_shift, tail = dec_max(head, recents ? (len - recents) >> a.block_shift : n);
-    const int64_t k = dec_max(0, dec_min(tail - head, (budget >> a.block_shift) - head - (n - tail)));
-    return (int32_t)dec_min(head + k + n - tail, a.set_cap);
-}
-
 static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &a, int32_t index, int32_t begin) {
     const int32_t row = index / a.n_chunk;
     g->index = index;
@@ -86,7 +76,7 @@ static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &
         if (read >= 0) {
             const int64_t slot = (int64_t)g->s * a.n_set + read;
             g->ids = a.set_idx + slot * a.set_cap;
-            g->n = q.len < 1 ? 0 : (a.sized ? dec_set_units(a, q.len, a.budget[g->s]) : a.set_n[slot]) << a.block_shift;
+            g->n = q.len > 0 ? a.set_n[slot] << a.block_shift : 0;
         } else if (read == LG_HEAD_WINDOW) {
             g->sinks = (int32_t)dec_min(dec_max(a.sinks, 0), q.len);
             g->jump = (int32_t)(dec_min(q.len, dec_max(g->sinks, q.len - (a.budget[g->s] - a.sinks))) - g->sinks);
@@ -465,10 +455,10 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
         __threadfence();
         const uint32_t n = (uint32_t)j.blocks;
         sh->last = atomicInc(&a.counter[g.index], n - 1) == n - 1;
+        __threadfence(); /* for the whole block: what the others wrote is seen behind the barrier */
     }
     __syncthreads();
     if (!sh->last) return;
-    __threadfence(); /* this block came last */
     if (hd % 4 == 0) dec_merge<4>(out, a, j, ng, slots);
     else dec_merge<2>(out, a, j, ng, slots);
     __syncthreads(); /* slots may be written again */

@@ -57,8 +57,8 @@ void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
 void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok);
 
 /* stream.cu: the same for one row of input and weights of one format; gate_up: y[0] = silu(W[0] in)*(W[1] in). false, and nothing launched,
- * where the weights are too small or the input too wide for it. */
-bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
+ * where the weights are too small or the input too wide for it. Reads and leaves k->ready as gate_up does. */
+bool lg_cuda_stream(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
 /* cublas.cu: row-major y[n_tok, n_out] = beta*y + x[n_tok, n_in] w[n_out, n_in]^T through cuBLASLt, opened at run time. */
 typedef enum lg_blas_kind { LG_BLAS_BF16_F32, LG_BLAS_BF16_BF16, LG_BLAS_F32 } lg_blas_kind; /* inputs_output */
