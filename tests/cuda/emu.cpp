@@ -74,6 +74,13 @@ void emu_cp_wait(int pending) {
     }
     now->n_copy = kept;
 }
+int64_t emu_fetched;
+void emu_fetch_l2(const void *p, uint32_t n) {
+    volatile uint8_t sum = 0;
+    EMU_CHECK((uintptr_t)p % 16 == 0 && n % 16 == 0 && n > 0);
+    for (uint32_t i = 0; i < n; i++) sum = (uint8_t)(sum + ((const uint8_t *)p)[i]); /* ASan sees bytes that are not there */
+    emu_fetched += n;
+}
 static void drop(barrier *b) { /* a thread that ended no longer counts */
     b->want--;
     if (b->want > 0 && b->arrived == b->want) {

@@ -47,6 +47,8 @@ const void *emu_of(int lane);
 void emu_cp16(lg_smem dst, const void *src);
 void emu_cp_commit(void);
 void emu_cp_wait(int pending);
+extern int64_t emu_fetched; /* bytes lg_fetch_l2 was called for */
+void emu_fetch_l2(const void *p, uint32_t n);
 #define EMU_CHECK(x) do { if (!(x)) { fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); abort(); } } while (0)
 
 #define LG_SMEM(name) uint8_t *name = emu_shared()
@@ -110,6 +112,7 @@ static inline lg_smem lg_smem_of(const void *p) { return (lg_smem)p; }
 static inline void lg_cp16(lg_smem dst, const void *src) { emu_cp16(dst, src); }
 static inline void lg_cp_commit() { emu_cp_commit(); }
 static inline void lg_cp_wait(int pending) { EMU_CHECK(pending >= 0 && pending <= 4); emu_cp_wait(pending); }
+static inline void lg_fetch_l2(const void *p, uint32_t n) { emu_fetch_l2(p, n); }
 static inline uint32_t lg_lds32(lg_smem at) { EMU_CHECK(at % 4 == 0); return *(const uint32_t *)at; }
 static inline uint32_t lg_lds16(lg_smem at) { EMU_CHECK(at % 2 == 0); return *(const uint16_t *)at; }
 static inline uint2 lg_lds64(lg_smem at) { EMU_CHECK(at % 8 == 0); return make_uint2(((const uint32_t *)at)[0], ((const uint32_t *)at)[1]); }

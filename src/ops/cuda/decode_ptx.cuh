@@ -34,6 +34,15 @@ static __device__ __forceinline__ void lg_cp_wait(int pending) {
     }
 }
 
+/* n bytes (both on 16) from memory into L2, not waited for. */
+static __device__ __forceinline__ void lg_fetch_l2(const void *p, uint32_t n) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(n) : "memory");
+#else
+    for (uint32_t i = 0; i < n; i += 128) asm volatile("prefetch.global.L2 [%0];" ::"l"((const uint8_t *)p + i) : "memory");
+#endif
+}
+
 /* Four 8x8 tiles of 16-bit numbers; lane l names row l%8 of tile l/8. _t: each tile transposed. */
 static __device__ __forceinline__ void lg_ldm4(uint32_t r[4], lg_smem at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
