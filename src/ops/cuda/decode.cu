@@ -23,7 +23,9 @@ static __device__ __forceinline__ const float *dec_query_row(const dec_args &a, 
     return a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group + g.c * a.per_chunk + (col < last ? col : last)) * a.hd;
 }
 static __device__ __forceinline__ bool dec_has_mean(const dec_args &a, const dec_seg &g) { return a.n_chunk > 1 && g.score; }
-static __device__ __forceinline__ const float *dec_group_queries(const dec_args &a, const dec_seg &g) { return a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group) * a.hd; }
+static __device__ __forceinline__ const float *dec_group_queries(const dec_args &a, const dec_seg &g) {
+    return a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group) * a.hd;
+}
 static __device__ __forceinline__ float dec_mean_query(const dec_args &a, const dec_seg &g, int32_t d) {
     const float *q = dec_group_queries(a, g) + d;
     float sum = 0;
@@ -134,7 +136,10 @@ static __device__ __forceinline__ void tc_queries(tc_query<DT, HD> *to, const tc
 #pragma unroll 1
         for (int32_t h = 0; h < a.group; h++) {
 #pragma unroll
-            for (int32_t i = 0; i < N * PIECE; i++) q[i / PIECE][i % PIECE] = (h ? q[i / PIECE][i % PIECE] : 0.0f) + all[h * HD + tc_numbers<DT, HD>::at(i / PIECE) + i % PIECE];
+            for (int32_t i = 0; i < N * PIECE; i++) {
+                float *x = &q[i / PIECE][i % PIECE];
+                *x = (h ? *x : 0.0f) + all[h * HD + tc_numbers<DT, HD>::at(i / PIECE) + i % PIECE];
+            }
         }
 #pragma unroll
         for (int32_t i = 0; i < N * PIECE; i++) q[i / PIECE][i % PIECE] /= (float)a.group;
@@ -219,9 +224,8 @@ template <int HD> static __device__ __forceinline__ void tc_scales(float s[(HD +
 #pragma unroll
     for (int32_t j = 0; j < (HD + 31) / 32; j++) s[j] = tc_half(w[j >> 1] >> 16 * (j & 1) & 0xffffu);
 }
-/* KV8: c[i] is head g and row tc_kv8_row(i), of the products [8 heads x 16 tokens]. k: where this thread's numbers of rows g and g + 8 begin
- * (the row's 8*t'th), at: where the rows of c begin.
- */
+/* KV8: c[8 heads x 16 tokens] = q K^T; a thread has head g, columns 2t, 2t + 1, 2t + 8, 2t + 9. k: where its numbers of the rows of columns g
+ * and g + 8 begin (the 8*t'th); at: where the rows of its columns begin, for their scales. */
 static __device__ __forceinline__ float tc_sum(int32_t x) { return __uint_as_float((uint32_t)x) - TC_BIAS_F; }
 template <int HD>
 static __device__ __forceinline__ void tc_scores_kv8(float c[4], const lg_smem k[2], const lg_smem at[4], const tc_query<LG_DTYPE_KV8, HD> &q) {
@@ -279,7 +283,7 @@ static __device__ __forceinline__ void tc_values(float acc[HD / 16][4], lg_smem 
         tc_mma<DT>(acc[mt], r, lo);
     }
 }
-/* The same of KV8 rows, P rounded only. p[i] is head g, at[i] where its row begins, from[i] that row's 4*g'th number. */
+/* The same of KV8 rows, P rounded only. p: as c of tc_scores_kv8; at[i]: where the row begins, from[i]: its 4*g'th number. */
 template <int HD>
 static __device__ __forceinline__ void tc_values_kv8(float acc[HD / 16][4], const lg_smem at[4], const lg_smem from[4], const float p[4]) {
     enum { DT = LG_DTYPE_KV8, GROUPS = (HD + 31) / 32 };

@@ -347,7 +347,8 @@ static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_arg
         const int64_t row = ((int64_t)f->page1 * a.n_kv + f->h1) * LG_PAGE + (f->tok1 & (LG_PAGE - 1));
         const int64_t off = row * a.row_bytes;
         if (lane < DEC_UNIT)
-            lg_sts64(dec_meta(ring.meta, f->stage * DEC_UNIT + lane), (uint32_t)(lane * room + (int32_t)(off & 15)), __float_as_uint(f->state1 == DEC_VALID ? 0.0f : -INFINITY));
+            lg_sts64(dec_meta(ring.meta, f->stage * DEC_UNIT + lane), (uint32_t)(lane * room + (int32_t)(off & 15)),
+                     __float_as_uint(f->state1 == DEC_VALID ? 0.0f : -INFINITY));
         if constexpr (BULK) { /* a row a thread: K, then V */
             const lg_smem bar = ring.bar + (lg_smem)(f->stage * DEC_BAR);
             if (lane == 0) lg_bar_arrive(bar, 2 * DEC_UNIT * CHUNKS * 16);
