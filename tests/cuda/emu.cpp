@@ -76,6 +76,53 @@ void emu_cp_wait(int pending) {
     }
     now->n_copy = kept;
 }
+/* A barrier is { phase, arrived << 31 | bytes announced and not yet there } in its 8 bytes. A block's copies wait in `bulk`. */
+typedef struct bulk { uint8_t *dst; const uint8_t *src; uint32_t n; lg_smem bar; } bulk;
+enum { BULKS = 4096 };
+static bulk bulks[BULKS];
+static int n_bulk;
+static uint32_t *words(lg_smem bar) { EMU_CHECK(bar % 8 == 0); return (uint32_t *)bar; }
+void emu_bar_init(lg_smem bar) { words(bar)[0] = words(bar)[1] = 0; }
+void emu_bar_arrive(lg_smem bar, uint32_t bytes) {
+    uint32_t *w = words(bar);
+    EMU_CHECK(!(w[1] >> 31)); /* one arrival a phase */
+    w[1] = (w[1] + bytes) | 0x80000000u;
+}
+void emu_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar) {
+    EMU_CHECK(dst % 16 == 0 && (uintptr_t)src % 16 == 0 && n % 16 == 0 && n > 0 && n_bulk < BULKS);
+    bulks[n_bulk++] = (bulk){ (uint8_t *)dst, (const uint8_t *)src, n, bar };
+    memset((void *)dst, 0xff, n);
+}
+void emu_bar_wait(lg_smem bar, uint32_t parity) {
+    uint32_t *w = words(bar);
+    while ((w[0] & 1) == parity) {
+        if (!(w[1] >> 31)) {
+            emu_yield();
+            continue;
+        }
+        int kept = 0;
+        for (int i = 0; i < n_bulk; i++) {
+            const bulk c = bulks[i];
+            if (c.bar != bar) {
+                bulks[kept++] = c;
+                continue;
+            }
+            memcpy(c.dst, c.src, c.n);
+            w[1] -= c.n;
+        }
+        n_bulk = kept;
+        EMU_CHECK(w[1] == 0x80000000u); /* all bytes announced, and no others */
+        w[1] = 0;
+        w[0]++;
+    }
+}
+int64_t emu_fetched;
+void emu_fetch_l2(const void *p, uint32_t n) {
+    volatile uint8_t sum = 0;
+    EMU_CHECK((uintptr_t)p % 16 == 0 && n % 16 == 0 && n > 0);
+    for (uint32_t i = 0; i < n; i++) sum = (uint8_t)(sum + ((const uint8_t *)p)[i]); /* ASan sees bytes that are not there */
+    emu_fetched += n;
+}
 static void drop(barrier *b) { /* a thread that ended no longer counts */
     b->want--;
     if (b->want > 0 && b->arrived == b->want) {
@@ -132,6 +179,7 @@ void emu_run(dim3 grid, dim3 bdim, size_t smem, void (*body)(void *), void *arg)
         }
     }
     int live = nb * nt;
+    n_bulk = 0;
     for (int i = 0; i < nb * nw; i++) order[i] = i;
     while (live > 0) {
         int ran = 0;
@@ -168,6 +216,7 @@ void emu_run(dim3 grid, dim3 bdim, size_t smem, void (*body)(void *), void *arg)
         free(fibers[i].stack);
         free(fibers[i].copies);
     }
+    EMU_CHECK(n_bulk == 0); /* every copy was waited for */
     for (int b = 0; b < nb; b++) free(blocks[b].smem);
     free(fibers);
     free(warps);

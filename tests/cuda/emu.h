@@ -49,6 +49,13 @@ const void *emu_of(int lane);
 void emu_cp16(lg_smem dst, const void *src);
 void emu_cp_commit(void);
 void emu_cp_wait(int pending);
+/* Barriers and bulk copies: the bytes move when someone waits for them. */
+void emu_bar_init(lg_smem bar);
+void emu_bar_arrive(lg_smem bar, uint32_t bytes);
+void emu_bar_wait(lg_smem bar, uint32_t parity);
+void emu_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar);
+extern int64_t emu_fetched; /* bytes lg_fetch_l2 was called for */
+void emu_fetch_l2(const void *p, uint32_t n);
 #define EMU_CHECK(x) do { if (!(x)) { fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); abort(); } } while (0)
 
 #define LG_SMEM(name) uint8_t *name = emu_shared()
@@ -102,6 +109,7 @@ template <class T> static inline T atomicMax(T *p, T x) { T o = *p; if (x > o) *
 template <class T> static inline T atomicOr(T *p, T x) { T o = *p; *p = o | x; return o; }
 static inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned long long)((unsigned __int128)a * b >> 64); }
 static inline unsigned atomicInc(unsigned *p, unsigned top) { unsigned o = *p; *p = o >= top ? 0 : o + 1; return o; }
+static inline int __float2int_rn(float x) { return (int)rintf(x); }
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __ffs(unsigned x) { return __builtin_ffs((int)x); }
 static inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
@@ -118,10 +126,23 @@ static inline lg_smem lg_smem_of(const void *p) { return (lg_smem)p; }
 static inline void lg_cp16(lg_smem dst, const void *src) { emu_cp16(dst, src); }
 static inline void lg_cp_commit() { emu_cp_commit(); }
 static inline void lg_cp_wait(int pending) { EMU_CHECK(pending >= 0 && pending <= 4); emu_cp_wait(pending); }
+enum { LG_BULK = 1 };
+static inline void lg_bar_init(lg_smem bar) { emu_bar_init(bar); }
+static inline void lg_bar_arrive(lg_smem bar, uint32_t bytes) { emu_bar_arrive(bar, bytes); }
+static inline void lg_bar_wait(lg_smem bar, uint32_t parity) { emu_bar_wait(bar, parity); }
+static inline void lg_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar) { emu_bulk(dst, src, n, bar); }
+static inline uint32_t lg_and_or(uint32_t x, uint32_t mask, uint32_t bits) { return (x & mask) | bits; }
+static inline float lg_exp2(float x) { return exp2f(x); }
+static inline void lg_fetch_l2(const void *p, uint32_t n) { emu_fetch_l2(p, n); }
 static inline uint32_t lg_lds32(lg_smem at) { EMU_CHECK(at % 4 == 0); return *(const uint32_t *)at; }
 static inline uint32_t lg_lds16(lg_smem at) { EMU_CHECK(at % 2 == 0); return *(const uint16_t *)at; }
 static inline uint2 lg_lds64(lg_smem at) { EMU_CHECK(at % 8 == 0); return make_uint2(((const uint32_t *)at)[0], ((const uint32_t *)at)[1]); }
 static inline void lg_sts32(lg_smem at, uint32_t x) { EMU_CHECK(at % 4 == 0); *(uint32_t *)at = x; }
+static inline void lg_sts64(lg_smem at, uint32_t x, uint32_t y) {
+    EMU_CHECK(at % 8 == 0);
+    ((uint32_t *)at)[0] = x;
+    ((uint32_t *)at)[1] = y;
+}
 static inline void emu_ldm(uint32_t r[4], lg_smem at, bool turn) {
     EMU_CHECK(at % 16 == 0);
     const int g = emu_lane() >> 2, t = emu_lane() & 3;
@@ -166,4 +187,17 @@ template <bool F16> static inline void emu_mma(float c[4], const uint32_t a[4], 
 }
 static inline void lg_mma_bf16(float c[4], const uint32_t a[4], const uint32_t b[2]) { emu_mma<false>(c, a, b); }
 static inline void lg_mma_f16(float c[4], const uint32_t a[4], const uint32_t b[2]) { emu_mma<true>(c, a, b); }
+static inline void lg_mma_s8(int32_t d[4], const uint32_t a[4], const uint32_t b[2], int32_t c) {
+    const int g = emu_lane() >> 2, t = emu_lane() & 3;
+    uint32_t mine[6] = { a[0], a[1], a[2], a[3], b[0], b[1] };
+    emu_give(mine, sizeof mine);
+    for (int i = 0; i < 4; i++) {
+        d[i] = c;
+        for (int k = 0; k < 32; k++) {
+            const uint32_t *x = (const uint32_t *)emu_of(4 * g + k % 16 / 4), *y = (const uint32_t *)emu_of(4 * (2 * t + (i & 1)) + k % 16 / 4);
+            d[i] += (int32_t)(int8_t)(x[k / 16 * 2 + (i >> 1)] >> 8 * (k & 3)) * (int32_t)(int8_t)(y[4 + k / 16] >> 8 * (k & 3));
+        }
+    }
+    emu_warp_barrier();
+}
 #endif

@@ -42,6 +42,8 @@ typedef struct lg_cuda_decode {
                  * dependents start only after its own wait: rows of old tokens may be read before it ends */
     bool release; /* the kernel behind it takes a whole multiprocessor for a block: its blocks may start as those of this one leave (smaller
                    * ones would gather on the few that are free first) */
+    const void *ahead; int64_t ahead_bytes; /* what the kernel behind it reads first (a weight), on 16 bytes: goes into L2 as warps run out of
+                                             * units; NULL: nothing */
 } lg_cuda_decode;
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g); /* bytes of env.scratch */
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);

@@ -1,9 +1,10 @@
 /* Attention of one row per sequence over the paged cache, dense and hybrid, in one launch (decode_work.cuh says how work is cut).
  *
- * Tensor kernel (f16, bf16, KV8 caches): 16 tokens are the 16 rows of an m16n8k16 product, up to 8 query heads its 8 columns, so
- * nothing is padded but heads; P is transposed in registers for V^T P. Queries (and, but for KV8, P) go in as a rounded part and
- * the rest, two products each, so results are as good as f32 sums: tensor cores have that to spare where memory is the limit.
- * KV8 numbers are exact in bf16; K's scales multiply the sums of their group of 32, V's multiply P.
+ * Tensor kernel (f16, bf16, KV8 caches): 16 tokens are the 16 rows of an m16n8 product, up to 8 query heads its 8 columns, so
+ * nothing is padded but heads; P is transposed in registers for V^T P. Queries and P go in as a rounded part and the rest, two
+ * products each, so results are as good as f32 sums: tensor cores have that to spare where memory is the limit.
+ * KV8: keys stay int8 (m16n8k32), queries are three int8 digits; K's scales multiply the sums of their group of 32. V's numbers are
+ * exact in bf16, its scales multiply P, which is rounded. The limit is instructions, so bytes of K are never unpacked.
  * FMA kernel (f32 caches, f32 compute, head sizes without a tensor kernel): the same feed, lanes own head dimensions.
  *
  * Raw scores of heads that make a set leave in the same pass: the mean over the group of the products before scaling; where a
@@ -22,8 +23,11 @@ static __device__ __forceinline__ const float *dec_query_row(const dec_args &a, 
     return a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group + g.c * a.per_chunk + (col < last ? col : last)) * a.hd;
 }
 static __device__ __forceinline__ bool dec_has_mean(const dec_args &a, const dec_seg &g) { return a.n_chunk > 1 && g.score; }
+static __device__ __forceinline__ const float *dec_group_queries(const dec_args &a, const dec_seg &g) {
+    return a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group) * a.hd;
+}
 static __device__ __forceinline__ float dec_mean_query(const dec_args &a, const dec_seg &g, int32_t d) {
-    const float *q = a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group) * a.hd + d;
+    const float *q = dec_group_queries(a, g) + d;
     float sum = 0;
     for (int32_t i = 0; i < a.group; i++) sum += q[(int64_t)i * a.hd];
     return sum / (float)a.group;
@@ -53,18 +57,12 @@ template <int DT> static __device__ __forceinline__ void tc_mma(float c[4], cons
 
 /* Bytes 0 and 2 as bf16: 128 + low seven bits, less 128 or (negative) 256. Exact. */
 static __device__ __forceinline__ uint32_t tc_bytes(uint32_t w) {
-    const uint32_t x = (w & 0x007f007fu) | 0x43004300u, y = (w & 0x00800080u) | 0x43004300u;
+    const uint32_t x = lg_and_or(w, 0x007f007fu, 0x43004300u), y = lg_and_or(w, 0x00800080u, 0x43004300u);
     const __nv_bfloat162 r = __hsub2(*(const __nv_bfloat162 *)(const void *)&x, *(const __nv_bfloat162 *)(const void *)&y);
     return *(const uint32_t *)(const void *)&r;
 }
 static __device__ __forceinline__ float tc_half(uint32_t bits) { return __half2float(__ushort_as_half((unsigned short)bits)); }
 
-/* Head dimension of element e (0, 1) of register r (0, 1) of a query fragment of step ks, lane group position t. */
-template <int DT, int HD> static __device__ __forceinline__ int32_t tc_q_dim(int32_t ks, int32_t r, int32_t e, int32_t t) {
-    if (DT != LG_DTYPE_KV8) return ks * 16 + r * 8 + 2 * t + e;
-    if (ks < HD / 32 * 2) return (ks >> 1) * 32 + 8 * t + (ks & 1) * 4 + r + 2 * e;
-    return ks * 16 + 4 * t + r + 2 * e;
-}
 /* Head dimension of row g + 8*r of output tile mt. */
 template <int DT, int HD> static __device__ __forceinline__ int32_t tc_out_dim(int32_t mt, int32_t r, int32_t g) {
     if (DT != LG_DTYPE_KV8) return mt * 16 + r * 8 + g;
@@ -72,204 +70,366 @@ template <int DT, int HD> static __device__ __forceinline__ int32_t tc_out_dim(i
     return mt * 16 + 2 * g + r;
 }
 
-template <int HD> struct tc_state { float m[2], l[2], acc[HD / 16][4]; }; /* columns 2t and 2t+1 */
+/* acc: columns 2t and 2t+1. m, l (of this thread's rows): the same; KV8: [0] of head g. */
+template <int HD> struct tc_state { float m[2], l[2], acc[HD / 16][4]; };
 
-/* Queries of column g, rounded and rest; unit[i]: what column 2t+i was divided by (f16: brings it near 1). */
-template <int DT, int HD>
-static __device__ __forceinline__ void tc_queries(uint32_t hi[HD / 16][2], uint32_t lo[HD / 16][2], float unit[2], const dec_args &a, const dec_seg &seg) {
-    const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const float *row = dec_query_row(a, seg, g);
-    const bool real = g < dec_heads(a, seg);
-    float f = 1.0f, q[HD / 16][2][2]; /* [step][register][element] */
+/* Added to an integer below 2^22 in size the bits become those of the float TC_BIAS_F + integer, and the other way round. */
+enum { TC_BIAS = 0x4b400000 };
+#define TC_BIAS_F 12582912.0f
+
+/* A warp's queries as fragments; unit[i]: what column 2t+i was divided by. */
+template <int DT, int HD> struct tc_query { /* rounded and rest; f16: brought near 1 */
+    uint32_t hi[HD / 16][2], lo[HD / 16][2];
+    float unit[2];
+};
+/* KV8: rounded to multiples of 2^-22 of the power of two above the head's largest number, as three int8 digits: products with int8 keys
+ * are integers, exact. Rows of the products are heads: high[j] has the first digits of group j of 32 numbers as rows 0..7, the second
+ * ones as rows 8..15; low[j/2] the third ones, as rows 0..7 for even and 8..15 for odd j. */
+template <int HD> struct tc_query<LG_DTYPE_KV8, HD> {
+    enum { GROUPS = (HD + 31) / 32 };
+    static_assert(GROUPS % 2 == 0, "groups in pairs");
+    uint32_t high[GROUPS][4], low[GROUPS / 2][4];
+    float unit[1]; /* of head g */
+};
+
+/* Power of two not above x > 0 (in a range that is safe to divide by). */
+static __device__ __forceinline__ int32_t tc_exponent(float x) {
+    const int32_t e = (int32_t)(__float_as_uint(x) >> 23); /* biased */
+    return e < 24 ? 127 : e > 252 ? 252 : e;
+}
+static __device__ __forceinline__ float tc_power(int32_t biased) { return __uint_as_float((uint32_t)biased << 23); }
+
+/* A thread's numbers of column g's query, in pieces of side-by-side ones. KV8: 4 of each half of a group of 32; else 2 of each 8. */
+template <int DT, int HD> struct tc_numbers {
+    enum { PIECE = DT == LG_DTYPE_KV8 ? 4 : 2, N = HD / 4 / PIECE };
+    float x[N][PIECE];
+    static __device__ __forceinline__ int32_t at(int32_t i) { /* where piece i begins */
+        const int32_t t = (int32_t)threadIdx.x & 3;
+        return DT != LG_DTYPE_KV8 ? 8 * i + 2 * t : i < HD / 32 * 2 ? (i >> 1) * 32 + 8 * t + (i & 1) * 4 : (i >> 1) * 32 + 4 * t;
+    }
+    __device__ __forceinline__ void load(const dec_args &a, const dec_seg &seg) {
+        const float *row = dec_query_row(a, seg, ((int32_t)threadIdx.x & 31) >> 2);
 #pragma unroll
-    for (int32_t ks = 0; ks < HD / 16; ks++) {
-        if constexpr (DT != LG_DTYPE_KV8) {
-#pragma unroll
-            for (int32_t r = 0; r < 2; r++) {
-                const float2 x = *(const float2 *)(const void *)(row + tc_q_dim<DT, HD>(ks, r, 0, t));
-                q[ks][r][0] = x.x;
-                q[ks][r][1] = x.y;
+        for (int32_t i = 0; i < N; i++) {
+            if constexpr (PIECE == 4) {
+                const float4 y = *(const float4 *)(const void *)(row + at(i));
+                x[i][0] = y.x; x[i][1] = y.y; x[i][2] = y.z; x[i][3] = y.w;
+            } else {
+                const float2 y = *(const float2 *)(const void *)(row + at(i));
+                x[i][0] = y.x; x[i][1] = y.y;
             }
-        } else {
-            const float4 x = *(const float4 *)(const void *)(row + tc_q_dim<DT, HD>(ks, 0, 0, t));
-            q[ks][0][0] = x.x;
-            q[ks][1][0] = x.y;
-            q[ks][0][1] = x.z;
-            q[ks][1][1] = x.w;
         }
     }
+};
+
+/* Queries of column g. */
+template <int DT, int HD>
+static __device__ __forceinline__ void tc_queries(tc_query<DT, HD> *to, const tc_numbers<DT, HD> &from, const dec_args &a, const dec_seg &seg) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const bool real = g < dec_heads(a, seg), mean = dec_has_mean(a, seg) && g == DEC_HEADS - 1;
+    enum { PIECE = tc_numbers<DT, HD>::PIECE, N = tc_numbers<DT, HD>::N };
+    float q[N][PIECE];
 #pragma unroll
-    for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] = real ? q[i >> 2][(i >> 1) & 1][i & 1] : 0.0f;
-    if (dec_has_mean(a, seg) && g == DEC_HEADS - 1) { /* (q is zero: no real column) */
+    for (int32_t i = 0; i < N * PIECE; i++) q[i / PIECE][i % PIECE] = real ? from.x[i / PIECE][i % PIECE] : 0.0f;
+    if (mean) {
+        const float *all = dec_group_queries(a, seg);
 #pragma unroll 1
         for (int32_t h = 0; h < a.group; h++) {
-            const float *head = a.q + ((int64_t)seg.s * a.n_head + (int64_t)seg.h * a.group + h) * a.hd;
 #pragma unroll
-            for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] += head[tc_q_dim<DT, HD>(i >> 2, (i >> 1) & 1, i & 1, t)];
+            for (int32_t i = 0; i < N * PIECE; i++) {
+                float *x = &q[i / PIECE][i % PIECE];
+                *x = (h ? *x : 0.0f) + all[h * HD + tc_numbers<DT, HD>::at(i / PIECE) + i % PIECE];
+            }
         }
 #pragma unroll
-        for (int32_t i = 0; i < HD / 16 * 4; i++) q[i >> 2][(i >> 1) & 1][i & 1] /= (float)a.group;
+        for (int32_t i = 0; i < N * PIECE; i++) q[i / PIECE][i % PIECE] /= (float)a.group;
     }
     __syncwarp();
-    unit[0] = unit[1] = 1.0f;
-    if (DT == LG_DTYPE_F16) {
-        float max = 0;
+    int32_t e = 127;
+    if (DT != LG_DTYPE_BF16) {
+        float max = 0, none = 0; /* none: 0, or no number where a query is none */
 #pragma unroll
-        for (int32_t i = 0; i < HD / 16 * 4; i++) max = fmaxf(max, fabsf(q[i >> 2][(i >> 1) & 1][i & 1]));
+        for (int32_t i = 0; i < N * PIECE; i++) {
+            max = fmaxf(max, fabsf(q[i / PIECE][i % PIECE]));
+            none = fmaf(q[i / PIECE][i % PIECE], 0.0f, none);
+        }
         max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
         max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
-        int32_t e = (int32_t)(__float_as_uint(max) >> 23); /* 2^(e-127) <= max */
-        e = e < 2 ? 127 : e > 252 ? 252 : e;
-        f = __uint_as_float((uint32_t)(254 - e) << 23);
-        const float u = __uint_as_float((uint32_t)e << 23);
-        unit[0] = __shfl_sync(0xffffffffu, u, 8 * t);
-        unit[1] = __shfl_sync(0xffffffffu, u, 8 * t + 4);
+        e = tc_exponent(max);
+        if (DT == LG_DTYPE_KV8) {
+            none += __shfl_xor_sync(0xffffffffu, none, 1);
+            none += __shfl_xor_sync(0xffffffffu, none, 2);
+            to->unit[0] = tc_power(e - 21) + none;
+        } else {
+            to->unit[0] = __shfl_sync(0xffffffffu, tc_power(e), 8 * t);
+            to->unit[1] = __shfl_sync(0xffffffffu, tc_power(e), 8 * t + 4);
+        }
     }
+    if constexpr (DT == LG_DTYPE_KV8) {
+        const float f = tc_power(254 - e) * 2097152.0f; /* |q| f < 2^22: rounded by adding TC_BIAS_F */
 #pragma unroll
-    for (int32_t i = 0; i < HD / 16 * 2; i++) {
-        const float x = f * q[i >> 1][i & 1][0], y = f * q[i >> 1][i & 1][1];
-        hi[i >> 1][i & 1] = tc_pack<DT>(x, y);
-        lo[i >> 1][i & 1] = tc_pack<DT>(x - tc_round<DT>(x), y - tc_round<DT>(y));
+        for (int32_t i = 0; i < tc_query<DT, HD>::GROUPS * 2; i++) {
+            uint32_t x[4] = { 0, 0, 0, 0 };
+#pragma unroll
+            for (int32_t k = 0; k < 4 && i < N; k++) /* 128 more in each byte: no carries between signed digits */
+                x[k] = (__float_as_uint(fmaf(f, q[i][k], TC_BIAS_F)) - TC_BIAS + 0x00808080u) ^ 0x00808080u;
+            const uint32_t even = __byte_perm(x[0], x[1], 0x5140), odd = __byte_perm(x[2], x[3], 0x5140); /* low bytes, middle bytes */
+            to->low[i >> 2][(i & 1) * 2 + (i >> 1 & 1)] = __byte_perm(even, odd, 0x5410);
+            to->high[i >> 1][(i & 1) * 2 + 1] = __byte_perm(even, odd, 0x7632);
+            to->high[i >> 1][(i & 1) * 2] = __byte_perm(__byte_perm(x[0], x[1], 0x0062), __byte_perm(x[2], x[3], 0x0062), 0x5410);
+        }
+    } else {
+        const float f = tc_power(254 - e);
+#pragma unroll
+        for (int32_t i = 0; i < N; i++) {
+            const float x = f * q[i][0], y = f * q[i][1];
+            to->hi[i >> 1][i & 1] = tc_pack<DT>(x, y);
+            to->lo[i >> 1][i & 1] = tc_pack<DT>(x - tc_round<DT>(x), y - tc_round<DT>(y));
+        }
     }
 }
 
 /* c[16 tokens x 8 heads] = K q */
 template <int DT, int HD, int ROOM>
-static __device__ __forceinline__ void tc_scores(float c[4], lg_smem k, const uint32_t hi[HD / 16][2], const uint32_t lo[HD / 16][2], const int32_t skew[2]) {
-    const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    if constexpr (DT != LG_DTYPE_KV8) {
-        const lg_smem at = k + (lg_smem)((lane & 15) * ROOM + (lane >> 4) * 16);
-        float x[4] = { 0, 0, 0, 0 }, y[4] = { 0, 0, 0, 0 };
+static __device__ __forceinline__ void tc_scores(float c[4], lg_smem k, const tc_query<DT, HD> &q) {
+    const int32_t lane = (int32_t)threadIdx.x & 31;
+    const lg_smem at = k + (lg_smem)((lane & 15) * ROOM + (lane >> 4) * 16);
+    float x[4] = { 0, 0, 0, 0 }, y[4] = { 0, 0, 0, 0 };
 #pragma unroll
-        for (int32_t ks = 0; ks < HD / 16; ks++) {
-            uint32_t r[4];
-            lg_ldm4(r, at + (lg_smem)(ks * 32));
-            tc_mma<DT>(x, r, hi[ks]);
-            tc_mma<DT>(y, r, lo[ks]);
+    for (int32_t ks = 0; ks < HD / 16; ks++) {
+        uint32_t r[4];
+        lg_ldm4(r, at + (lg_smem)(ks * 32));
+        tc_mma<DT>(x, r, q.hi[ks]);
+        tc_mma<DT>(y, r, q.lo[ks]);
+    }
+#pragma unroll
+    for (int32_t i = 0; i < 4; i++) c[i] = x[i] + y[i];
+}
+
+/* The scales of a KV8 row, one for each 32 numbers. */
+template <int HD> static __device__ __forceinline__ void tc_scales(float s[(HD + 31) / 32], lg_smem row) {
+    enum { WORDS = (HD + 63) / 64 };
+    uint32_t w[WORDS];
+    if constexpr (WORDS % 2 == 0) {
+#pragma unroll
+        for (int32_t i = 0; i < WORDS; i += 2) {
+            const uint2 x = lg_lds64(row + (lg_smem)(HD + 4 * i));
+            w[i] = x.x;
+            w[i + 1] = x.y;
         }
-#pragma unroll
-        for (int32_t i = 0; i < 4; i++) c[i] = x[i] + y[i];
     } else {
-        const lg_smem row0 = k + (lg_smem)(g * ROOM + skew[0]), row1 = k + (lg_smem)((g + 8) * ROOM + skew[1]);
 #pragma unroll
-        for (int32_t i = 0; i < 4; i++) c[i] = 0;
+        for (int32_t i = 0; i < WORDS; i++) w[i] = lg_lds32(row + (lg_smem)(HD + 4 * i));
+    }
 #pragma unroll
-        for (int32_t j = 0; j < (HD + 31) / 32; j++) {
-            float x[4] = { 0, 0, 0, 0 }, y[4] = { 0, 0, 0, 0 };
-            const bool full = j < HD / 32;
-            uint32_t w0[2], w1[2];
-            if (full && HD != 64) {
-                const uint2 u0 = lg_lds64(row0 + (lg_smem)(32 * j + 8 * t)), u1 = lg_lds64(row1 + (lg_smem)(32 * j + 8 * t));
-                w0[0] = u0.x; w0[1] = u0.y; w1[0] = u1.x; w1[1] = u1.y;
+    for (int32_t j = 0; j < (HD + 31) / 32; j++) s[j] = tc_half(w[j >> 1] >> 16 * (j & 1) & 0xffffu);
+}
+/* KV8: c[8 heads x 16 tokens] = q K^T; a thread has head g, columns 2t, 2t + 1, 2t + 8, 2t + 9. k: where its numbers of the rows of columns g
+ * and g + 8 begin (the 8*t'th); at: where the rows of its columns begin, for their scales. */
+static __device__ __forceinline__ float tc_sum(int32_t x) { return __uint_as_float((uint32_t)x) - TC_BIAS_F; }
+template <int HD>
+static __device__ __forceinline__ void tc_scores_kv8(float c[4], const lg_smem k[2], const lg_smem at[4], const tc_query<LG_DTYPE_KV8, HD> &q) {
+    enum { GROUPS = (HD + 31) / 32 };
+    const int32_t t = (int32_t)threadIdx.x & 3;
+    float s[4][GROUPS];
+#pragma unroll
+    for (int32_t i = 0; i < 4; i++) {
+        tc_scales<HD>(s[i], at[i]);
+        c[i] = 0;
+    }
+#pragma unroll
+    for (int32_t j = 0; j < GROUPS; j++) {
+#pragma unroll
+        for (int32_t n = 0; n < 2; n++) { /* eight tokens */
+            uint32_t r[2];
+            if (32 * j + 32 > HD) {
+                r[0] = lg_lds32(k[n] + (lg_smem)(32 * j - 4 * t));
+                r[1] = 0;
+            } else if (HD == 64) { /* rows are on 4 bytes only */
+                r[0] = lg_lds32(k[n] + 32 * j);
+                r[1] = lg_lds32(k[n] + 32 * j + 4);
             } else {
-                w0[0] = lg_lds32(row0 + (lg_smem)(32 * j + (full ? 8 : 4) * t));
-                w1[0] = lg_lds32(row1 + (lg_smem)(32 * j + (full ? 8 : 4) * t));
-                w0[1] = full ? lg_lds32(row0 + (lg_smem)(32 * j + 8 * t + 4)) : 0;
-                w1[1] = full ? lg_lds32(row1 + (lg_smem)(32 * j + 8 * t + 4)) : 0;
+                const uint2 w = lg_lds64(k[n] + 32 * j);
+                r[0] = w.x;
+                r[1] = w.y;
             }
+            int32_t x[4], y[4];
+            lg_mma_s8(x, q.high[j], r, TC_BIAS);
+            lg_mma_s8(y, q.low[j >> 1], r, TC_BIAS);
 #pragma unroll
-            for (int32_t s = 0; s < (full ? 2 : 1); s++) {
-                const uint32_t r[4] = { tc_bytes(w0[s]), tc_bytes(w1[s]), tc_bytes(w0[s] >> 8), tc_bytes(w1[s] >> 8) };
-                tc_mma<DT>(x, r, hi[2 * j + s]);
-                tc_mma<DT>(y, r, lo[2 * j + s]);
+            for (int32_t e = 0; e < 2; e++) {
+                const float sum = fmaf(fmaf(tc_sum(x[e]), 256.0f, tc_sum(x[2 + e])), 256.0f, tc_sum(y[(j & 1) * 2 + e]));
+                c[2 * n + e] = fmaf(s[2 * n + e][j], sum, c[2 * n + e]);
             }
-            const float s0 = tc_half(lg_lds16(row0 + HD + 2 * j)), s1 = tc_half(lg_lds16(row1 + HD + 2 * j));
-            c[0] += s0 * (x[0] + y[0]);
-            c[1] += s0 * (x[1] + y[1]);
-            c[2] += s1 * (x[2] + y[2]);
-            c[3] += s1 * (x[3] + y[3]);
+        }
+    }
+#pragma unroll
+    for (int32_t i = 0; i < 4; i++) c[i] *= q.unit[0];
+}
+
+/* acc[dims x heads] += V^T P */
+template <int DT, int HD, int ROOM>
+static __device__ __forceinline__ void tc_values(float acc[HD / 16][4], lg_smem v, const float p[4]) {
+    const int32_t lane = (int32_t)threadIdx.x & 31;
+    const uint32_t hi[2] = { lg_movm(tc_pack<DT>(p[0], p[1])), lg_movm(tc_pack<DT>(p[2], p[3])) };
+    const uint32_t lo[2] = { lg_movm(tc_pack<DT>(p[0] - tc_round<DT>(p[0]), p[1] - tc_round<DT>(p[1]))),
+                             lg_movm(tc_pack<DT>(p[2] - tc_round<DT>(p[2]), p[3] - tc_round<DT>(p[3]))) };
+    const lg_smem at = v + (lg_smem)(((lane & 7) + (lane >> 4) * 8) * ROOM + ((lane >> 3) & 1) * 16);
+#pragma unroll
+    for (int32_t mt = 0; mt < HD / 16; mt++) {
+        uint32_t r[4];
+        lg_ldm4_t(r, at + (lg_smem)(mt * 32));
+        tc_mma<DT>(acc[mt], r, hi);
+        tc_mma<DT>(acc[mt], r, lo);
+    }
+}
+/* The same of KV8 rows, P rounded only. p: as c of tc_scores_kv8; at[i]: where the row begins, from[i]: its 4*g'th number. */
+template <int HD>
+static __device__ __forceinline__ void tc_values_kv8(float acc[HD / 16][4], const lg_smem at[4], const lg_smem from[4], const float p[4]) {
+    enum { DT = LG_DTYPE_KV8, GROUPS = (HD + 31) / 32 };
+    const int32_t g = ((int32_t)threadIdx.x & 31) >> 2;
+    float s[4][GROUPS];
+#pragma unroll
+    for (int32_t i = 0; i < 4; i++) tc_scales<HD>(s[i], at[i]);
+#pragma unroll
+    for (int32_t j = 0; j < GROUPS; j++) {
+        const bool full = 32 * j + 32 <= HD;
+        const uint32_t b[2] = { tc_pack<DT>(p[0] * s[0][j], p[1] * s[1][j]), tc_pack<DT>(p[2] * s[2][j], p[3] * s[3][j]) };
+        uint32_t w[4];
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) w[i] = full ? lg_lds32(from[i] + 32 * j) : lg_lds16(from[i] + (lg_smem)(32 * j - 2 * g));
+#pragma unroll
+        for (int32_t k = 0; k < (full ? 2 : 1); k++) { /* byte i of two tokens side by side */
+            const uint32_t r[4] = { tc_bytes(__byte_perm(w[0], w[1], k ? 0x6622 : 0x4400)), tc_bytes(__byte_perm(w[0], w[1], k ? 0x7733 : 0x5511)),
+                                    tc_bytes(__byte_perm(w[2], w[3], k ? 0x6622 : 0x4400)), tc_bytes(__byte_perm(w[2], w[3], k ? 0x7733 : 0x5511)) };
+            tc_mma<DT>(acc[2 * j + k], r, b);
         }
     }
 }
 
-/* acc[dims x heads] += V^T P. meta: skews of all rows. */
-template <int DT, int HD, int ROOM>
-static __device__ __forceinline__ void tc_values(float acc[HD / 16][4], lg_smem v, const float p[4], const int32_t skew[2], lg_smem meta) {
-    const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    if constexpr (DT != LG_DTYPE_KV8) {
-        const uint32_t hi[2] = { lg_movm(tc_pack<DT>(p[0], p[1])), lg_movm(tc_pack<DT>(p[2], p[3])) };
-        const uint32_t lo[2] = { lg_movm(tc_pack<DT>(p[0] - tc_round<DT>(p[0]), p[1] - tc_round<DT>(p[1]))),
-                                 lg_movm(tc_pack<DT>(p[2] - tc_round<DT>(p[2]), p[3] - tc_round<DT>(p[3]))) };
-        const lg_smem at = v + (lg_smem)(((lane & 7) + (lane >> 4) * 8) * ROOM + ((lane >> 3) & 1) * 16);
-#pragma unroll
-        for (int32_t mt = 0; mt < HD / 16; mt++) {
-            uint32_t r[4];
-            lg_ldm4_t(r, at + (lg_smem)(mt * 32));
-            tc_mma<DT>(acc[mt], r, hi);
-            tc_mma<DT>(acc[mt], r, lo);
-        }
-    } else {
-        lg_smem row[4];
-#pragma unroll
-        for (int32_t i = 0; i < 4; i++) {
-            const int32_t tok = 2 * t + (i & 1) + (i >> 1) * 8;
-            row[i] = v + (lg_smem)(tok * ROOM + ((int32_t)lg_lds32(meta + (lg_smem)(tok * 4)) & 15));
-        }
-        const lg_smem s0 = v + (lg_smem)(g * ROOM + skew[0] + HD), s1 = v + (lg_smem)((g + 8) * ROOM + skew[1] + HD);
-#pragma unroll
-        for (int32_t j = 0; j < (HD + 31) / 32; j++) {
-            const bool full = j < HD / 32;
-            const float f0 = tc_half(lg_lds16(s0 + 2 * j)), f1 = tc_half(lg_lds16(s1 + 2 * j));
-            const uint32_t b[2] = { lg_movm(tc_pack<DT>(p[0] * f0, p[1] * f0)), lg_movm(tc_pack<DT>(p[2] * f1, p[3] * f1)) };
-            uint32_t w[4];
-#pragma unroll
-            for (int32_t i = 0; i < 4; i++) w[i] = full ? lg_lds32(row[i] + (lg_smem)(32 * j + 4 * g)) : lg_lds16(row[i] + (lg_smem)(32 * j + 2 * g));
-#pragma unroll
-            for (int32_t s = 0; s < (full ? 2 : 1); s++) { /* byte i of two tokens side by side */
-                const uint32_t r[4] = { tc_bytes(__byte_perm(w[0], w[1], s ? 0x6622 : 0x4400)), tc_bytes(__byte_perm(w[0], w[1], s ? 0x7733 : 0x5511)),
-                                        tc_bytes(__byte_perm(w[2], w[3], s ? 0x6622 : 0x4400)), tc_bytes(__byte_perm(w[2], w[3], s ? 0x7733 : 0x5511)) };
-                tc_mma<DT>(acc[2 * j + s], r, b);
-            }
-        }
-    }
+/* x / group, rounded once. */
+static __device__ __forceinline__ float tc_mean(const dec_args &a, float x) {
+    const float y = x * a.group_rate;
+    return fmaf(fmaf(-y, (float)a.group, x), a.group_rate, y);
+}
+/* A running softmax takes in the largest new exponent: what the old sums are multiplied by; *base: what is subtracted from exponents. */
+static __device__ __forceinline__ float tc_climb(float *m, float max, float *base) {
+    max = fmaxf(*m, max);
+    *base = max == -INFINITY ? 0.0f : max;
+    const float f = lg_exp2(*m - *base);
+    *m = max;
+    return f;
 }
 
 /* One unit: 16 rows of K and of V at `stage`. score: NULL or where the unit's first token's score goes. */
 template <int DT, int HD, int ROOM>
-static __device__ __forceinline__ void tc_unit(tc_state<HD> *st, lg_smem stage, lg_smem meta, const uint32_t hi[HD / 16][2], const uint32_t lo[HD / 16][2],
-                                               const float unit[2], const dec_args &a, float *score) {
+static __device__ __forceinline__ void tc_unit(tc_state<HD> *st, lg_smem stage, lg_smem meta, const tc_query<DT, HD> &q, const dec_args &a, float *score) {
     const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const int32_t m0 = (int32_t)lg_lds32(meta + (lg_smem)(g * 4)), m1 = (int32_t)lg_lds32(meta + (lg_smem)((g + 8) * 4));
-    const int32_t skew[2] = { m0 & 15, m1 & 15 };
-    float c[4];
-    tc_scores<DT, HD, ROOM>(c, stage, hi, lo, skew);
+    float off[2], c[4]; /* off: 0, or -infinity where the row does not count */
+#pragma unroll
+    for (int32_t i = 0; i < 2; i++) off[i] = __uint_as_float(lg_lds32(dec_meta(meta, g + 8 * i) + 4));
+    tc_scores<DT, HD, ROOM>(c, stage, q);
     if (DT == LG_DTYPE_F16) {
-        c[0] *= unit[0]; c[1] *= unit[1]; c[2] *= unit[0]; c[3] *= unit[1];
+        c[0] *= q.unit[0]; c[1] *= q.unit[1]; c[2] *= q.unit[0]; c[3] *= q.unit[1];
     }
     if (score) {
         const bool mean = a.n_chunk == 1;
-        float x = mean ? c[0] + c[1] : t == 3 ? c[1] : 0.0f, y = mean ? c[2] + c[3] : t == 3 ? c[3] : 0.0f;
-        x += __shfl_xor_sync(0xffffffffu, x, 1);
-        y += __shfl_xor_sync(0xffffffffu, y, 1);
-        x += __shfl_xor_sync(0xffffffffu, x, 2);
-        y += __shfl_xor_sync(0xffffffffu, y, 2);
-        const float n = mean ? (float)a.group : 1.0f;
-        if (t == 0 && m0 >= 0) score[g] = x / n;
-        if (t == 0 && m1 >= 0) score[g + 8] = y / n;
+#pragma unroll
+        for (int32_t i = 0; i < 2; i++) {
+            float x = mean ? c[2 * i] + c[2 * i + 1] : t == 3 ? c[2 * i + 1] : 0.0f;
+            x += __shfl_xor_sync(0xffffffffu, x, 1);
+            x += __shfl_xor_sync(0xffffffffu, x, 2);
+            if (t == 0 && off[i] == 0.0f) score[g + 8 * i] = mean ? tc_mean(a, x) : x;
+        }
     }
-    float x[4] = { m0 >= 0 ? c[0] * a.scale2 : -INFINITY, m0 >= 0 ? c[1] * a.scale2 : -INFINITY,
-                   m1 >= 0 ? c[2] * a.scale2 : -INFINITY, m1 >= 0 ? c[3] * a.scale2 : -INFINITY };
+    const float x[4] = { fmaf(c[0], a.scale2, off[0]), fmaf(c[1], a.scale2, off[0]), fmaf(c[2], a.scale2, off[1]), fmaf(c[3], a.scale2, off[1]) };
     float p[4], f[2];
     bool moved = false;
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
-        float max = fmaxf(x[i], x[i + 2]);
+        float max = fmaxf(x[i], x[i + 2]), base;
         max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 4));
         max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 8));
-        max = fmaxf(st->m[i], fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 16)));
-        const float base = max == -INFINITY ? 0.0f : max;
-        f[i] = exp2f(st->m[i] - base);
-        moved = moved || max != st->m[i];
-        p[i] = exp2f(x[i] - base);
-        p[i + 2] = exp2f(x[i + 2] - base);
+        max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 16));
+        moved = moved || max > st->m[i];
+        f[i] = tc_climb(&st->m[i], max, &base);
+        p[i] = lg_exp2(x[i] - base);
+        p[i + 2] = lg_exp2(x[i + 2] - base);
         st->l[i] = st->l[i] * f[i] + (p[i] + p[i + 2]);
-        st->m[i] = max;
     }
     if (__any_sync(0xffffffffu, moved)) {
 #pragma unroll
         for (int32_t i = 0; i < HD / 16 * 4; i++) st->acc[i >> 2][i & 3] *= f[i & 1];
     }
-    tc_values<DT, HD, ROOM>(st->acc, stage + DEC_UNIT * ROOM, p, skew, meta);
+    tc_values<DT, HD, ROOM>(st->acc, stage + DEC_UNIT * ROOM, p);
+}
+
+/* Token of a unit that is column m of the keys' products and row m of the values': read without padding, rows come from different banks that way. */
+static __device__ __forceinline__ int32_t tc_kv8_row(int32_t m) { return 4 * (m & 3) + (m >> 2); }
+/* The same for KV8. A thread has head g. FULL: a full unit (dec_full), without padding. */
+template <int HD, int ROOM, bool FULL>
+static __device__ __forceinline__ void tc_unit_kv8(tc_state<HD> *st, lg_smem stage, lg_smem meta, const tc_query<LG_DTYPE_KV8, HD> &q, const dec_args &a, float *score) {
+    enum { ROW = HD + 2 * ((HD + 31) / 32), V = DEC_UNIT * ROOM };
+    const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3, row0 = tc_kv8_row(2 * t);
+    const int32_t step[4] = { 0, 4, 2, 6 }; /* rows of columns 2t, 2t + 1, 2t + 8, 2t + 9, from row0 */
+    lg_smem k[2], at[4], from[4];
+    float off[4], c[4]; /* off: 0, or -infinity where the row does not count */
+    if (FULL) {
+        k[0] = stage + (lg_smem)(tc_kv8_row(g) * ROW + 8 * t);
+        k[1] = k[0] + 2 * ROW;
+        at[0] = stage + (lg_smem)(row0 * ROW);
+        from[0] = at[0] + (lg_smem)(V + 4 * g);
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) {
+            at[i] = at[0] + (lg_smem)(step[i] * ROW);
+            from[i] = from[0] + (lg_smem)(step[i] * ROW);
+            off[i] = 0;
+        }
+    } else {
+#pragma unroll
+        for (int32_t i = 0; i < 2; i++) k[i] = stage + (lg_smem)lg_lds32(dec_meta(meta, tc_kv8_row(g) + 2 * i)) + (lg_smem)(8 * t);
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) {
+            const uint2 m = lg_lds64(dec_meta(meta, row0 + step[i]));
+            at[i] = stage + (lg_smem)m.x;
+            from[i] = at[i] + (lg_smem)(V + 4 * g);
+            off[i] = __uint_as_float(m.y);
+        }
+    }
+    tc_scores_kv8<HD>(c, k, at, q);
+    if (score) {
+        const bool mean = a.n_chunk == 1, up = g & 4, odd = g & 2;
+        float x[4];
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) x[i] = mean || g == DEC_HEADS - 1 ? c[i] : 0.0f;
+        /* sums over heads; each exchange leaves a thread half of the tokens */
+        const float y0 = (up ? x[2] : x[0]) + __shfl_xor_sync(0xffffffffu, up ? x[0] : x[2], 16);
+        const float y1 = (up ? x[3] : x[1]) + __shfl_xor_sync(0xffffffffu, up ? x[1] : x[3], 16);
+        float y = (odd ? y1 : y0) + __shfl_xor_sync(0xffffffffu, odd ? y0 : y1, 8);
+        y += __shfl_xor_sync(0xffffffffu, y, 4);
+        const float counts = up ? odd ? off[3] : off[2] : odd ? off[1] : off[0];
+        if (!(g & 1) && (FULL || counts == 0.0f)) score[row0 + (up ? 2 : 0) + (odd ? 4 : 0)] = mean ? tc_mean(a, y) : y;
+    }
+    float x[4], p[4], base;
+#pragma unroll
+    for (int32_t i = 0; i < 4; i++) x[i] = FULL ? c[i] * a.scale2 : fmaf(c[i], a.scale2, off[i]);
+    float max = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[2], x[3]));
+    max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
+    max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
+    const bool moved = max > st->m[0];
+    const float f = tc_climb(&st->m[0], max, &base);
+#pragma unroll
+    for (int32_t i = 0; i < 4; i++) {
+        p[i] = lg_exp2(x[i] - base);
+        at[i] += V;
+    }
+    st->l[0] = st->l[0] * f + ((p[0] + p[1]) + (p[2] + p[3]));
+    if (__any_sync(0xffffffffu, moved)) {
+        const float column[2] = { __shfl_sync(0xffffffffu, f, 8 * t), __shfl_sync(0xffffffffu, f, 8 * t + 4) };
+#pragma unroll
+        for (int32_t i = 0; i < HD / 16 * 4; i++) st->acc[i >> 2][i & 3] *= column[i & 1];
+    }
+    tc_values_kv8<HD>(st->acc, at, from, p);
 }
 
 /* State -> slot; with `add` the slot's state is merged in first. l is this thread's share until then. */
@@ -280,8 +440,16 @@ static __device__ __forceinline__ void tc_put(float *slot, tc_state<HD> *st, int
     for (int32_t i = 0; i < 2; i++) {
         const int32_t h = 2 * t + i;
         float *mx = slot + heads * HD + h, *tot = mx + heads;
-        float l = st->l[i], m = st->m[i], f = 1.0f, e = 0.0f;
-        for (int32_t d = 4; d < 32; d <<= 1) l += __shfl_xor_sync(0xffffffffu, l, d);
+        float l, m, f = 1.0f, e = 0.0f;
+        if (DT == LG_DTYPE_KV8) {
+            l = st->l[0] + __shfl_xor_sync(0xffffffffu, st->l[0], 1);
+            l = __shfl_sync(0xffffffffu, l + __shfl_xor_sync(0xffffffffu, l, 2), 4 * h);
+            m = __shfl_sync(0xffffffffu, st->m[0], 4 * h);
+        } else {
+            l = st->l[i];
+            m = st->m[i];
+            for (int32_t d = 4; d < 32; d <<= 1) l += __shfl_xor_sync(0xffffffffu, l, d);
+        }
         if (add && h < ng) {
             const float other = *mx, max = fmaxf(m, other);
             f = dec_exp(m, max);
@@ -308,49 +476,69 @@ static __device__ __forceinline__ void tc_put(float *slot, tc_state<HD> *st, int
     }
 }
 
-/* Shared memory: rings of all warps, meta of all stages, what dec_shared has, slots. */
-typedef struct dec_room { lg_smem ring, meta; dec_shared *sh; float *slots; } dec_room;
+/* Shared memory: rows of all warps' rings, what they know of the rows, their barriers, what dec_shared has, slots. */
+typedef struct dec_room { dec_ring ring; dec_shared *sh; float *slots; } dec_room;
 static __device__ __forceinline__ dec_room dec_rooms(uint8_t *smem, const dec_args &a, int32_t room, int32_t warp, int32_t n_warp) {
-    const int32_t ring = a.n_stage * 2 * DEC_UNIT * room, meta = a.n_stage * DEC_UNIT * 4;
+    const int32_t rows = a.n_stage * 2 * DEC_UNIT * room, meta = a.n_stage * DEC_UNIT * DEC_META, bar = a.n_stage * DEC_BAR;
+    const lg_smem at = lg_smem_of(smem);
     dec_room r;
-    r.ring = lg_smem_of(smem) + (lg_smem)(warp * ring);
-    r.meta = lg_smem_of(smem) + (lg_smem)(n_warp * ring + warp * meta);
-    r.sh = (dec_shared *)(void *)(smem + n_warp * (ring + meta));
-    r.slots = (float *)(void *)(smem + n_warp * (ring + meta) + (int32_t)sizeof(dec_shared));
+    r.ring.rows = at + (lg_smem)(warp * rows);
+    r.ring.meta = at + (lg_smem)(n_warp * rows + warp * meta);
+    r.ring.bar = at + (lg_smem)(n_warp * (rows + meta) + warp * bar);
+    r.sh = (dec_shared *)(void *)(smem + n_warp * (rows + meta + bar));
+    r.slots = (float *)(void *)(smem + n_warp * (rows + meta + bar) + (int32_t)sizeof(dec_shared));
     return r;
 }
 
 /* A kernel. MATH holds one warp's queries and running softmax of a segment. */
 template <class MATH> static __device__ __forceinline__ void dec_run(const dec_args &a, uint8_t *smem) {
-    const int32_t warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5, row = MATH::row_room(a);
+    const int32_t warp = __shfl_sync(0xffffffffu, (int32_t)threadIdx.x >> 5, 0); /* so the compiler knows it is the same in all lanes */
+    const int32_t n_warp = (int32_t)blockDim.x >> 5, row = MATH::row_room(a);
     const dec_room room = dec_rooms(smem, a, row, warp, n_warp);
     dec_shared *sh = room.sh;
     if (a.hybrid) lg_dec_wait(); /* sets come from another stream: a captured graph may have made that edge programmatic, too */
-    if (!dec_cut(a, sh)) return; /* the whole block */
+    if (!dec_cut(a, sh)) { /* the whole block */
+        dec_fetch_ahead(a);
+        return;
+    }
+    if (MATH::BULK) {
+        if ((threadIdx.x & 31) == 0)
+            for (int32_t i = 0; i < a.n_stage; i++) lg_bar_init(room.ring.bar + (lg_smem)(i * DEC_BAR));
+        __syncwarp();
+    }
     dec_feed feed;
-    dec_feed_begin(&feed, a, sh, warp, n_warp);
-    int32_t ahead = 0, stage = 0;
-    for (; ahead + 1 < a.n_stage && dec_feed_old(&feed); ahead++) MATH::issue(&feed, a, n_warp, room.ring, room.meta);
-    lg_dec_wait();
-    if (a.release) lg_dec_go();
-    for (; ahead + 1 < a.n_stage; ahead++) MATH::issue(&feed, a, n_warp, room.ring, room.meta);
+    dec_feed_begin<MATH::BULK>(&feed, a, sh, warp, n_warp);
     dec_seg seg;
     dec_seg_load(&seg, a, sh->index, sh->begin);
+    int32_t ahead = 0, stage = 0;
+    for (; !a.hybrid && ahead + 1 < a.n_stage && dec_feed_old(&feed); ahead++) MATH::issue(&feed, a, n_warp, room.ring);
+    lg_dec_wait();
+    if (a.release) lg_dec_go();
+    MATH math;
+    math.load(a, seg); /* on their way while the rings are filled */
+    for (; ahead + 1 < a.n_stage; ahead++) MATH::issue(&feed, a, n_warp, room.ring);
     const int32_t hi = sh->hi;
     int32_t unit = sh->lo + warp;
+    uint32_t parity = 0; /* of the stages' barriers */
     for (;;) {
-        const int32_t end = seg.end < hi ? seg.end : hi;
-        MATH math;
+        float *const score = seg.score ? dec_score_at(a, seg) : NULL;
+        const int32_t end = seg.end < hi ? seg.end : hi, full = MATH::BULK ? dec_full(seg) : 0;
         math.begin(a, seg);
         for (; unit < end; unit += n_warp) {
-            lg_cp_wait(a.n_stage - 2);
+            if (!MATH::BULK) {
+                lg_cp_wait(a.n_stage - 2);
+            } else if (seg.n > 0) {
+                lg_bar_wait(room.ring.bar + (lg_smem)(stage * DEC_BAR), parity >> stage & 1);
+                parity ^= 1u << stage;
+            }
             __syncwarp(); /* this unit's rows are here for all lanes; the stage before it is no longer read */
-            MATH::issue(&feed, a, n_warp, room.ring, room.meta);
+            MATH::issue(&feed, a, n_warp, room.ring);
             if (seg.n > 0)
-                math.unit(room.ring + (lg_smem)(stage * 2 * DEC_UNIT * row), room.meta + (lg_smem)(stage * DEC_UNIT * 4), a,
-                          seg.score ? dec_score_at(a, seg) + (int64_t)(unit - seg.begin) * DEC_UNIT : NULL);
+                math.unit(room.ring.rows + (lg_smem)(stage * 2 * DEC_UNIT * row), dec_meta(room.ring.meta, stage * DEC_UNIT), a,
+                          score ? score + (int64_t)(unit - seg.begin) * DEC_UNIT : NULL, unit < full);
             stage = stage + 1 == a.n_stage ? 0 : stage + 1;
         }
+        if (seg.end >= hi) dec_fetch_ahead(a);
         const int32_t round = warp / a.n_slot, rounds = n_warp / a.n_slot;
         float *slot = room.slots + (warp - round * a.n_slot) * dec_state_floats(a.slot_heads, a.hd);
         for (int32_t r = rounds - 1; r >= 0; r--) {
@@ -360,21 +548,24 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
         dec_finish(a, sh, seg, room.slots);
         if (seg.end >= hi) break;
         dec_seg_load(&seg, a, seg.index + 1, seg.end); /* the stretch goes on with the next segment */
+        math.load(a, seg);
         if (threadIdx.x == 0) dec_follow(sh, seg);
     }
     lg_cp_wait(0);
 }
 
 template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
-    uint32_t hi[HD / 16][2], lo[HD / 16][2];
-    float unit_of[2];
+    static constexpr bool BULK = DT == LG_DTYPE_KV8 && LG_BULK;
+    tc_numbers<DT, HD> numbers;
+    tc_query<DT, HD> q;
     tc_state<HD> st;
     static __device__ __forceinline__ int32_t row_room(const dec_args &) { return ROOM; }
-    static __device__ __forceinline__ void issue(dec_feed *f, const dec_args &a, int32_t n_warp, lg_smem ring, lg_smem meta) {
-        dec_feed_issue<CHUNKS, DT == LG_DTYPE_KV8>(f, a, n_warp, ring, meta, ROOM);
+    static __device__ __forceinline__ void issue(dec_feed *f, const dec_args &a, int32_t n_warp, const dec_ring &ring) {
+        dec_feed_issue<CHUNKS, DT == LG_DTYPE_KV8, BULK>(f, a, n_warp, ring, ROOM);
     }
+    __device__ __forceinline__ void load(const dec_args &a, const dec_seg &seg) { numbers.load(a, seg); }
     __device__ __forceinline__ void begin(const dec_args &a, const dec_seg &seg) {
-        tc_queries<DT, HD>(hi, lo, unit_of, a, seg);
+        tc_queries<DT, HD>(&q, numbers, a, seg);
 #pragma unroll
         for (int32_t i = 0; i < 2; i++) {
             st.m[i] = -INFINITY;
@@ -383,14 +574,19 @@ template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
 #pragma unroll
         for (int32_t i = 0; i < HD / 16 * 4; i++) st.acc[i >> 2][i & 3] = 0;
     }
-    __device__ __forceinline__ void unit(lg_smem stage, lg_smem meta, const dec_args &a, float *score) { tc_unit<DT, HD, ROOM>(&st, stage, meta, hi, lo, unit_of, a, score); }
+    __device__ __forceinline__ void unit(lg_smem stage, lg_smem meta, const dec_args &a, float *score, bool full) {
+        if constexpr (DT == LG_DTYPE_KV8) {
+            if (BULK && full) tc_unit_kv8<HD, ROOM, true>(&st, stage, meta, q, a, score);
+            else tc_unit_kv8<HD, ROOM, false>(&st, stage, meta, q, a, score);
+        } else tc_unit<DT, HD, ROOM>(&st, stage, meta, q, a, score);
+    }
     __device__ __forceinline__ void put(float *slot, const dec_args &a, int32_t ng, bool add) { tc_put<DT, HD>(slot, &st, a.slot_heads, ng, add); }
 };
 
-/* As many warps as registers allow without spilling. */
-template <int HD> struct tc_block { enum { WARPS = HD <= 128 ? DEC_WARPS : 8 }; };
+/* KV8 needs as many warps as registers allow for its instructions; with 16 bits eight fill memory as well and start sooner. */
+template <int DT, int HD> struct tc_block { enum { WARPS = DT == LG_DTYPE_KV8 && HD <= 128 ? DEC_WARPS : 8 }; };
 template <int DT, int HD, int CHUNKS, int ROOM>
-static __global__ void __launch_bounds__(tc_block<HD>::WARPS * 32, 1) dec_tensor(const __grid_constant__ dec_args a) {
+static __global__ void __launch_bounds__(tc_block<DT, HD>::WARPS * 32, 1) dec_tensor(const __grid_constant__ dec_args a) {
     LG_SMEM(smem);
     dec_run<tc_math<DT, HD, CHUNKS, ROOM>>(a, smem);
 }
@@ -427,13 +623,13 @@ template <int NG, int J> struct fma_state { float m, l, acc[NG][2 * J]; }; /* m,
 
 template <int DT, int J, int NG>
 static __device__ __forceinline__ void fma_unit(fma_state<NG, J> *st, lg_smem stage, lg_smem meta, const float q[NG][2 * J], const dec_args &a, float *score) {
-    const int32_t lane = (int32_t)threadIdx.x & 31, room = a.row_room;
+    const int32_t lane = (int32_t)threadIdx.x & 31;
     const int32_t my_tok = lane / NG;
     for (int32_t t0 = 0; t0 < DEC_UNIT; t0 += 32 / NG) {
         float s[32]; /* [token][head] */
 #pragma unroll
         for (int32_t i = 0; i < 32 / NG; i++) {
-            const lg_smem row = stage + (lg_smem)((t0 + i) * room + ((int32_t)lg_lds32(meta + (lg_smem)((t0 + i) * 4)) & 15));
+            const lg_smem row = stage + (lg_smem)lg_lds32(dec_meta(meta, t0 + i));
             float2 k[J];
 #pragma unroll
             for (int32_t j = 0; j < J; j++) k[j] = 64 * j + 2 * lane < a.hd ? fma_pair<DT>(row, 64 * j + 2 * lane, a.hd) : make_float2(0.0f, 0.0f);
@@ -450,7 +646,7 @@ static __device__ __forceinline__ void fma_unit(fma_state<NG, J> *st, lg_smem st
         fma_fold<4>(s, lane);
         fma_fold<2>(s, lane);
         fma_fold<1>(s, lane);
-        const bool valid = (int32_t)lg_lds32(meta + (lg_smem)((t0 + my_tok) * 4)) >= 0;
+        const bool valid = __uint_as_float(lg_lds32(dec_meta(meta, t0 + my_tok) + 4)) == 0.0f;
         if (score) {
             float x = a.n_chunk == 1 || lane % NG == DEC_HEADS - 1 ? s[0] : 0.0f;
 #pragma unroll
@@ -476,7 +672,7 @@ static __device__ __forceinline__ void fma_unit(fma_state<NG, J> *st, lg_smem st
         }
 #pragma unroll
         for (int32_t i = 0; i < 32 / NG; i++) {
-            const lg_smem row = stage + (lg_smem)((DEC_UNIT + t0 + i) * room + ((int32_t)lg_lds32(meta + (lg_smem)((t0 + i) * 4)) & 15));
+            const lg_smem row = stage + (lg_smem)(DEC_UNIT * a.row_room) + (lg_smem)lg_lds32(dec_meta(meta, t0 + i));
             float2 v[J];
 #pragma unroll
             for (int32_t j = 0; j < J; j++) v[j] = 64 * j + 2 * lane < a.hd ? fma_pair<DT>(row, 64 * j + 2 * lane, a.hd) : make_float2(0.0f, 0.0f);
@@ -527,12 +723,14 @@ static __device__ __forceinline__ void fma_put(float *slot, fma_state<NG, J> *st
 }
 
 template <int DT, int J, int NG> struct fma_math {
+    static constexpr bool BULK = false;
     float q[NG][2 * J];
     fma_state<NG, J> st;
     static __device__ __forceinline__ int32_t row_room(const dec_args &a) { return a.row_room; }
-    static __device__ __forceinline__ void issue(dec_feed *f, const dec_args &a, int32_t n_warp, lg_smem ring, lg_smem meta) {
-        dec_feed_issue<0, true>(f, a, n_warp, ring, meta, a.row_room);
+    static __device__ __forceinline__ void issue(dec_feed *f, const dec_args &a, int32_t n_warp, const dec_ring &ring) {
+        dec_feed_issue<0, true, false>(f, a, n_warp, ring, a.row_room);
     }
+    __device__ __forceinline__ void load(const dec_args &, const dec_seg &) {}
     __device__ __forceinline__ void begin(const dec_args &a, const dec_seg &seg) {
         const int32_t lane = (int32_t)threadIdx.x & 31, ng = dec_heads(a, seg);
 #pragma unroll
@@ -552,7 +750,7 @@ template <int DT, int J, int NG> struct fma_math {
         st.m = -INFINITY;
         st.l = 0;
     }
-    __device__ __forceinline__ void unit(lg_smem stage, lg_smem meta, const dec_args &a, float *score) { fma_unit<DT, J, NG>(&st, stage, meta, q, a, score); }
+    __device__ __forceinline__ void unit(lg_smem stage, lg_smem meta, const dec_args &a, float *score, bool) { fma_unit<DT, J, NG>(&st, stage, meta, q, a, score); }
     __device__ __forceinline__ void put(float *slot, const dec_args &a, int32_t ng, bool add) { fma_put<J, NG>(slot, &st, a.slot_heads, ng, a.hd, add); }
 };
 
@@ -569,12 +767,12 @@ typedef struct dec_choice { dec_kernel kernel; int32_t room, chunks, warps; } de
 template <int HD> static dec_choice tc_choice(lg_dtype t) {
     enum { B16 = HD / 8, B8 = (HD + 2 * ((HD + 31) / 32) + 15) / 16 };
     /* An odd number of 16-byte pieces keeps rows of a tile in different banks. */
-    enum { W = tc_block<HD>::WARPS, R16 = (B16 | 1) == B16 ? B16 + 2 : B16 + 1, R8 = (B8 | 1) };
+    enum { W = tc_block<LG_DTYPE_BF16, HD>::WARPS, R16 = (B16 | 1) == B16 ? B16 + 2 : B16 + 1, R8 = (B8 | 1) };
     if (t == LG_DTYPE_F16) return dec_choice{ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16, W };
     if (t == LG_DTYPE_BF16) return dec_choice{ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16, W };
     if (HD == 80 || HD == 96) return dec_choice{}; /* rows not on 4 bytes */
     enum { K8 = HD == 80 || HD == 96 ? 64 : HD, C8 = K8 == HD ? B8 : 5, Q8 = K8 == HD ? R8 : 5 };
-    return dec_choice{ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8, W };
+    return dec_choice{ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8, tc_block<LG_DTYPE_KV8, K8>::WARPS };
 }
 
 template <int DT> static dec_kernel fma_kernel(int32_t hd, int32_t heads) {
@@ -610,9 +808,9 @@ static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t 
 
 /* Warps, stages and slots that fit into shared memory. */
 typedef struct dec_shape { int32_t n_warp, n_stage, n_slot; int64_t bytes; } dec_shape;
-static int64_t dec_bytes(const dec_shape *s, int n_sm, int32_t room, int32_t hd, int32_t heads) {
-    const int64_t slots = (int64_t)s->n_slot * dec_state_floats(heads, hd), merge = dec_merge_floats(n_sm, s->n_warp * 32, heads);
-    return (int64_t)s->n_warp * s->n_stage * (2 * DEC_UNIT * room + DEC_UNIT * 4) + (int64_t)sizeof(dec_shared) + 4 * (slots > merge ? slots : merge);
+static int64_t dec_bytes(const dec_shape *s, int32_t room, int32_t hd, int32_t heads) {
+    const int64_t slots = (int64_t)s->n_slot * dec_state_floats(heads, hd), merge = (int64_t)s->n_warp * 32 * (DEC_MERGE + 2);
+    return (int64_t)s->n_warp * s->n_stage * (2 * DEC_UNIT * room + DEC_UNIT * DEC_META + DEC_BAR) + (int64_t)sizeof(dec_shared) + 4 * (slots > merge ? slots : merge);
 }
 static bool dec_fit(dec_shape *s, const lg_cuda_env *e, const dec_choice *c, int32_t hd, int32_t heads, int32_t n_warp, int32_t n_stage) {
     *s = dec_shape{ n_warp, n_stage, n_warp, 0 };
@@ -623,7 +821,7 @@ static bool dec_fit(dec_shape *s, const lg_cuda_env *e, const dec_choice *c, int
     return false;
 }
 static dec_shape dec_shape_of(const lg_cuda_env *e, const dec_choice *c, int32_t hd, int32_t heads) {
-    static const int8_t tries[][2] = { { 12, 3 }, { 12, 2 }, { 8, 5 }, { 8, 4 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 }, { 1, 3 }, { 1, 2 } };
+    static const int8_t tries[][2] = { { 12, 2 }, { 8, 3 }, { 4, 5 }, { 4, 4 }, { 4, 3 }, { 8, 2 }, { 4, 2 }, { 2, 5 }, { 2, 4 }, { 2, 3 }, { 2, 2 }, { 1, 3 }, { 1, 2 } };
     dec_shape s;
     for (size_t i = 0; i < sizeof tries / sizeof tries[0]; i++)
         if (dec_fit(&s, e, c, hd, heads, tries[i][0], tries[i][1])) return s;
@@ -667,6 +865,7 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     d.row_bytes = a->geom.row_bytes;
     d.n_seq = a->n_seq; d.n_head = a->n_head; d.n_kv = a->geom.n_head_kv; d.group = group; d.hd = a->geom.head_dim;
     d.scale2 = a->scale * 1.44269504f;
+    d.group_rate = 1.0f / (float)group;
     d.per_chunk = group > DEC_HEADS && makes ? DEC_HEADS - 1 : DEC_HEADS; /* makes: the last column is the mean query's */
     d.n_chunk = (group + d.per_chunk - 1) / d.per_chunk;
     d.max_len = a->max_len;
@@ -688,6 +887,8 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     const int64_t n_seg = (int64_t)d.n_seq * d.n_kv * d.n_chunk;
     const dec_choice c = dec_choose(e, &a->geom, d.n_chunk > 1 ? DEC_HEADS : group);
     d.release = a->release;
+    d.ahead = (const uint8_t *)a->ahead;
+    d.ahead_bytes = a->ahead ? a->ahead_bytes : 0;
     d.slot_heads = group < d.per_chunk ? group : d.per_chunk;
     const dec_shape s = dec_shape_of(e, &c, d.hd, d.slot_heads);
     d.n_stage = s.n_stage;

@@ -51,6 +51,50 @@ static __device__ __forceinline__ void lg_cp_wait(int pending) {
     }
 }
 
+/* A barrier in shared memory (8 bytes) for bulk copies. A phase ends when one thread has arrived and all bytes it announced are there. */
+static __device__ __forceinline__ void lg_bar_init(lg_smem bar) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(bar) : "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+static __device__ __forceinline__ void lg_bar_arrive(lg_smem bar, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
+#endif
+}
+/* Until the phase of this parity (0, 1, 0, ...) has ended. */
+static __device__ __forceinline__ void lg_bar_wait(lg_smem bar, uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+    uint32_t done = 0;
+    while (!done)
+        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
+#endif
+}
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+enum { LG_BULK = 1 }; /* bulk copies exist */
+#else
+enum { LG_BULK = 0 };
+#endif
+/* n bytes from global to shared memory, all on 16 bytes; their arrival counts at the barrier. One thread does it for all. They are read once:
+ * L2 gives up their lines first. */
+static __device__ __forceinline__ void lg_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar) {
+#if __CUDA_ARCH__ >= 900
+    const uint64_t evict_first = 0x12f0000000000000; /* what createpolicy.fractional.L2::evict_first of all lines gives */
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
+                 ::"r"(dst), "l"(src), "r"(n), "r"(bar), "l"(evict_first) : "memory");
+#endif
+}
+
+/* n bytes (both on 16) from memory into L2, not waited for. */
+static __device__ __forceinline__ void lg_fetch_l2(const void *p, uint32_t n) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(n) : "memory");
+#else
+    for (uint32_t i = 0; i < n; i += 128) asm volatile("prefetch.global.L2 [%0];" ::"l"((const uint8_t *)p + i) : "memory");
+#endif
+}
+
 /* Four 8x8 tiles of 16-bit numbers; lane l names row l%8 of tile l/8. _t: each tile transposed. */
 static __device__ __forceinline__ void lg_ldm4(uint32_t r[4], lg_smem at) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -77,6 +121,24 @@ static __device__ __forceinline__ void lg_mma_f16(float c[4], const uint32_t a[4
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+/* d[16 x 8] = a[16 x 32] b[32 x 8] + c, int8 in, int32 out */
+static __device__ __forceinline__ void lg_mma_s8(int32_t d[4], const uint32_t a[4], const uint32_t b[2], int32_t c) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c));
+}
+/* (x & mask) | bits in one instruction: the compiler makes two where both are constants. */
+static __device__ __forceinline__ uint32_t lg_and_or(uint32_t x, uint32_t mask, uint32_t bits) {
+    uint32_t y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+    return y;
+}
+/* 2^x; results below the normal numbers are 0. */
+static __device__ __forceinline__ float lg_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 /* Plain loads from shared memory. */
 static __device__ __forceinline__ uint32_t lg_lds32(lg_smem at) {
     uint32_t x;
@@ -95,6 +157,9 @@ static __device__ __forceinline__ uint2 lg_lds64(lg_smem at) {
 }
 static __device__ __forceinline__ void lg_sts32(lg_smem at, uint32_t x) {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory");
+}
+static __device__ __forceinline__ void lg_sts64(lg_smem at, uint32_t x, uint32_t y) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(at), "r"(x), "r"(y) : "memory");
 }
 #endif
 #endif

@@ -2,10 +2,11 @@
  *
  * A segment is (sequence, KV head, chunk of its query heads); the positions it reads are cut into units of 16, and the units of all
  * segments, one after the other, are the list. A block takes a stretch of it, all of equal weight: rows gathered for a set take
- * longer than rows that lie side by side. Where segments are few and stretches short, each segment has blocks of its own instead,
- * for to finish a second segment takes a block longer than the last units of its share.
- * The warps of a block take its units in turn; each has its own ring of stages (16 rows of K, 16 of V), fed by 16-byte cp.async from
- * wherever the rows lie, and its own running softmax, so warps meet only where a segment ends.
+ * longer than rows that lie side by side. Where segments are few, each has blocks of its own instead, for to finish a second segment
+ * takes a block longer than the last units of its share.
+ * The warps of a block take its units in turn; each has its own ring of stages (16 rows of K, 16 of V), fed from wherever the rows lie,
+ * and its own running softmax, so warps meet only where a segment ends. Rows are copied in pieces of 16 bytes (cp.async), or (BULK) by bulk
+ * copies: one for 16 rows that lie side by side, which then have no padding between them, else one for each row.
  *
  * A segment that lies in one stretch is written out there. Otherwise each of its blocks leaves a partial result and the one that
  * arrives last merges them in block order: the result depends on the grid, never on timing.
@@ -32,7 +33,10 @@ typedef struct dec_args {
     float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS maxima, DEC_HEADS totals */
     uint32_t *counter;                /* [segment], zero between launches */
     int64_t set_cap, max_len, row_bytes, sinks;
+    const uint8_t *ahead;             /* of the next op, for L2: lg_cuda_decode.ahead */
+    int64_t ahead_bytes;
     float scale2;                     /* scale * log2(e) */
+    float group_rate;                 /* 1 / group */
     int32_t n_seq, n_head, n_kv, group, hd, n_set, block_shift;
     int32_t per_chunk, n_chunk;       /* query heads of a chunk; chunks of a group */
     int32_t hybrid, roles_in, release;
@@ -53,7 +57,7 @@ typedef struct dec_seg {
     const int32_t *page, *ids; /* ids: a set's blocks, else NULL */
 } dec_seg;
 
-enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3, DEC_SHORT = 512 }; /* of a unit; a stretch of fewer units is short */
+enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3 }; /* of a unit */
 static __device__ __forceinline__ uint32_t dec_weight(const dec_seg &g) { return g.ids ? DEC_WEIGHT_SET : DEC_WEIGHT_ROW; }
 static __device__ __forceinline__ uint32_t dec_weighs(const dec_seg &g) { return (uint32_t)(g.end - g.begin) * dec_weight(g); }
 
@@ -71,15 +75,19 @@ static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &
     g->sinks = g->len;
     g->jump = 0;
     g->score = false;
-    if (a.hybrid && !a.dense[g->s]) {
+    if (a.hybrid) { /* loads first: they are in flight together */
+        const bool dense = a.dense[g->s];
+        const int64_t budget = a.budget[g->s];
         const int32_t read = a.roles_in ? a.role_read[g->h] : a.read[g->h];
-        if (read >= 0) {
-            const int64_t slot = (int64_t)g->s * a.n_set + read;
+        const int64_t slot = (int64_t)g->s * a.n_set + (read >= 0 ? read : 0);
+        const int32_t set_n = read >= 0 ? a.set_n[slot] : 0;
+        if (dense) {
+        } else if (read >= 0) {
             g->ids = a.set_idx + slot * a.set_cap;
-            g->n = q.len > 0 ? a.set_n[slot] << a.block_shift : 0;
+            g->n = q.len > 0 ? set_n << a.block_shift : 0;
         } else if (read == LG_HEAD_WINDOW) {
             g->sinks = (int32_t)dec_min(dec_max(a.sinks, 0), q.len);
-            g->jump = (int32_t)(dec_min(q.len, dec_max(g->sinks, q.len - (a.budget[g->s] - a.sinks))) - g->sinks);
+            g->jump = (int32_t)(dec_min(q.len, dec_max(g->sinks, q.len - (budget - a.sinks))) - g->sinks);
             g->n = g->len - g->jump;
         } else {
             g->score = g->c == 0 && (a.roles_in ? a.role_make[g->h] : a.make[g->h]) >= 0;
@@ -88,6 +96,9 @@ static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &
     g->begin = begin;
     g->end = begin + (g->n > DEC_UNIT ? (g->n - 1) / DEC_UNIT + 1 : 1);
 }
+
+/* Units before this one are 16 counted rows that lie side by side in a page. */
+static __device__ __forceinline__ int32_t dec_full(const dec_seg &g) { return g.begin + (g.ids || g.jump ? 0 : g.n / DEC_UNIT); }
 
 /* Sums over segments: units, their weight, blocks of a segment's own. */
 typedef struct dec_sums { uint32_t units, weight, blocks; } dec_sums;
@@ -139,9 +150,9 @@ static __device__ __forceinline__ dec_join dec_join_of(const dec_plan &p, const 
     return j;
 }
 
-/* Sums over the threads before this one and (all) over the block. */
-static __device__ __forceinline__ dec_sums dec_scan(const dec_sums &own, dec_sums *all, dec_sums *room) {
-    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n_warp = (int32_t)blockDim.x >> 5;
+/* Sums over the threads before this one and (all) over the block; those from the n_warp'th warp on have nothing. */
+static __device__ __forceinline__ dec_sums dec_scan(const dec_sums &own, dec_sums *all, dec_sums *room, int32_t n_warp) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5;
     dec_sums x = own, before = { 0, 0, 0 };
 #pragma unroll
     for (int32_t d = 1; d < 32; d <<= 1) {
@@ -164,20 +175,21 @@ static __device__ __forceinline__ dec_sums dec_scan(const dec_sums &own, dec_sum
 static __device__ __forceinline__ bool dec_cut(const dec_args &a, dec_shared *sh) {
     const int32_t n_seg = a.n_seq * a.n_kv * a.n_chunk, n_block = (int32_t)gridDim.x, per = (n_seg + (int32_t)blockDim.x - 1) / (int32_t)blockDim.x;
     const int32_t i0 = (int32_t)threadIdx.x * per < n_seg ? (int32_t)threadIdx.x * per : n_seg, i1 = i0 + per < n_seg ? i0 + per : n_seg; /* this thread's segments */
-    bool apart = false;
+    const bool apart = n_seg <= n_block / 8;
+    const int32_t used = per > 1 ? (int32_t)blockDim.x >> 5 : (n_seg + 31) >> 5; /* warps that have segments */
     dec_plan p = {};
     dec_sums at = { 0, 0, 0 };
-    for (int32_t turn = 0; turn < 2; turn++) { /* how to cut follows from the sum of the weights */
+    dec_seg first; /* of this thread; more than one are rare */
+    if (i0 < i1) dec_seg_load(&first, a, i0, 0);
+    for (int32_t turn = 0; turn < (apart ? 2 : 1); turn++) { /* the rate follows from the sum of the weights */
         dec_sums own = { 0, 0, 0 };
         for (int32_t i = i0; i < i1; i++) {
-            dec_seg g;
-            dec_seg_load(&g, a, i, 0);
+            dec_seg g = first;
+            if (i > i0) dec_seg_load(&g, a, i, 0);
             own = dec_add(own, dec_sums_of(p, g));
         }
-        at = dec_scan(own, &p.all, sh->scan);
-        apart = n_seg <= n_block / 8 && p.all.weight / (uint32_t)n_block < DEC_SHORT * DEC_WEIGHT_ROW;
-        if (!apart) break;
-        p.rate = (float)(n_block - n_seg) / (float)p.all.weight;
+        at = dec_scan(own, &p.all, sh->scan, used);
+        if (apart) p.rate = (float)(n_block - n_seg) / (float)p.all.weight;
     }
     p.blocks = (int32_t)(apart ? p.all.blocks : p.all.weight / DEC_WEIGHT_SET); /* every share holds a unit */
     p.blocks = p.blocks > n_block ? n_block : p.blocks < 1 ? 1 : p.blocks;
@@ -186,8 +198,10 @@ static __device__ __forceinline__ bool dec_cut(const dec_args &a, dec_shared *sh
     const uint32_t from = apart ? blockIdx.x : dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x);
     const uint32_t to = apart ? from : dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x + 1);
     for (int32_t i = i0; i < i1; i++) { /* whoever looks after the segment where the stretch begins, and after that where it ends */
-        dec_seg g;
-        dec_seg_load(&g, a, i, (int32_t)at.units);
+        dec_seg g = first;
+        if (i > i0) dec_seg_load(&g, a, i, 0);
+        g.end += (int32_t)at.units - g.begin;
+        g.begin = (int32_t)at.units;
         const dec_sums own = dec_sums_of(p, g);
         const uint32_t w = apart ? at.blocks : at.weight, end = w + (apart ? own.blocks : own.weight);
         if (w <= from && from < end) {
@@ -213,19 +227,21 @@ static __device__ __forceinline__ void dec_follow(dec_shared *sh, const dec_seg 
 
 /* ---- feed: rows of the units to come ----
  * Lane r and lane r + 16 look after row r of a unit. Its token is known two units ahead and its page one unit ahead, so that
- * neither load is waited for. Masked rows copy a neighbour's bytes: what the kernels multiply by zero is always finite. */
+ * neither load is waited for. Masked rows copy a neighbour's bytes: what the kernels multiply by zero is always finite.
+ * BULK: of full units (dec_full) only the page matters. */
 typedef struct dec_feed {
     dec_seg *g;            /* of the newest unit looked at, in shared memory */
     int32_t next, end, hi; /* next unit to look at; where its segment and where the stretch end */
+    int32_t full;          /* BULK: dec_full of g */
     int32_t stage;         /* that the next unit goes to */
     /* unit after the next: */
     const int32_t *page2;
-    int32_t raw2, low2, shift2, len2, h2, state2;
+    int32_t raw2, low2, shift2, len2, h2, state2; /* BULK: raw2 is its page, low2 its first row there */
     /* next unit: */
     int32_t tok1, page1, h1, state1;
     bool newest1;          /* holds the sequence's newest token */
 } dec_feed;
-enum { DEC_NONE = -1, DEC_MASKED = 0, DEC_VALID = 1 }; /* states: no row at all, not counted, counted */
+enum { DEC_NONE = -1, DEC_MASKED = 0, DEC_VALID = 1, DEC_BULK = 2 }; /* states: no row at all, not counted, counted, one of a full unit's */
 
 /* The feed is now at segment `index`. */
 static __device__ __forceinline__ void dec_feed_at(dec_feed *f, const dec_args &a, int32_t index, int32_t begin) {
@@ -235,14 +251,22 @@ static __device__ __forceinline__ void dec_feed_at(dec_feed *f, const dec_args &
     if ((threadIdx.x & 31) == 0) *f->g = g;
     __syncwarp();
     f->end = g.end < f->hi ? g.end : f->hi;
+    f->full = dec_full(g);
 }
 
+template <bool BULK>
 static __device__ __forceinline__ void dec_feed_look(dec_feed *f, const dec_args &a, int32_t n_warp) {
     f->state2 = DEC_NONE;
     if (f->next >= f->hi) return;
     while (f->next >= f->end) dec_feed_at(f, a, f->g->index + 1, f->g->end);
     const dec_seg &g = *f->g;
-    if (g.n > 0) {
+    if (BULK && f->next < f->full) {
+        const int32_t at = f->next - g.begin;
+        f->state2 = DEC_BULK;
+        f->raw2 = g.page[at / (LG_PAGE / DEC_UNIT)];
+        f->low2 = g.h * LG_PAGE + at % (LG_PAGE / DEC_UNIT) * DEC_UNIT;
+        f->len2 = g.len - (at + 1) * DEC_UNIT;
+    } else if (g.n > 0) {
         const int32_t at = (f->next - g.begin) * DEC_UNIT + ((int32_t)threadIdx.x & 15), p = at < g.n ? at : g.n - 1;
         f->state2 = at < g.n ? DEC_VALID : DEC_MASKED;
         f->page2 = g.page;
@@ -261,10 +285,15 @@ static __device__ __forceinline__ void dec_feed_look(dec_feed *f, const dec_args
     f->next += n_warp;
 }
 
+template <bool BULK>
 static __device__ __forceinline__ void dec_feed_turn(dec_feed *f, const dec_args &a, int32_t n_warp) {
     f->state1 = f->state2;
     f->newest1 = false;
-    if (f->state2 != DEC_NONE) {
+    if (BULK && f->state2 == DEC_BULK) {
+        f->page1 = f->raw2;
+        f->tok1 = f->low2;
+        f->newest1 = f->len2 == 0;
+    } else if (f->state2 != DEC_NONE) {
         int32_t tok = (f->raw2 << f->shift2) + f->low2;
         if (tok >= f->len2) {
             tok = f->len2 - 1;
@@ -275,34 +304,56 @@ static __device__ __forceinline__ void dec_feed_turn(dec_feed *f, const dec_args
         f->page1 = f->page2[tok / LG_PAGE];
         f->newest1 = tok == f->len2 - 1;
     }
-    dec_feed_look(f, a, n_warp);
+    dec_feed_look<BULK>(f, a, n_warp);
 }
 
+template <bool BULK>
 static __device__ __forceinline__ void dec_feed_begin(dec_feed *f, const dec_args &a, dec_shared *sh, int32_t warp, int32_t n_warp) {
     f->g = &sh->ahead[warp];
     f->next = sh->lo + warp;
     f->hi = sh->hi;
     f->stage = 0;
     dec_feed_at(f, a, sh->index, sh->begin);
-    dec_feed_look(f, a, n_warp);
-    dec_feed_turn(f, a, n_warp);
+    dec_feed_look<BULK>(f, a, n_warp);
+    dec_feed_turn<BULK>(f, a, n_warp);
 }
 
 /* Whether the next unit's rows may be read before the op before this one has ended: they have long been written. */
 static __device__ __forceinline__ bool dec_feed_old(const dec_feed *f) { return !__any_sync(0xffffffffu, f->newest1); }
 
-/* Starts the copies of the next unit. CHUNKS: 16-byte pieces of a row, 0: a.row_chunks. ROOM: bytes a row takes in shared memory.
- * meta[r]: distance of row r's first byte from its room's; negative (top bit) where the row does not count. */
-template <int CHUNKS, bool SHIFTED>
-static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_args &a, int32_t n_warp, lg_smem ring, lg_smem meta, int32_t room) {
+/* A warp's ring of stages. Per stage: K rows then V rows, `room` bytes kept for each; for each row (where it begins in the stage's K or V
+ * rows; float: what is added to its score, -infinity where it does not count); a barrier for bulk copies. Full units of BULK kernels have
+ * neither padding nor such a list. */
+enum { DEC_META = 8, DEC_BAR = 8 };
+typedef struct dec_ring { lg_smem rows, meta, bar; } dec_ring;
+static __device__ __forceinline__ lg_smem dec_meta(lg_smem meta, int32_t row) { return meta + (lg_smem)(row * DEC_META); }
+
+/* Starts the copies of the next unit. CHUNKS: 16-byte pieces of a row, 0: a.row_chunks. */
+template <int CHUNKS, bool SHIFTED, bool BULK>
+static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_args &a, int32_t n_warp, const dec_ring &ring, int32_t room) {
     const int32_t lane = (int32_t)threadIdx.x & 31;
-    const lg_smem to = ring + (lg_smem)(f->stage * 2 * DEC_UNIT * room);
-    if (__any_sync(0xffffffffu, f->state1 != DEC_NONE)) { /* the same in all lanes */
+    const lg_smem to = ring.rows + (lg_smem)(f->stage * 2 * DEC_UNIT * room);
+    if (BULK && f->state1 == DEC_BULK) {
+        const int32_t page = __shfl_sync(0xffffffffu, f->page1, 0), row = __shfl_sync(0xffffffffu, f->tok1, 0);
+        const int64_t off = ((int64_t)page * (a.n_kv * LG_PAGE) + row) * a.row_bytes;
+        const uint32_t bytes = (uint32_t)(DEC_UNIT * a.row_bytes);
+        const lg_smem bar = ring.bar + (lg_smem)(f->stage * DEC_BAR);
+        if (lane == 0) {
+            lg_bar_arrive(bar, 2 * bytes);
+            lg_bulk(to, a.k + off, bytes, bar);
+            lg_bulk(to + (lg_smem)(DEC_UNIT * room), a.v + off, bytes, bar);
+        }
+    } else if (__any_sync(0xffffffffu, f->state1 != DEC_NONE)) { /* the same in all lanes */
         const int64_t row = ((int64_t)f->page1 * a.n_kv + f->h1) * LG_PAGE + (f->tok1 & (LG_PAGE - 1));
         const int64_t off = row * a.row_bytes;
         if (lane < DEC_UNIT)
-            lg_sts32(meta + (lg_smem)((f->stage * DEC_UNIT + lane) * 4), (uint32_t)(off & 15) | (f->state1 == DEC_VALID ? 0 : 0x80000000u));
-        if constexpr (CHUNKS > 0) {
+            lg_sts64(dec_meta(ring.meta, f->stage * DEC_UNIT + lane), (uint32_t)(lane * room + (int32_t)(off & 15)),
+                     __float_as_uint(f->state1 == DEC_VALID ? 0.0f : -INFINITY));
+        if constexpr (BULK) { /* a row a thread: K, then V */
+            const lg_smem bar = ring.bar + (lg_smem)(f->stage * DEC_BAR);
+            if (lane == 0) lg_bar_arrive(bar, 2 * DEC_UNIT * CHUNKS * 16);
+            lg_bulk(to + (lg_smem)(lane * room), (lane < DEC_UNIT ? a.k : a.v) + (off & ~(int64_t)15), CHUNKS * 16, bar);
+        } else if constexpr (CHUNKS > 0) {
 #pragma unroll
             for (int32_t i = 0; i < (CHUNKS * DEC_UNIT + 31) / 32; i++) {
                 const int32_t at = i * 32 + lane, r = at / CHUNKS, c = at % CHUNKS;
@@ -325,9 +376,18 @@ static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_arg
             }
         }
     }
-    lg_cp_commit(); /* also where nothing was copied: groups are counted */
+    if (!BULK) lg_cp_commit(); /* also where nothing was copied: groups are counted */
     f->stage = f->stage + 1 == a.n_stage ? 0 : f->stage + 1;
-    dec_feed_turn(f, a, n_warp);
+    dec_feed_turn<BULK>(f, a, n_warp);
+}
+
+/* This warp's share of what the next op reads first goes into L2: memory has nothing else to do from here on. Not waited for. */
+static __device__ __forceinline__ void dec_fetch_ahead(const dec_args &a) {
+    if (a.ahead_bytes < 16 || (threadIdx.x & 31)) return;
+    const int64_t n_warp = (int64_t)gridDim.x * (blockDim.x >> 5), warp = (int64_t)blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
+    const int64_t share = ((a.ahead_bytes + n_warp - 1) / n_warp + 127) & ~(int64_t)127, at = warp * share;
+    const int64_t n = dec_min(a.ahead_bytes - at, share) & ~(int64_t)15;
+    if (n > 0) lg_fetch_l2(a.ahead + at, (uint32_t)n);
 }
 
 /* ---- merging ----
@@ -429,7 +489,9 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
     for (int32_t i = tid; i < ng * hd / 2; i += n_thread) {
         const int32_t h = 2 * i / hd;
         float max = -INFINITY, sum = 0, x = 0, y = 0;
+#pragma unroll 4
         for (int32_t s = 0; s < a.n_slot; s++) max = fmaxf(max, slots[s * slot + mx + h]);
+#pragma unroll 4
         for (int32_t s = 0; s < a.n_slot; s++) {
             const float f = dec_exp(slots[s * slot + mx + h], max);
             sum += f * slots[s * slot + tot + h];
