@@ -808,8 +808,8 @@ static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t 
 
 /* Warps, stages and slots that fit into shared memory. */
 typedef struct dec_shape { int32_t n_warp, n_stage, n_slot; int64_t bytes; } dec_shape;
-static int64_t dec_bytes(const dec_shape *s, int32_t room, int32_t hd, int32_t heads) {
-    const int64_t slots = (int64_t)s->n_slot * dec_state_floats(heads, hd), merge = (int64_t)s->n_warp * 32 * (DEC_MERGE + 2);
+static int64_t dec_bytes(const dec_shape *s, int n_sm, int32_t room, int32_t hd, int32_t heads) {
+    const int64_t slots = (int64_t)s->n_slot * dec_state_floats(heads, hd), merge = dec_merge_floats(n_sm, s->n_warp * 32, heads);
     return (int64_t)s->n_warp * s->n_stage * (2 * DEC_UNIT * room + DEC_UNIT * DEC_META + DEC_BAR) + (int64_t)sizeof(dec_shared) + 4 * (slots > merge ? slots : merge);
 }
 static bool dec_fit(dec_shape *s, const lg_cuda_env *e, const dec_choice *c, int32_t hd, int32_t heads, int32_t n_warp, int32_t n_stage) {
