@@ -122,8 +122,9 @@ static void sets_equal(const lg_json *c, const set_list *got, const char *device
     int64_t at = integer(c, "set_begin", -1), end = integer(c, "set_end", -1), count = 0;
     while (at < end) {
         const int32_t *w = want_sets.i + at;
-        const set *s = find_set(got, w[0], w[1], w[2]);
-        if (!s) fail_msg("%s, %s: position %d: no set of head %d.%d", name, device, w[0], w[1], w[2]);
+        const set *s = count < got->n ? &got->s[count] : NULL; /* heads in order, sets of one head from its smallest share on */
+        if (!s || s->position != w[0] || s->layer != w[1] || s->head != w[2])
+            fail_msg("%s, %s: position %d: no set of head %d.%d", name, device, w[0], w[1], w[2]);
         if (s->n != w[3] || memcmp(s->token, w + 4, (size_t)w[3] * sizeof *w)) {
             int32_t i = 0;
             while (i < s->n && i < w[3] && s->token[i] == w[4 + i]) i++;
