@@ -187,7 +187,7 @@ static void run_chunk(const job *j, const unit *u, int64_t first, int64_t last, 
 /* ---- scratch: partials, scores, then each thread's own part ---- */
 typedef struct layout { float *partials, *scores; int64_t n_partial, cost0, cost1; } layout;
 
-static int64_t select_cost(const unit *u) { return u->seq->len; } /* of one set */
+static int64_t select_cost(const unit *u) { return u->make >= 0 ? u->seq->len + (u->n_make - 1) * u->seq->len / 16 : 0; }
 static int64_t merge_cost(const job *j, const unit *u) { return 1 + chunk_count(u->n) * j->group * j->geom->head_dim / 4; }
 
 static layout layout_of(const job *j, void *scratch) {
@@ -198,7 +198,7 @@ static layout layout_of(const job *j, void *scratch) {
         const int64_t c = chunk_count(u.n);
         l.n_partial += c;
         l.cost0 += u.n + c * CHUNK_COST;
-        l.cost1 += u.n_make * select_cost(&u) + merge_cost(j, &u);
+        l.cost1 += select_cost(&u) + merge_cost(j, &u);
     }
     l.scores = l.partials + l.n_partial * j->partial;
     return l;
@@ -261,33 +261,49 @@ static void merge(const job *j, const unit *u, const float *partial) {
     }
 }
 
-/* The set lg_ops_select defines. top-k over the units that are not forced; the other rules as they are written. */
-static void make_set(const job *j, const unit *u, int32_t make, const float *score, float *work_f, int32_t *work_i) {
+/* The sets lg_ops_select defines, from the largest on. top-k over the units that are not forced, of a smaller set over those of the larger one; the
+ * other rules as they are written. */
+static void make_sets(const job *j, const unit *u, const float *score, float *work_f, int32_t *work_i) {
     const lg_op_attend_hybrid *a = j->h;
-    const int64_t slot = (int64_t)u->row * a->sets.n_slot + make, len = u->seq->len, block = a->sets.block;
-    const int64_t budget = a->spread.slot ? lg_ops_share(a->budget[u->row], a->spread.least, a->spread.slot[make]) : a->budget[u->row];
+    const int64_t len = u->seq->len, block = a->sets.block;
     const int64_t n = up(len, block), sinks = min64(a->select.sinks, len), recents = min64(a->select.recents, len);
     const int64_t head = up(sinks, block), tail = max64(head, recents ? (len - recents) / block : n);
-    const int64_t k = max64(0, min64(tail - head, budget / block - head - (n - tail)));
-    int32_t *out = a->sets.idx + slot * a->sets.cap;
-    if ((a->select.rule != LG_RULE_TOPK && a->select.rule != LG_RULE_RATIO) || head + k + n - tail > a->sets.cap) {
-        a->sets.n[slot] = (int32_t)lg_ops_select(out, a->sets.cap, score, len, budget, (int32_t)block, &a->select,
-                                                 work_f, work_i);
-        return;
-    }
-    if (block > 1) {
+    const bool forced_rule = a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO;
+    const float *unit_score = score;
+    float *gathered = work_f;
+    if (block > 1 && forced_rule) {
         for (int64_t b = head; b < tail; b++) {
             float m = score[b * block];
             for (int64_t t = b * block + 1; t < min64(len, (b + 1) * block); t++) m = score[t] > m ? score[t] : m;
             work_f[b] = m;
         }
-        score = work_f;
+        unit_score = work_f;
+        gathered += n;
     }
-    for (int64_t b = 0; b < head; b++) *out++ = (int32_t)b;
-    j->k.topk(out, score + head, tail - head, k, (int32_t)head, (uint32_t *)work_i);
-    out += k;
-    for (int64_t b = tail; b < n; b++) *out++ = (int32_t)b;
-    a->sets.n[slot] = (int32_t)(head + k + n - tail);
+    const int32_t *larger = NULL;
+    int64_t n_larger = 0;
+    for (int32_t make = u->make + u->n_make - 1; make >= u->make; make--) {
+        const int64_t slot = (int64_t)u->row * a->sets.n_slot + make;
+        const int64_t budget = a->spread.slot ? lg_ops_share(a->budget[u->row], a->spread.least, a->spread.slot[make]) : a->budget[u->row];
+        const int64_t k = max64(0, min64(tail - head, budget / block - head - (n - tail)));
+        int32_t *out = a->sets.idx + slot * a->sets.cap, *end = out + head + k;
+        if (!forced_rule || head + k + n - tail > a->sets.cap) {
+            a->sets.n[slot] = (int32_t)lg_ops_select(out, a->sets.cap, score, len, budget, (int32_t)block, &a->select, gathered, work_i);
+            continue;
+        }
+        for (int64_t b = 0; b < head; b++) *out++ = (int32_t)b;
+        if (!larger) {
+            j->k.topk(out, unit_score + head, tail - head, k, (int32_t)head, (uint32_t *)work_i);
+        } else {
+            for (int64_t i = 0; i < n_larger; i++) gathered[i] = unit_score[larger[i]];
+            j->k.topk(out, gathered, n_larger, k, 0, (uint32_t *)work_i);
+            for (int64_t i = 0; i < k; i++) out[i] = larger[out[i]];
+        }
+        larger = out;
+        n_larger = k;
+        for (int64_t b = tail; b < n; b++) *end++ = (int32_t)b;
+        a->sets.n[slot] = (int32_t)(head + k + n - tail);
+    }
 }
 
 static void run_merge(const job *j, void *scratch, int ith, int nth) {
@@ -306,8 +322,7 @@ static void run_merge(const job *j, void *scratch, int ith, int nth) {
     w = (walk){ 0 };
     while (next_unit(j, &w, &u)) {
         if (u.make >= 0) {
-            for (int32_t k = 0; k < u.n_make; k++)
-                if (mine(&s, select_cost(&u))) make_set(j, &u, u.make + k, score, work, (int32_t *)(void *)(work + longest));
+            if (mine(&s, select_cost(&u))) make_sets(j, &u, score, work, (int32_t *)(void *)(work + longest));
             score += pad16(u.seq->len);
         }
         if (mine(&s, merge_cost(j, &u))) merge(j, &u, partial);
