@@ -602,6 +602,7 @@ done:
 /* The last shares of a map: from the loss of every head alone in the role it got, in place of the one foreseen. */
 static lg_status settle(calib *c, int64_t count) {
     lg_status st = LG_OK;
+    if (c->settled[count]) return LG_OK;
     lg_roles *r = roles_of(c, count, NULL), *alone = lg_roles_new(c->info.n_layer, c->info.n_head_kv);
     double *loss[2] = { NULL, NULL }, *sum = lg_base_calloc(c->n, LG_COVER_LEVELS * (int64_t)sizeof *sum);
     for (int k = 0; k < 2; k++) loss[k] = lg_base_calloc(c->n, LG_COVER_LEVELS * (int64_t)sizeof *sum);
@@ -615,10 +616,11 @@ static lg_status settle(calib *c, int64_t count) {
         alone->role[i] = r->role[i];
         LG_TRY(run_probes(c, alone, score));
         alone->role[i] = (lg_role){ LG_ROLE_RETRIEVAL, -1, -1 };
-        for (int k = 0; k < 2; k++)
+        for (int k = 0; k < 2; k++) {
+            const double kl0 = c->kl[k][i], m0 = 1 - c->cover[k].all_w[i], m1 = 1 - found(c, r, k, i, LG_COVER_ONE);
             for (int level = 0; level < LG_COVER_LEVELS; level++)
-                loss[k][i * LG_COVER_LEVELS + level] = power_law(c->kl[k][i], 1 - c->cover[k].all_w[i], score[k].kl, 1 - found(c, r, k, i, LG_COVER_ONE),
-                                                                 1 - found(c, r, k, i, level));
+                loss[k][i * LG_COVER_LEVELS + level] = power_law(kl0, m0, score[k].kl, m1, 1 - found(c, r, k, i, level));
+        }
     }
     for (int round = 0; round < 4; round++) { /* the shares of the draft first */
         double kl[2];
@@ -642,7 +644,7 @@ static lg_status settle_all(calib *c) {
     if (!c->p->spread) return LG_OK;
     if (c->p->n_retrieval) LG_TRY(settle(c, c->p->n_retrieval));
     for (int64_t i = 0; i < c->p->n_also; i++)
-        if (!c->settled[c->p->also[i]]) LG_TRY(settle(c, c->p->also[i]));
+        LG_TRY(settle(c, c->p->also[i]));
 done:
     return st;
 }
@@ -832,6 +834,12 @@ static lg_status calibrate(calib *c, const char *out_path) {
         while (count < c->n && !(c->curve[count].known && c->curve[count].plain.kl <= c->p->kl_bound)) {
             count++;
             if (!c->curve[count].known) LG_TRY(measure_count(c, count));
+        }
+        if (c->p->spread) { /* the count was not known when the others got their last shares */
+            LG_TRY(open_probes(c, &c->plain, &c->passkey));
+            LG_TRY(settle(c, count));
+            LG_TRY(open_probes(c, &c->plain_held, &c->passkey_held));
+            LG_TRY(measure_count(c, count));
         }
     }
     LG_TRY(write_count(c, count, out_path));

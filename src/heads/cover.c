@@ -51,7 +51,8 @@ lg_status lg_cover_begin(lg_cover *cv, const int64_t *pos, int64_t n_pos, int64_
     lg_base_free(cv->set);
     cv->n_pos = n_pos;
     cv->pos = lg_base_calloc(n_pos, (int64_t)sizeof *cv->pos);
-    for (int k = 0; k < LG_COVER_LEVELS; k++) cv->extra[k] = lg_ops_share(cv->budget, cv->sinks + cv->recents, lg_cover_share[k]) - cv->sinks - cv->recents;
+    for (int k = 0; k < LG_COVER_LEVELS; k++)
+        cv->extra[k] = lg_ops_share(cv->budget, cv->sinks + cv->recents, lg_cover_share[k]) - cv->sinks - cv->recents;
     bool fits = lg_base_mul(n_pos * n, cv->extra[LG_COVER_LEVELS - 1] + 1, &cells);
     cv->set = fits ? lg_base_calloc(cells, (int64_t)sizeof *cv->set) : NULL;
     if (!cv->pos || !cv->set)

@@ -10,7 +10,9 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static bool forced_rule(const lg_session *s) { return s->p.hybrid.rule == LG_RULE_TOPK || s->p.hybrid.rule == LG_RULE_RATIO; }
 
 /* Tokens that a head or set of that share may read in a step of that budget. */
-static int64_t share_of(const lg_session *s, int64_t budget, int32_t share) { return s->spread.slot ? lg_ops_share(budget, s->spread.least, share) : budget; }
+static int64_t share_of(const lg_session *s, int64_t budget, int64_t share) {
+    return s->spread.slot ? lg_ops_share(budget, s->spread.least, share) : budget;
+}
 
 static bool reads_from(const lg_session *s, int64_t i, int64_t donor) {
     const lg_role *role = &s->roles.role[i];
@@ -98,11 +100,12 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
     s->select = (lg_select){ .rule = h->rule, .value = h->rule_value, .sinks = s->sinks, .recents = s->recents,
                              .scale = h->rule_scale > 0 ? (float)h->rule_scale : (float)(1.0 / __builtin_sqrt((double)c->head_dim)) };
     s->sets.block = (int32_t)h->block;
-    if (spread) /* blocks that hold sinks or recents may reach beyond them */
-        s->spread = (lg_spread){ .slot = s->slot_share, .window = s->share, .n_make = s->n_make,
-                                 .least = h->block == 1 ? least : (s->sinks + h->block - 1) / h->block * h->block + (s->recents + 2 * h->block - 1) / h->block * h->block };
+    if (spread) {
+        const int64_t b = h->block, blocks = (s->sinks + b - 1) / b + (s->recents + 2 * b - 1) / b; /* that hold sinks or recents, at most */
+        s->spread = (lg_spread){ .slot = s->slot_share, .window = s->share, .n_make = s->n_make, .least = b == 1 ? least : blocks * b };
+    }
     const int64_t all = (s->p.n_ctx + h->block - 1) / h->block + 1;
-    s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, share_of(s, s->budget, (int32_t)most) / h->block + least / h->block + 4) : all;
+    s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, share_of(s, s->budget, most) / h->block + least / h->block + 4) : all;
     if (s->sets.n_slot) {
         const int64_t n_set = s->max_row * s->sets.n_slot, size = sizeof(int32_t);
         const lg_ops *o = s->m->ops;

@@ -1056,7 +1056,8 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
             if (a->spread.slot) {
                 n_make = 0;
                 for (int h = 0; h < a->geom.n_head_kv; h++) n_make += a->spread.n_make[h];
-                if (n_make > LG_CUDA_SPREAD || a->geom.n_head_kv > LG_CUDA_SPREAD) missing = "budgets of their own for more than 128 heads or sets of a layer";
+                if (n_make > LG_CUDA_SPREAD || a->geom.n_head_kv > LG_CUDA_SPREAD)
+                    missing = "attend_hybrid: budgets per head for more than 128 heads or sets of a layer";
             }
             if (makes) {
                 select = max64(select, lg_cuda_select_scratch(&c->env, a->n_seq, n_make, c->max_len));
