@@ -88,6 +88,7 @@ static int calibrate_with(const options *o, lg_model *m, const buf *text)
     p.curve_csv = o->curve;
     p.search = o->search;
     p.refine = o->refine;
+    p.spread = o->spread == 0;
     p.also = also;
     p.n_also = n_also;
     p.progress = cli_progress;
@@ -136,12 +137,13 @@ static const opt calibrate_opts[] = {
     O_SIZE(0, "ctx", ctx, 64, (int64_t)1 << 30, "4096", NULL, "context length to calibrate for"),
     O_SIZE(0, "positions", positions, 1, 1 << 20, "128", NULL, "positions looked at"),
     O_SIZE(0, "passages", passages, 1, 64, "4", NULL, "passages of the text that share them"),
-    O_SIZE(0, "budget", budget, 1, (int64_t)1 << 30, "512", NULL, "tokens a sparse head reads"),
+    O_SIZE(0, "budget", budget, 1, (int64_t)1 << 30, "512", NULL, "tokens a sparse head reads, on average"),
     O_SIZE(0, "sinks", sinks, 0, (int64_t)1 << 30, "16", NULL, "first tokens in every set"),
     O_SIZE(0, "recents", recents, 0, (int64_t)1 << 30, "64", NULL, "last tokens in every set"),
     O_SIZE(0, "seed", seed, 0, INT64_MAX, "0", NULL, "seed of positions and passkeys"),
     O_SIZE(0, "search", search, 0, 64, "2", NULL, "candidates per added head that are tried by real decoding"),
     O_SIZE(0, "refine", refine, 0, 64, "0", NULL, "rounds of swaps in the map of each asked count, by real decoding"),
+    O_CHOICE("spread", spread, "on|off", "on", NULL, "budgets per head, their mean the budget"),
     O_TEXT(0, "also", also, "N,N,..", NULL, "further counts to write, each beside the output as NAME-nN.json"),
     O_TEXT(0, "curve", curve, "CSV", NULL, "write KL over the number of retrieval heads"),
     O_END};

@@ -27,7 +27,7 @@ typedef struct cas {
     lg_dtype kv;
     int32_t n_kv, group, d;
     int64_t len[4]; int32_t n_seq; /* attention; attend: n_tok last rows of each sequence */
-    lg_rule rule; int32_t block; double value; bool dense_row;
+    lg_rule rule; int32_t block; double value; bool dense_row, spread;
     bool perf;
     char name[160];
 } cas;
@@ -47,7 +47,8 @@ static void named(visit_fn f, void *u, cas c) {
         for (int i = 0; i < c.n_seq; i++) ADD("%c%lld", i ? ',' : ' ', (long long)c.len[i]);
         if (c.k == ATTEND) ADD(" n%lld", (long long)c.n_tok);
     }
-    if (c.k == HYBRID) ADD(" %s block %d%s", (const char *[]){ "topk", "ratio", "topp", "threshold" }[c.rule], c.block, c.dense_row ? " one dense" : "");
+    if (c.k == HYBRID)
+        ADD(" %s block %d%s%s", (const char *[]){ "topk", "ratio", "topp", "threshold" }[c.rule], c.block, c.dense_row ? " one dense" : "", c.spread ? " budgets per head" : "");
     if (c.vocab) ADD(" logits %lld", (long long)c.vocab);
     if (c.rank) ADD(" lora %d", c.rank);
     if (c.bias) ADD(" bias");
@@ -160,6 +161,8 @@ static void attention_cases(visit_fn f, void *u) {
                               .block = (int[]){ 1, 16, 32, 64 }[b], .n_seq = (h + b) % 2 ? 1 : 3, .len = { 1500, 700, 2111 } };
                     c.dense_row = c.n_seq > 1 && b == 2;
                     named(f, u, c);
+                    c.spread = r < 2;
+                    if (c.spread) named(f, u, c);
                 }
 }
 
@@ -787,21 +790,25 @@ static void test_hybrid(bench *b, const cas *c) {
     cache k;
     make_cache(b, &k, c, true);
     const int64_t d = c->d, n_head = c->n_kv * c->group, n = c->n_seq, sinks = 16, recents = 64;
-    /* Slot j < n_kv is made by head j; slots from n_kv on are ready. Heads: dense that make, a window, readers. */
-    const int32_t n_slot = 2 * c->n_kv;
+    /* Slots before n_made are made, with budgets per head three by a head; behind them one is ready for each head. Heads: dense that make, a window, readers. */
+    const int32_t each = c->spread ? 3 : 1, n_made = (c->n_kv + 1) / 2 * each, n_slot = n_made + c->n_kv;
     const int64_t cap = 3000, size = n * n_slot * cap;
     int32_t *idx = host(b, size * 4), *cnt = host(b, n * n_slot * 4), *read = host(b, c->n_kv * 4), *make = host(b, c->n_kv * 4);
+    int32_t *n_make = host(b, c->n_kv * 4), *window = host(b, c->n_kv * 4), *share = host(b, n_slot * 4);
     int64_t *budget = host(b, n * 8);
     uint8_t *dense = host(b, n);
     for (int h = 0; h < c->n_kv; h++) {
         const bool maker = h % 2 == 0;
-        read[h] = maker ? LG_HEAD_DENSE : h % 4 == 1 ? c->n_kv + h : LG_HEAD_WINDOW;
-        make[h] = maker ? h : -1;
+        read[h] = maker ? LG_HEAD_DENSE : h % 4 == 1 ? n_made + h : LG_HEAD_WINDOW;
+        make[h] = maker ? h / 2 * each : -1;
+        n_make[h] = maker ? each : 0;
+        window[h] = h % 3 * 700;
     }
+    for (int32_t j = 0; j < n_slot; j++) share[j] = (int32_t[]){ 0, 611, 2500 }[j % 3];
     for (int64_t s = 0; s < n; s++) {
         budget[s] = c->rule == LG_RULE_RATIO ? (int64_t)((1 - c->value) * (double)c->len[s]) : 320 + 33 * s;
         dense[s] = c->dense_row && s == 1;
-        for (int32_t j = c->n_kv; j < n_slot; j++) { /* ascending blocks, the last one among them */
+        for (int32_t j = n_made; j < n_slot; j++) { /* ascending blocks, the last one among them */
             int32_t *to = idx + (s * n_slot + j) * cap;
             const int64_t blocks = (c->len[s] + c->block - 1) / c->block;
             for (int64_t i = 0; i < blocks; i++)
@@ -814,6 +821,7 @@ static void test_hybrid(bench *b, const cas *c) {
     lg_op_attend_hybrid a = { .out = out, .q = device(b, q, n * n_head * d * 4), .kv = k.dev, .geom = k.g, .seqs = k.seqs, .n_seq = c->n_seq, .budget = budget,
                               .dense = dense, .read = read, .make = make, .sets = { didx, dcnt, cap, n_slot, c->block },
                               .select = { c->rule, c->value, 0.02f, sinks, recents }, .n_head = (int32_t)n_head, .scale = 0.05f / sqrtf((float)d) };
+    if (c->spread) a.spread = (lg_spread){ share, window, n_make, sinks + recents };
     reserve(b, c, n, c->n_seq, n_head * d, n_head * d);
     b->o->attend_hybrid(b->c, &a);
     const lg_status st = b->o->sync(b->c, &e);
@@ -829,13 +837,12 @@ static void test_hybrid(bench *b, const cas *c) {
     b->o->download(b->c, gcnt, dcnt, n * n_slot * 4);
     char more[96] = "";
     for (int64_t s = 0; s < n && !*more; s++)
-        for (int h = 0; h < c->n_kv && !*more; h++) {
-            const int64_t at = s * n_slot + make[h];
-            if (make[h] < 0 || dense[s]) continue;
-            if (gcnt[at] != cnt[at]) snprintf(more, sizeof more, "set of sequence %d head %d: %d blocks, not %d", (int)s, h, gcnt[at], cnt[at]);
+        for (int32_t j = 0; j < n_made && !dense[s] && !*more; j++) {
+            const int64_t at = s * n_slot + j;
+            if (gcnt[at] != cnt[at]) snprintf(more, sizeof more, "set %d of sequence %d: %d blocks, not %d", j, (int)s, gcnt[at], cnt[at]);
             for (int32_t i = 0; i < cnt[at] && !*more; i++)
                 if (gidx[at * cap + i] != idx[at * cap + i])
-                    snprintf(more, sizeof more, "set of sequence %d head %d: entry %d is %d, not %d", (int)s, h, i, gidx[at * cap + i], idx[at * cap + i]);
+                    snprintf(more, sizeof more, "set %d of sequence %d: entry %d is %d, not %d", j, (int)s, i, gidx[at * cap + i], idx[at * cap + i]);
         }
     verdict(b, c, st, &e, error_of(download(b, out, n * n_head * d), want, n * n_head * d), attend_bound(b), more);
 }

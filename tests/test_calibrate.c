@@ -73,6 +73,14 @@ static void test_run(void **state) {
         assert_int_equal(r->budget, 64);
         assert_int_equal(r->sinks, 4);
         assert_int_equal(r->recents, 16);
+        assert_non_null(r->share); /* at most 1 on average: lg_roles_load looks */
+        int64_t others = 0, sum = 0;
+        for (int64_t i = 0; i < 15; i++) {
+            if (r->role[i].kind == LG_ROLE_RETRIEVAL) continue;
+            others++;
+            sum += r->share[i];
+        }
+        assert_true(sum > 0 && sum <= others * 1024);
         for (int64_t i = 0; i < 15; i++) /* one order of heads: a smaller map's retrieval heads are in the larger one */
             if (four->role[i].kind == LG_ROLE_RETRIEVAL) assert_int_equal(r->role[i].kind, LG_ROLE_RETRIEVAL);
         for (int64_t h = 0; same && h < 3; h++) assert_int_equal(r->role[h].kind, LG_ROLE_RETRIEVAL);
@@ -105,6 +113,12 @@ static void test_run(void **state) {
             OK(lg_heads_calibrate(model, &again, OUT "-again.json", err));
             lg_roles *b = load(OUT "-again.json");
             assert_memory_equal(r->role, b->role, 15 * sizeof *r->role);
+            assert_memory_equal(r->share, b->share, 15 * sizeof *r->share);
+            lg_roles_free(b);
+            again.spread = false;
+            OK(lg_heads_calibrate(model, &again, OUT "-again.json", err));
+            b = load(OUT "-again.json");
+            assert_null(b->share);
             lg_roles_free(b);
         }
         lg_roles_free(r);

@@ -29,6 +29,8 @@ static double dot(const float *a, const float *b) {
     return s;
 }
 
+static int size = BUDGET; /* of sets and windows */
+
 static void slow_set(const float *q, const float *k, int len, bool *in) {
     double score[S];
     int n = 0;
@@ -38,7 +40,7 @@ static void slow_set(const float *q, const float *k, int len, bool *in) {
         in[t] = t < SINKS || t >= len - RECENTS;
         n += in[t];
     }
-    for (; n < BUDGET && n < len; n++) {
+    for (; n < size && n < len; n++) {
         int best = -1;
         for (int t = 0; t < len; t++)
             if (!in[t] && (best < 0 || score[t] > score[best])) best = t;
@@ -64,7 +66,7 @@ static void slow_cover(const float *q, const float *k, const int64_t *pos, doubl
             int len = (int)pos[p] + 1;
             slow_attention(query_of(q, i / H, p, i % H), key_of(k, i / H, i % H), len, a);
             for (int t = 0; t < len; t++)
-                if (t < SINKS || t >= len - (BUDGET - SINKS)) w[i] += a[t] / P;
+                if (t < SINKS || t >= len - (size - SINKS)) w[i] += a[t] / P;
             for (int r = 0; r < i / H * H; r++) {
                 bool in[S];
                 slow_set(query_of(q, r / H, p, r % H), key_of(k, r / H, r % H), len, in);
@@ -72,6 +74,14 @@ static void slow_cover(const float *q, const float *k, const int64_t *pos, doubl
                     if (in[t]) c[r * N + i] += a[t] / P;
             }
         }
+}
+
+/* The same at a level of the budget: sets and windows of another size. */
+static void slow_level(int level, const float *q, const float *k, const int64_t *pos, double *c, double *w) {
+    const int budget = BUDGET;
+    size = SINKS + RECENTS + (budget - SINKS - RECENTS) * lg_cover_share[level] / 1024;
+    slow_cover(q, k, pos, c, w);
+    size = BUDGET;
 }
 
 static void run_cover(lg_cover *cv, const float *q, const float *k, const int64_t *pos, double weight) {
@@ -100,6 +110,16 @@ static void test_cover(void **state) {
         for (int i = 0; i < L * H * S * D; i++) k[x][i] = noise((uint64_t)x * 2 + 1, i);
         slow_cover(q[x], k[x], pos[x], c[x], w[x]);
         run_cover(&cv, q[x], k[x], pos[x], x ? 3.0 : 1.0);
+        if (x) continue;
+        for (int level = 0; level < LG_COVER_LEVELS; level++) { /* 16 tokens beyond sinks and recents, up to 128: all there are */
+            double *lc = malloc(N * N * sizeof(double)), lw[N];
+            slow_level(level, q[0], k[0], pos[0], lc, lw);
+            for (int i = 0; i < N; i++) {
+                assert_true(fabs(cv.all_w[level * N + i] - lw[i]) < 1e-5);
+                for (int r = 0; r < i / H * H; r++) assert_true(fabs(cv.all_c[(level * N + r) * N + i] - lc[r * N + i]) < 1e-5);
+            }
+            free(lc);
+        }
     }
     for (int i = 0; i < N; i++) {
         assert_true(fabs(cv.w[i] - (w[0][i] + 3 * w[1][i]) / 4) < 1e-5);
@@ -115,6 +135,52 @@ static void test_cover(void **state) {
         free(c[x]);
         free(w[x]);
     }
+}
+
+/* ---- shares of the budget ---------------------------------------------------------------------------- */
+/* Convex losses: no pair of heads gains by moving a step of the grid from one to the other, and the mean is one. */
+static void test_spread(void **state) {
+    (void)state;
+    for (uint64_t seed = 0; seed < 30; seed++) {
+        double loss[N * LG_COVER_LEVELS], rate[N];
+        lg_roles *r = lg_roles_new(L, H);
+        int64_t sum = 0;
+        for (int i = 0; i < N; i++) {
+            if (lg_base_rng_below(seed, 9, (uint64_t)i, 4) == 0) r->role[i].kind = LG_ROLE_RETRIEVAL;
+            rate[i] = 0.3 + 3 * lg_base_rng_unit(seed, 10, (uint64_t)i);
+            for (int k = 0; k < LG_COVER_LEVELS; k++)
+                loss[i * LG_COVER_LEVELS + k] = (1 + (double)i) * exp(-rate[i] * lg_cover_share[k] / 1024.0);
+        }
+        assert_int_equal(lg_cover_spread(r, loss, NULL), LG_OK);
+        double least_drop = INFINITY, most_gain = 0;
+        for (int i = 0; i < N; i++) {
+            if (r->role[i].kind == LG_ROLE_RETRIEVAL) {
+                assert_int_equal(r->share[i], 1024);
+                continue;
+            }
+            sum += r->share[i] - 1024;
+            int k = 0;
+            while (k + 1 < LG_COVER_LEVELS && lg_cover_share[k + 1] <= r->share[i]) k++;
+            const double *l = loss + i * LG_COVER_LEVELS;
+            if (k && lg_cover_share[k] == r->share[i]) least_drop = fmin(least_drop, (l[k - 1] - l[k]) / (lg_cover_share[k] - lg_cover_share[k - 1]));
+            if (k + 1 < LG_COVER_LEVELS) most_gain = fmax(most_gain, (l[k] - l[k + 1]) / (lg_cover_share[k + 1] - lg_cover_share[k]));
+        }
+        assert_int_equal(sum, 0);
+        assert_true(least_drop >= most_gain * (1 - 1e-9));
+        lg_roles_free(r);
+    }
+}
+
+/* Nobody gains by more: nobody gets it. A fall behind a rise is seen. */
+static void test_spread_hull(void **state) {
+    (void)state;
+    double loss[N * LG_COVER_LEVELS] = { 0 };
+    lg_roles *r = lg_roles_new(L, H);
+    for (int k = 0; k < LG_COVER_LEVELS; k++) loss[k] = k < 9 ? 1.0 : 0.5;
+    assert_int_equal(lg_cover_spread(r, loss, NULL), LG_OK);
+    assert_int_equal(r->share[0], lg_cover_share[9]);
+    for (int i = 1; i < N; i++) assert_int_equal(r->share[i], 0);
+    lg_roles_free(r);
 }
 
 /* ---- the choice -------------------------------------------------------------------------------------- */
@@ -317,7 +383,8 @@ static void test_passkey_draws(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_cover),     cmocka_unit_test(test_choice),  cmocka_unit_test(test_roles_of_choice),
+        cmocka_unit_test(test_cover), cmocka_unit_test(test_spread), cmocka_unit_test(test_spread_hull), cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_roles_of_choice),
         cmocka_unit_test(test_kl),        cmocka_unit_test(test_passkey), cmocka_unit_test(test_passkey_draws),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -111,19 +111,21 @@ static void collect(void *user, int64_t position, int64_t layer, int64_t head, c
     *s = (set){ .position = position, .layer = (int32_t)layer, .head = (int32_t)head, .n = (int32_t)n };
     if (n) memcpy(s->token, tokens, (size_t)n * sizeof *tokens);
 }
-static const set *find_set(const set_list *l, int64_t position, int32_t layer, int32_t head) {
+static const set *find_nth(const set_list *l, int64_t position, int32_t layer, int32_t head, int64_t nth) {
     for (int64_t i = 0; i < l->n; i++)
-        if (l->s[i].position == position && l->s[i].layer == layer && l->s[i].head == head) return &l->s[i];
+        if (l->s[i].position == position && l->s[i].layer == layer && l->s[i].head == head && nth-- == 0) return &l->s[i];
     return NULL;
 }
+static const set *find_set(const set_list *l, int64_t position, int32_t layer, int32_t head) { return find_nth(l, position, layer, head, 0); }
 
 static void sets_equal(const lg_json *c, const set_list *got, const char *device) {
     const char *name = string(c, "name");
     int64_t at = integer(c, "set_begin", -1), end = integer(c, "set_end", -1), count = 0;
     while (at < end) {
         const int32_t *w = want_sets.i + at;
-        const set *s = find_set(got, w[0], w[1], w[2]);
-        if (!s) fail_msg("%s, %s: position %d: no set of head %d.%d", name, device, w[0], w[1], w[2]);
+        const set *s = count < got->n ? &got->s[count] : NULL; /* heads in order, sets of one head from its smallest share on */
+        if (!s || s->position != w[0] || s->layer != w[1] || s->head != w[2])
+            fail_msg("%s, %s: position %d: no set of head %d.%d", name, device, w[0], w[1], w[2]);
         if (s->n != w[3] || memcmp(s->token, w + 4, (size_t)w[3] * sizeof *w)) {
             int32_t i = 0;
             while (i < s->n && i < w[3] && s->token[i] == w[4 + i]) i++;
@@ -335,6 +337,59 @@ static void test_same_index_as_donors(void **state) {
     }
 }
 
+static lg_status drop_row(void *user, int64_t row, const float *logits, lg_error *e) {
+    (void)user, (void)row, (void)logits, (void)e;
+    return LG_OK;
+}
+static int64_t kv_read(lg_model *m, const char *name, lg_hybrid_params h, const int32_t *ids) {
+    lg_stats t;
+    lg_roles *roles = load_roles(name);
+    lg_session *s = hybrid_session(m, roles, h, 1, LG_DTYPE_F32);
+    OK(lg_session_eval(s, ids, N_RUN, 50, drop_row, NULL, err));
+    lg_session_stats(s, &t);
+    lg_session_free(s);
+    lg_roles_free(roles);
+    return t.kv_bytes_read;
+}
+
+/* Budgets per head that are all the budget: equal bits, equal sets. Others together read no more than one for all. */
+static void test_shares(void **state) {
+    (void)state;
+    int32_t ids[N_RUN];
+    run_ids(ids, N_RUN, 7);
+    for (int d = 0; d < FX_N_DEVICE; d++) {
+        lg_model *m = fx_model("tiny-hybrid", fx_devices[d]);
+        lg_roles *plain = load_roles("cross"), *one = load_roles("share-one"), *other = load_roles("share-cross");
+        assert_null(plain->share);
+        assert_non_null(one->share);
+        for (int64_t block = 1; block <= 16; block += 15) {
+            set_list a = { 0 }, b = { 0 };
+            lg_hybrid_params h = small_options();
+            h.block = block;
+            h.budget = block == 1 ? 24 : 80;
+            float *x = run(m, plain, h, 50, ids, &a), *y = run(m, one, h, 50, ids, &b), *z = run(m, other, h, 50, ids, NULL);
+            assert_memory_equal(x, y, run_floats(50) * sizeof *x);
+            assert_int_equal(a.n, b.n);
+            assert_true(a.n > 0);
+            for (int64_t j = 0; j < a.n; j++) assert_memory_equal(&a.s[j], &b.s[j], sizeof *a.s);
+            assert_true(fx_max_diff(x, z, (int64_t)run_floats(50)) > 1e-3);
+            const int64_t uniform = kv_read(m, "cross", h, ids), spread = kv_read(m, "share-cross", h, ids);
+            assert_int_equal(kv_read(m, "share-one", h, ids), uniform);
+            if (!(spread <= uniform && spread > uniform * 3 / 4))
+                fail_msg("%s, block %d: budgets per head read %lld bytes, one for all %lld", fx_devices[d], (int)block, (long long)spread, (long long)uniform);
+            free(x);
+            free(y);
+            free(z);
+            free(a.s);
+            free(b.s);
+        }
+        lg_roles_free(plain);
+        lg_roles_free(one);
+        lg_roles_free(other);
+        lg_model_free(m);
+    }
+}
+
 /* 4: what a head picks in layer l is not seen in layer l: with the map below, layer 1 reads (0,0)'s sets although (1,1)
  * builds one, so taking that pick away from everybody changes layer 2 on and nothing that layer 1 reads. Shown by the
  * sets of layer 1's later twin: (2,2) is a retrieval head whose queries depend on layers 0 and 1 alone. */
@@ -470,6 +525,7 @@ static void test_ragged(void **state) {
         { "cross", LG_RULE_TOPK, 0, 1, 0, LG_CORRECT_STEP },     { "same-sparse", LG_RULE_RATIO, 0.6, 1, 0, LG_CORRECT_STEP },
         { "random-6", LG_RULE_TOPP, 0.8, 1, 0, LG_CORRECT_STEP }, { "cross", LG_RULE_THRESHOLD, 0.02, 16, 0, LG_CORRECT_STEP },
         { "cross", LG_RULE_TOPK, 0, 16, 3, LG_CORRECT_STEP },    { "same-pure", LG_RULE_TOPK, 0, 1, 4, LG_CORRECT_RERUN },
+        { "share-cross", LG_RULE_TOPK, 0, 1, 0, LG_CORRECT_STEP }, { "share-same", LG_RULE_RATIO, 0.6, 16, 3, LG_CORRECT_STEP },
     };
     static int32_t ids[N_SEQ][512];
     for (int q = 0; q < N_SEQ; q++) run_ids(ids[q], 512, 60 + (uint64_t)q);
@@ -530,8 +586,10 @@ static void test_ragged(void **state) {
             assert_int_equal(t.dense_steps, a.dense_steps);
             assert_true(t.kv_bytes_read < t.kv_bytes_dense);
             assert_int_equal(got.n, want.n);
-            for (int64_t j = 0; j < want.n; j++) { /* lengths do not overlap: a position names its sequence */
-                const set *x = &want.s[j], *y = find_set(&got, x->position, x->layer, x->head);
+            for (int64_t j = 0, nth = 0; j < want.n; j++) { /* lengths do not overlap: a position names its sequence */
+                const set *x = &want.s[j];
+                nth = j && x[-1].position == x->position && x[-1].layer == x->layer && x[-1].head == x->head ? nth + 1 : 0; /* sets of other shares */
+                const set *y = find_nth(&got, x->position, x->layer, x->head, nth);
                 assert_non_null(y);
                 assert_int_equal(x->n, y->n);
                 assert_memory_equal(x->token, y->token, (size_t)x->n * sizeof(int32_t));
@@ -650,7 +708,7 @@ static void test_refusals(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference),        cmocka_unit_test(test_threads),           cmocka_unit_test(test_cache_dtypes),
-        cmocka_unit_test(test_all_retrieval),    cmocka_unit_test(test_budget_covers_all), cmocka_unit_test(test_same_index_as_donors),
+        cmocka_unit_test(test_all_retrieval),    cmocka_unit_test(test_budget_covers_all), cmocka_unit_test(test_same_index_as_donors), cmocka_unit_test(test_shares),
         cmocka_unit_test(test_pick_is_for_later_layers), cmocka_unit_test(test_permuted_heads), cmocka_unit_test(test_ragged),
         cmocka_unit_test(test_rerun_restores_dense), cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_refusals),
     };

@@ -22,6 +22,8 @@ static const char *const originals[] = {
     "\"roles\":[[\"retrieval\",\"window\",\"retrieval\"],[[0,0],\"window\",[0,2]],[\"retrieval\",[0,2],\"window\"],[[2,0],[0,0],\"window\"]],"
     "\"made\":{\"seed\":1},\"coverage\":[[1,0.5,1],[0.5,0.25,0.75],[1,0.5,0.125],[0.5,0.5,0.5]],"
     "\"sensitivity\":[[0.1,0.2,0.3],[0,0,0],[1e-3,2e-2,0.5],[0.1,0.1,0.1]]}",
+    "{\"format\":\"longan-roles\",\"version\":1,\"model\":{\"family\":\"0123456789abcdef0123456789abcdef\",\"n_layer\":2,\"n_head_kv\":3},"
+    "\"share\":\"donor\",\"roles\":[[\"retrieval\",\"window\",\"window\"],[[0,0],[0,0],\"window\"]],\"budget_share\":[[1,0,0.25],[2.5,1,0.5]]}",
     "{\"format\":\"longan-roles\",\"version\":1,\"model\":{\"family\":\"0123456789abcdef0123456789abcdef\",\"n_layer\":4,\"n_head_kv\":2},"
     "\"share\":\"same-index\",\"roles\":[[\"retrieval\",\"retrieval\"],[\"sparse\",\"window\"],[\"retrieval\",\"sparse\"],[\"sparse\",\"sparse\"]]}",
 };
@@ -82,7 +84,7 @@ static void mutate_roles(damage *d) {
 }
 
 static void make(damage *d, uint64_t seed) {
-    const char *from = originals[seed % 2];
+    const char *from = originals[seed % (sizeof originals / sizeof *originals)];
     d->seed = seed;
     d->next = 0;
     d->n = (int64_t)strlen(from);
@@ -113,6 +115,8 @@ static void test_parse(void **state) {
         assert_int_equal(lg_roles_parse(&again, "again", t.data, t.n, &err), LG_OK);
         assert_memory_equal(r->role, again->role, (size_t)(r->n_layer * r->n_head_kv) * sizeof *r->role);
         assert_int_equal(r->budget, again->budget);
+        assert_int_equal(!r->share, !again->share);
+        if (r->share) assert_memory_equal(r->share, again->share, (size_t)(r->n_layer * r->n_head_kv) * sizeof *r->share);
         lg_text_free(&t);
         lg_roles_free(r);
         lg_roles_free(again);

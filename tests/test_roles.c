@@ -62,6 +62,33 @@ static void test_sparse_resolves(void **state) {
     lg_roles_free(r);
 }
 
+/* Shares are whole 1024ths; retrieval heads have none. Written, they are read again; a clone has its own. */
+static void test_shares(void **state) {
+    (void)state;
+    static const int32_t want[6] = { 1024, 2048, 0, 1024, 512, 341 };
+    lg_roles *r = NULL, *again = NULL, *clone;
+    lg_text t = { 0 };
+    assert_int_equal(parse(&r, HEAD DONOR ",\"budget_share\":[[7,2],[0,0.25],[0.5,0.33333]]}", NULL), LG_OK);
+    assert_memory_equal(r->share, want, sizeof want);
+    assert_int_equal(lg_roles_format(&t, r, NULL, NULL), LG_OK);
+    assert_int_equal(lg_roles_parse(&again, "again", t.data, t.n, NULL), LG_OK);
+    assert_memory_equal(again->share, want, sizeof want);
+    clone = lg_roles_clone(r);
+    assert_memory_equal(clone->share, want, sizeof want);
+    assert_ptr_not_equal(clone->share, r->share);
+    lg_roles_free(clone);
+    r->share[1] = 4096;
+    assert_int_equal(lg_roles_check(r, "r", NULL), LG_ERR_FORMAT); /* more than the budget */
+    r->share[1] = -1;
+    assert_int_equal(lg_roles_check(r, "r", NULL), LG_ERR_FORMAT);
+    lg_roles_free(again);
+    lg_roles_free(r);
+    lg_text_free(&t);
+    assert_int_equal(parse(&r, HEAD DONOR ",\"budget_share\":null}", NULL), LG_OK);
+    assert_null(r->share);
+    lg_roles_free(r);
+}
+
 /* Each text is refused and the message names the key. */
 static const struct { const char *text, *key; } refused[] = {
     { "[]", "object" },
@@ -105,6 +132,16 @@ static const struct { const char *text, *key; } refused[] = {
     { HEAD DONOR ",\"sinks\":-1}", "sinks" },
     { HEAD DONOR ",\"recents\":99999999999}", "recents" },
     { HEAD DONOR ",\"share\":\"donor\"}", "share" }, /* twice */
+    { HEAD DONOR ",\"budget_share\":1}", "budget_share" },
+    { HEAD DONOR ",\"budget_share\":[[1,1],[1,1]]}", "budget_share" },
+    { HEAD DONOR ",\"budget_share\":[[1,1],[1,1,1],[1,1]]}", "budget_share[1]" },
+    { HEAD DONOR ",\"budget_share\":[[1,1],1,[1,1]]}", "budget_share[1]" },
+    { HEAD DONOR ",\"budget_share\":[[1,1],[1,\"1\"],[1,1]]}", "budget_share[1][1]" },
+    { HEAD DONOR ",\"budget_share\":[[1,-0.5],[1,1],[1,1]]}", "budget_share[0][1]" },
+    { HEAD DONOR ",\"budget_share\":[[1,1],[1,1],[65,0]]}", "budget_share[2][0]" },
+    { HEAD DONOR ",\"budget_share\":[[1,1],[1,1],[1e300,0]]}", "budget_share[2][0]" },
+    { HEAD DONOR ",\"budget_share\":[[1,1],[1,1],[1,1.001]]}", "budget_share: the mean" },
+    { HEAD DONOR ",\"budget_share\":[[1,1],[1,1],[1,1]],\"budget_share\":[[1,1],[1,1],[1,1]]}", "budget_share" }, /* twice */
 };
 
 static void test_refused(void **state) {
@@ -194,6 +231,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_donor),
         cmocka_unit_test(test_sparse_resolves),
+        cmocka_unit_test(test_shares),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_written_is_read),
         cmocka_unit_test(test_broken_maps_are_not_written),

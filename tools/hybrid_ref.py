@@ -202,14 +202,20 @@ class Model:
         p = np.exp(s - s.max())
         return p @ v / p.sum()
 
-    def decode_hybrid(self, tok, kv, roles, opt, rnd, log):
+    def decode_hybrid(self, tok, kv, roles, share, opt, rnd, log):
         """One hybrid step; fills log["sets"], log["tokens"] (read per head), log["margin"]."""
         pos = kv[0].shape[0]
         budget, S = effective_budget(opt, pos + 1), pos + 1
         dense = opt["rule"] in ("topk", "ratio") and S <= budget
         log.update(sets=[], dense=dense, position=pos, margin=math.inf,
                    tokens=np.zeros((self.n_layer, self.n_kv), np.int64))
-        readers = {r for row in roles for r in row if isinstance(r, tuple)}
+        if opt["rule"] not in ("topk", "ratio"):
+            share = [[1024] * self.n_kv] * self.n_layer
+        parts = {}                                      # head that picks -> the shares its sets are read at
+        for row, part in zip(roles, share):
+            for r, s in zip(row, part):
+                if isinstance(r, tuple):
+                    parts.setdefault(r, set()).add(s)
         sel = {}
         x = self.w("embed_tokens.weight")[[tok]]
         for l in range(self.n_layer):
@@ -222,17 +228,17 @@ class Model:
                 if dense or role == "retrieval":
                     tokens = np.arange(S)
                 elif role == "window":
-                    tokens = window(S, opt["sinks"], budget)
-                else:
-                    tokens = sel[role]                  # of an earlier layer, this step
+                    tokens = window(S, opt["sinks"], shared_budget(opt, budget, share[l][h]))
+                else:                                   # of an earlier layer, this step
+                    tokens = sel[role, share[l][h]]
                 log["tokens"][l, h] = len(tokens)
                 for g in range(h * self.group, (h + 1) * self.group):
                     o[g] = self.attend_set(q[0, g], kv[l], h, tokens)
-                if not dense and role == "retrieval" and (l, h) in readers:
+                for s in sorted(parts.get((l, h), ())) if not dense else ():
                     qbar = q[0, h * self.group:(h + 1) * self.group].mean(0)
-                    fresh[l, h], margin = choose(kv[l][:, 0, h] @ qbar, S, budget, opt, self.scale)
+                    fresh[(l, h), s], margin = choose(kv[l][:, 0, h] @ qbar, S, shared_budget(opt, budget, s), opt, self.scale)
                     log["margin"] = min(log["margin"], margin)
-                    log["sets"].append((l, h, fresh[l, h]))
+                    log["sets"].append((l, h, fresh[(l, h), s]))
             sel.update(fresh)
             x = x + o.reshape(1, -1) @ self.w(f"layers.{l}.self_attn.o_proj.weight").T
             x = self.mlp(l, x)
@@ -244,6 +250,17 @@ def effective_budget(opt, S):
     if opt["rule"] == "ratio":
         b = int((1.0 - opt["rule_value"]) * S)
     return max(b, opt["sinks"] + opt["recents"])
+
+
+def shared_budget(opt, budget, share):
+    """Of a set or window with a share of its own, a whole number of 1024ths of what the budget holds beyond the forced tokens."""
+    if share == 1024:
+        return budget
+    up = lambda n: -(-n // opt["block"]) * opt["block"]
+    least = opt["sinks"] + opt["recents"]
+    if opt["block"] > 1:                                # blocks that hold them
+        least = up(opt["sinks"]) + up(opt["recents"] + opt["block"])
+    return least + (budget - least) * share // 1024 if budget > least else budget
 
 
 def window(S, sinks, budget):
@@ -301,7 +318,7 @@ def resolve(file):
     return out
 
 
-def run_case(m, ids, decode_from, roles, opt, rnd):
+def run_case(m, ids, decode_from, roles, share, opt, rnd):
     """Teacher-forced decode; logits rows and one log per step."""
     kv = m.cache()
     if decode_from:
@@ -320,7 +337,7 @@ def run_case(m, ids, decode_from, roles, opt, rnd):
             log = dict(sets=[], dense=True, position=pos, margin=math.inf,
                        tokens=np.full((m.n_layer, m.n_kv), pos + 1, np.int64))
         else:
-            row = m.decode_hybrid(tok, kv, roles, opt, rnd, log)
+            row = m.decode_hybrid(tok, kv, roles, share, opt, rnd, log)
         rows.append(row)
         logs.append(log)
     return np.array(rows), logs
@@ -367,14 +384,27 @@ def role_maps():
     return maps
 
 
+def shares():
+    """Maps with budgets per head: name -> (the map they belong to, shares; of retrieval heads: not looked at)."""
+    rng = np.random.default_rng(11)
+    many = [[float(x) for x in row] for row in rng.choice([0, 0, 0.25, 0.5, 1, 2.5], (5, 3))]
+    return {"share-one": ("cross", [[1] * 3] * 5),
+            "share-cross": ("cross", [[9, 0.5, 9], [0, 9, 2.5], [1, 0.25, 1.75], [9, 0, 0], [3, 1, 1]]),
+            "share-same": ("same-min", [[9] * 3, [0, 1, 2.25], [0.5, 1, 0], [3, 0, 2], [0, 1, 1.25]]),
+            "share-random": ("random-3", many)}
+
+
 def write_roles(folder):
     folder.mkdir(parents=True, exist_ok=True)
     out = {}
-    for name, (share, rows) in role_maps().items():
+    maps = role_maps()
+    for name, (share, rows) in [*maps.items(), *((name, maps[of]) for name, (of, _) in shares().items())]:
         file = {"format": "longan-roles", "version": 1,
                 "model": {"family": "0" * 32, "n_layer": 5, "n_head_kv": 3}, "share": share, "roles": rows,
                 "n_retrieval": sum(r == R for row in rows for r in row),
                 "made": {"by": "tools/hybrid_ref.py"}}
+        if name in shares():
+            file["budget_share"] = shares()[name][1]
         (folder / f"{name}.json").write_text(json.dumps(file) + "\n")
         out[name] = file
     return out
@@ -423,6 +453,14 @@ def case_list():
     add("S382", "random-6", 381, 5, budget=384, **wide)                     # S = 382 .. 386, forced sets alone
     add("S400", "same-sparse", 398, 4, budget=400, **wide)                  # budget - 1 .. budget + 2, defaults
     add("ratio-384", "cross", 448, 2, rule="ratio", rule_value=0.12, budget=None, **wide)
+    for roles in ("share-one", "share-cross", "share-same", "share-random"):
+        add(f"topk-{roles}", roles, 60, 4)
+        add(f"least-{roles}", roles, 40, 3, budget=13)                      # one token beyond sinks and recents
+        add(f"ratio-{roles}", roles, 70, 4, rule="ratio", rule_value=0.5, budget=None)
+        add(f"edge-{roles}", roles, 22, 5)                                  # dense as long as the budget of all says
+        add(f"block16-{roles}", roles, 254, 4, block=16, budget=112)
+        add(f"topp-{roles}", roles, 50, 4, rule="topp", rule_value=0.6, budget=16)  # shares are not looked at
+        add(f"correct-{roles}", roles, 60, 7, correct_every=3, correct="rerun")
     return out
 
 
@@ -431,10 +469,11 @@ def make_cases(folder):
     rows, sets, cases = [], [], []
     for index, (name, role, n, steps, opt) in enumerate(case_list()):
         table = resolve(roles[role])
+        share = [[int(x * 1024 + 0.5) for x in row] for row in roles[role]["budget_share"]] if "budget_share" in roles[role] else [[1024] * m.n_kv] * m.n_layer
         for attempt in range(500):                      # other ids until every cut is clear
             rng = np.random.default_rng([7, index, attempt])
             ids = rng.integers(3, m.cfg["vocab_size"], n + steps).tolist()
-            out, logs = run_case(m, ids, n, table, opt, KV_ROUND["f32"])
+            out, logs = run_case(m, ids, n, table, share, opt, KV_ROUND["f32"])
             margin = min(log["margin"] for log in logs)
             if margin > 4e-4:
                 break

@@ -197,7 +197,9 @@ static int64_t make_configs(const study *s, const list *budget, config *out) {
         config *c = &out[i];
         c->roles = map_of(s, c->kind, c->n, c->seed);
         uint64_t hash = 0;
-        if (c->roles) hash = lg_base_hash_64(c->roles->role, s->info.n_layer * s->info.n_head_kv * (int64_t)sizeof(lg_role));
+        const int64_t heads = s->info.n_layer * s->info.n_head_kv;
+        if (c->roles) hash = lg_base_hash_64(c->roles->role, heads * (int64_t)sizeof(lg_role));
+        if (c->roles && c->roles->share) hash ^= lg_base_hash_64(c->roles->share, heads * (int64_t)sizeof *c->roles->share);
         snprintf(c->name, sizeof c->name, "%s n%lld b%lld s%lld r%lld seed%lld %08llx", map_name[c->kind], (long long)c->n,
                  (long long)c->budget, (long long)c->sinks, (long long)c->recents, (long long)c->seed,
                  (unsigned long long)(hash & 0xffffffff));

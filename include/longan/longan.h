@@ -155,6 +155,7 @@ typedef struct lg_roles {
     int64_t n_retrieval;
     int64_t budget, sinks, recents; /* -1: absent */
     char family[33];
+    int32_t *share;         /* "budget_share": [n_layer * n_head_kv] 1024ths of what the budget holds beyond sinks and recents; NULL: all 1024 */
 } lg_roles;
 lg_status lg_roles_load(lg_roles **out, const char *path, lg_error *err);
 void lg_roles_free(lg_roles *r);

@@ -3,11 +3,14 @@
  *   material     passages of the given text and multi-passkey samples in it; the last quarter of the text is
  *                held out: from it come the passages and samples that the curve is measured on
  *   coverage     dense prefill of the calibration material; cover.c does the sums
- *   sensitivity  each head alone on its window, the rest dense: KL on both kinds, each normalised to sum 1
+ *   sensitivity  each head alone on its window, the rest dense: KL on both kinds, each normalised to sum 1; for shares of the budget
+ *                the same on sinks and recents alone
+ *   shares       every map: budgets per head of the same mean, those of the least loss that coverage and sensitivity foresee
  *   choice       greedy cover; with search > 1 every new head, up to the largest count asked for, is the best of the cover's
  *                first candidates by the KL of real hybrid decoding on the calibration material
  *   refine       for the counts that are written: the retrieval head whose loss hurts least makes room for the best of the
  *                cover's candidates, as long as real decoding gets better (--refine; such maps are not nested any more)
+ *   settle       for the counts that are written: shares once more, from the loss of every head alone in the role it got
  *   curve        KL of every count on held-out material; the roles of the asked count are written */
 #include "longan/heads.h"
 
@@ -29,7 +32,7 @@ enum {
 
 void lg_calibrate_defaults(lg_calibrate_params *p) {
     *p = (lg_calibrate_params){ .kl_bound = 0.02, .n_ctx = 4096, .n_positions = 128, .n_passages = 4, .budget = 512, .sinks = 16,
-                                .recents = 64, .search = 2 };
+                                .recents = 64, .search = 2, .spread = true };
 }
 
 /* Sequences of one kind: their ids, where decoding starts, which rows count. */
@@ -50,11 +53,15 @@ typedef struct calib {
     lg_ids ids;                /* the text */
     int64_t n_learn;           /* its ids before the held-out part */
     material plain, passkey, plain_held, passkey_held;
-    lg_cover cv;
+    lg_cover cover[2];         /* of plain text, of passkeys */
+    double *c, *w;             /* [n, n], [n] their mean at the whole budget */
+    double *kl[2];             /* [2, n] of a head alone on sinks and recents, on its window */
+    double *foreseen_c[2];     /* [n, n] of head i alone with donor r at the whole budget */
     double *sens, *objective;  /* [n], [n + 1] */
     int64_t *order;            /* [n] heads in the order of their choice */
     uint8_t *refined;          /* [n + 1, n] marks of a count that was refined */
     uint8_t *has;              /* [n + 1] such counts */
+    lg_roles **settled;        /* [n + 1] maps with their last shares, or NULL */
     lg_probe *probe[2];
     struct point { bool known; lg_score plain, passkey; } *curve; /* [n + 1] by count */
     int64_t n_curve;
@@ -181,7 +188,7 @@ static int64_t choose_positions(const calib *c, const lg_probe_seq *q, int64_t m
     return n;
 }
 
-static lg_status cover_sequence(calib *c, lg_session *s, const lg_probe_seq *q, int64_t budget, double weight, int64_t most,
+static lg_status cover_sequence(calib *c, lg_cover *cv, lg_session *s, const lg_probe_seq *q, int64_t budget, double weight, int64_t most,
                                 uint64_t stream) {
     lg_status st = LG_OK;
     const lg_model_info *in = &c->info;
@@ -196,16 +203,16 @@ static lg_status cover_sequence(calib *c, lg_session *s, const lg_probe_seq *q, 
     lg_session_on_query(s, on_query, &ca);
     LG_TRY(lg_session_rewind(s, 0, 0, c->err));
     LG_TRY(lg_session_sync(s, 0, q->ids, q->n, c->err));
-    LG_TRY(lg_cover_begin(&c->cv, pos, ca.n_pos, budget, c->err));
+    LG_TRY(lg_cover_begin(cv, pos, ca.n_pos, budget, c->err));
     for (int64_t l = 0; l < in->n_layer; l++) {
         for (int64_t h = 0; h < in->n_head_kv; h++) {
             float *to = k + h * q->n * in->head_dim;
             head[h] = to;
             LG_TRY(lg_session_read_k(s, 0, l, h, q->n, to, c->err));
         }
-        LG_TRY(lg_cover_layer(&c->cv, l, ca.q + l * ca.n_pos * ca.row, head, c->err));
+        LG_TRY(lg_cover_layer(cv, l, ca.q + l * ca.n_pos * ca.row, head, c->err));
     }
-    lg_cover_end(&c->cv, weight);
+    lg_cover_end(cv, weight);
 done:
     lg_session_on_query(s, NULL, NULL);
     lg_base_free(ca.q);
@@ -226,15 +233,23 @@ static lg_status cover_all(calib *c) {
             longest = mt[k]->seq[i].n > longest ? mt[k]->seq[i].n : longest;
     lg_session_defaults(&sp);
     sp.n_ctx = longest;
-    LG_TRY(lg_cover_new(&c->cv, c->info.n_layer, c->info.n_head_kv, c->n_group, c->info.head_dim, c->p->sinks, c->p->recents, c->err));
+    c->c = lg_base_calloc(c->n * c->n, (int64_t)sizeof *c->c);
+    c->w = lg_base_calloc(c->n, (int64_t)sizeof *c->w);
+    if (!c->c || !c->w) LG_TRY(nomem(c));
+    for (int k = 0; k < 2; k++)
+        LG_TRY(lg_cover_new(&c->cover[k], c->info.n_layer, c->info.n_head_kv, c->n_group, c->info.head_dim, c->p->sinks, c->p->recents, c->err));
     LG_TRY(lg_session_new(&s, c->m, &sp, c->err));
     for (int k = 0; k < 2; k++)
         for (int64_t i = 0; i < mt[k]->n_seq; i++) {
             int64_t most = (c->p->n_positions + mt[k]->n_seq - 1) / mt[k]->n_seq;
             LG_TRY(tell(c, "coverage", done, total));
-            LG_TRY(cover_sequence(c, s, &mt[k]->seq[i], mt[k]->budget, 1.0 / (double)mt[k]->n_seq, most, (uint64_t)(16 + done)));
+            LG_TRY(cover_sequence(c, &c->cover[k], s, &mt[k]->seq[i], mt[k]->budget, 1.0 / (double)mt[k]->n_seq, most, (uint64_t)(16 + done)));
             done++;
         }
+    for (int k = 0; k < 2; k++) {
+        for (int64_t i = 0; i < c->n * c->n; i++) c->c[i] += 0.5 * c->cover[k].c[i];
+        for (int64_t i = 0; i < c->n; i++) c->w[i] += 0.5 * c->cover[k].w[i];
+    }
     LG_TRY(tell(c, "coverage", total, total));
 done:
     lg_session_free(s);
@@ -273,65 +288,219 @@ static lg_status run_probes(calib *c, lg_roles *roles, lg_score score[2]) {
 
 static lg_status measure_sensitivity(calib *c) {
     lg_status st = LG_OK;
-    double sum[2] = { 0 };
-    double *kl = lg_base_calloc(2 * c->n, (int64_t)sizeof *kl);
+    const int64_t first = c->p->spread ? 0 : 1; /* 0: sinks and recents alone; 1: the whole window */
     lg_roles *r = lg_roles_new(c->info.n_layer, c->info.n_head_kv);
-    if (!kl || !r) LG_TRY(nomem(c));
+    for (int k = 0; k < 2; k++) c->kl[k] = lg_base_calloc(2 * c->n, (int64_t)sizeof *c->kl[k]);
+    if (!r || !c->kl[0] || !c->kl[1]) LG_TRY(nomem(c));
+    LG_TRY(lg_roles_spread(r, c->err));
     for (int64_t i = 0; i < c->n; i++) r->role[i].kind = LG_ROLE_RETRIEVAL;
     r->n_retrieval = c->n - 1;
     for (int64_t i = 0; i < c->n; i++) {
-        lg_score score[2];
         LG_TRY(tell(c, "sensitivity", i, c->n));
         r->role[i].kind = LG_ROLE_WINDOW;
-        LG_TRY(run_probes(c, r, score));
-        r->role[i].kind = LG_ROLE_RETRIEVAL;
-        for (int k = 0; k < 2; k++) {
-            kl[k * c->n + i] = score[k].kl > 0 ? score[k].kl : 0;
-            sum[k] += kl[k * c->n + i];
+        for (int64_t whole = first; whole < 2; whole++) {
+            lg_score score[2];
+            r->share[i] = whole ? LG_SHARE_ONE : 0;
+            LG_TRY(run_probes(c, r, score));
+            for (int k = 0; k < 2; k++) c->kl[k][whole * c->n + i] = score[k].kl > 0 ? score[k].kl : 0;
         }
+        r->role[i].kind = LG_ROLE_RETRIEVAL;
     }
-    for (int64_t i = 0; i < c->n; i++)
-        for (int k = 0; k < 2; k++) c->sens[i] += sum[k] > 0 ? kl[k * c->n + i] / sum[k] : 0;
+    for (int k = 0; k < 2; k++) {
+        const double *kl = c->kl[k] + c->n;
+        double sum = 0;
+        for (int64_t i = 0; i < c->n; i++) sum += kl[i];
+        for (int64_t i = 0; i < c->n; i++) c->sens[i] += sum > 0 ? kl[i] / sum : 0;
+    }
     LG_TRY(tell(c, "sensitivity", c->n, c->n));
 done:
-    lg_base_free(kl);
     lg_roles_free(r);
+    return st;
+}
+
+/* ---- maps and shares of the budget ------------------------------------------------------------------ */
+/* A value between levels. */
+static double at_share(const double *v, int32_t share) {
+    int k = 0;
+    while (k + 2 < LG_COVER_LEVELS && lg_cover_share[k + 1] < share) k++;
+    const double part = (double)(share - lg_cover_share[k]) / (double)(lg_cover_share[k + 1] - lg_cover_share[k]);
+    return v[k] + (v[k + 1] - v[k]) * (part < 1 ? part : 1);
+}
+
+/* What head i finds at a level on text of kind k in its role. */
+static double found(const calib *c, const lg_roles *r, int k, int64_t i, int level) {
+    const lg_role *e = &r->role[i];
+    const lg_cover *cv = &c->cover[k];
+    if (e->kind == LG_ROLE_RETRIEVAL) return 1;
+    if (e->kind == LG_ROLE_WINDOW) return cv->all_w[level * c->n + i];
+    return cv->all_c[(level * c->n + e->donor_layer * c->info.n_head_kv + e->donor_head) * c->n + i];
+}
+
+/* What every head finds in what it reads, both kinds of text alike. */
+static void found_at_shares(const calib *c, const lg_roles *r, double *coverage) {
+    for (int64_t i = 0; i < c->n; i++) {
+        coverage[i] = 0;
+        for (int k = 0; k < 2; k++) {
+            double at[LG_COVER_LEVELS];
+            for (int level = 0; level < LG_COVER_LEVELS; level++) at[level] = found(c, r, k, i, level);
+            coverage[i] += 0.5 * at_share(at, r->share[i]);
+        }
+    }
+}
+
+/* KL of a head alone as a power of the attention it misses, through two measured points (m0 > m1): the power lies between 1 and 4; where that
+ * does not fit both, each point rules on its own side. */
+static double power_law(double kl0, double m0, double kl1, double m1, double miss) {
+    const double tiny = 1e-7;
+    double power = 2, side = 1;
+    if (!(miss > tiny)) return 0;
+    kl0 = kl0 > tiny ? kl0 : tiny;
+    kl1 = kl1 > tiny ? kl1 : tiny;
+    m0 = m0 > tiny ? m0 : tiny;
+    m1 = m1 > tiny ? m1 : tiny;
+    if (m0 > 1.1 * m1) {
+        power = log(kl0 / kl1) / log(m0 / m1);
+        side = log(m0 / miss) / log(m0 / m1);
+    }
+    power = power > 1 ? power < 4 ? power : 4 : 1;
+    side = side > 0 ? side < 1 ? side : 1 : 0;
+    return exp((1 - side) * (log(kl0) + power * log(miss / m0)) + side * (log(kl1) + power * log(miss / m1)));
+}
+
+/* Of head i on text of kind k where it finds cov, from its two windows. */
+static double foreseen(const calib *c, int k, int64_t i, double cov) {
+    return power_law(c->kl[k][i], 1 - c->cover[k].all_w[i], c->kl[k][c->n + i], 1 - c->cover[k].w[i], 1 - cov);
+}
+
+/* The two kinds of text as one number: their KL by its logarithm, whatever its size, plain text twice. */
+static const double kind_weight[2] = { 2.0 / 3, 1.0 / 3 };
+static double loss_of(const double kl[2]) {
+    double sum = 0;
+    for (int k = 0; k < 2; k++) sum += kind_weight[k] * log(kl[k] > 1e-9 ? kl[k] : 1e-9);
+    return sum;
+}
+
+/* The map of marked retrieval heads and the loss that is foreseen: that of single heads adds up. What a head's donor and share are worth
+ * depends on the sums of both kinds, so these are found in a few rounds. */
+typedef struct draft { lg_roles *r; double *c, *w, *loss[2], *sum; } draft;
+
+static void draft_free(draft *d) {
+    lg_roles_free(d->r);
+    void *held[] = { d->c, d->w, d->loss[0], d->loss[1], d->sum };
+    for (size_t i = 0; i < sizeof held / sizeof *held; i++) lg_base_free(held[i]);
+}
+
+static lg_status foresee(calib *c) {
+    for (int k = 0; k < 2; k++) {
+        c->foreseen_c[k] = lg_base_calloc(c->n, c->n * (int64_t)sizeof(double));
+        if (!c->foreseen_c[k]) return nomem(c);
+        for (int64_t i = 0; i < c->n * c->n; i++) c->foreseen_c[k][i] = foreseen(c, k, i % c->n, c->cover[k].c[i]);
+    }
+    return LG_OK;
+}
+
+/* Sums over heads of both kinds. */
+static void total_loss(const calib *c, const lg_roles *r, double *const loss[2], double kl[2]) {
+    for (int k = 0; k < 2; k++) {
+        kl[k] = 1e-9;
+        for (int64_t i = 0; i < c->n; i++)
+            if (r->role[i].kind != LG_ROLE_RETRIEVAL) kl[k] += at_share(loss[k] + i * LG_COVER_LEVELS, r->share[i]);
+    }
+}
+
+static lg_status draft_round(const calib *c, draft *d, const uint8_t *mark, double kl[2]) {
+    lg_status st = LG_OK;
+    const double a = kind_weight[0] / kl[0], b = kind_weight[1] / kl[1];
+    for (int64_t i = 0; i < c->n * c->n; i++) d->c[i] = -(a * c->foreseen_c[0][i] + b * c->foreseen_c[1][i]);
+    for (int64_t i = 0; i < c->n; i++) d->w[i] = -(a * c->kl[0][c->n + i] + b * c->kl[1][c->n + i]);
+    lg_roles_free(d->r);
+    d->r = lg_cover_roles(c->info.n_layer, c->info.n_head_kv, d->c, d->w, mark, c->p->same_index, NULL);
+    if (!d->r) return nomem(c);
+    for (int64_t i = 0; i < c->n; i++)
+        for (int level = 0; level < LG_COVER_LEVELS; level++) {
+            const int64_t at = i * LG_COVER_LEVELS + level;
+            for (int k = 0; k < 2; k++) d->loss[k][at] = foreseen(c, k, i, found(c, d->r, k, i, level));
+            d->sum[at] = a * d->loss[0][at] + b * d->loss[1][at];
+        }
+    LG_TRY(lg_cover_spread(d->r, d->sum, c->err));
+    total_loss(c, d->r, d->loss, kl);
+done:
+    return st;
+}
+
+/* r, loss, coverage ([n], what a head finds in what it reads): or NULL. */
+static lg_status draw_up(const calib *c, const uint8_t *mark, lg_roles **r, double *loss, double *coverage) {
+    lg_status st = LG_OK;
+    double kl[2] = { 1e-9, 1e-9 };
+    draft d = { .c = lg_base_calloc(c->n, c->n * (int64_t)sizeof(double)), .w = lg_base_calloc(c->n, (int64_t)sizeof(double)) };
+    const int64_t bytes = LG_COVER_LEVELS * (int64_t)sizeof(double);
+    for (int k = 0; k < 2; k++) d.loss[k] = lg_base_calloc(c->n, bytes);
+    d.sum = lg_base_calloc(c->n, bytes);
+    if (!d.c || !d.w || !d.loss[0] || !d.loss[1] || !d.sum) LG_TRY(nomem(c));
+    for (int k = 0; k < 2; k++)
+        for (int64_t i = 0; i < c->n; i++) kl[k] += c->kl[k][c->n + i];
+    for (int round = 0; round < 4; round++) LG_TRY(draft_round(c, &d, mark, kl));
+    if (coverage) found_at_shares(c, d.r, coverage);
+    if (loss) *loss = loss_of(kl);
+    if (r) {
+        *r = d.r;
+        d.r = NULL;
+    }
+done:
+    draft_free(&d);
+    return st;
+}
+
+/* The map of marked retrieval heads. coverage: [n] or NULL. */
+static lg_roles *map_of(const calib *c, const uint8_t *mark, double *coverage) {
+    lg_roles *r = NULL;
+    if (!c->p->spread) return lg_cover_roles(c->info.n_layer, c->info.n_head_kv, c->c, c->w, mark, c->p->same_index, coverage);
+    return draw_up(c, mark, &r, NULL, coverage) == LG_OK ? r : NULL;
+}
+
+/* What the marked heads are worth before anything is decoded. */
+static lg_status worth(const calib *c, const uint8_t *mark, double *out) {
+    lg_status st = LG_OK;
+    if (!c->p->spread) *out = lg_cover_objective(c->info.n_layer, c->info.n_head_kv, c->c, c->w, c->sens, mark, c->p->same_index);
+    else if ((st = draw_up(c, mark, NULL, out, NULL)) == LG_OK) *out = -*out;
     return st;
 }
 
 /* ---- choice ----------------------------------------------------------------------------------------- */
 static lg_roles *roles_of(const calib *c, int64_t count, double *coverage) {
+    if (c->settled[count]) {
+        if (coverage) found_at_shares(c, c->settled[count], coverage);
+        return lg_roles_clone(c->settled[count]);
+    }
     uint8_t *mark = lg_base_alloc(c->n);
     if (!mark) return NULL;
     if (c->has[count]) memcpy(mark, c->refined + count * c->n, (size_t)c->n);
     else
         for (int64_t i = 0; i < count; i++) mark[c->order[i]] = 1;
-    lg_roles *r = lg_cover_roles(c->info.n_layer, c->info.n_head_kv, c->cv.c, c->cv.w, mark, c->p->same_index, coverage);
+    lg_roles *r = map_of(c, mark, coverage);
     lg_base_free(mark);
     return r;
 }
 
-/* Both kinds weigh alike whatever their size: the mean of the logarithms. */
-static double loss_of(const lg_score s[2]) {
-    return 0.5 * (log(s[0].kl > 1e-9 ? s[0].kl : 1e-9) + log(s[1].kl > 1e-9 ? s[1].kl : 1e-9));
-}
-
 typedef struct pick { int64_t head; double gain; } pick;
 
-/* The `most` heads with the largest gain of the cover; same-index takes layer 0 first. */
-static int64_t candidates(const calib *c, uint8_t *mark, int64_t count, int64_t most, pick *out) {
+/* The `most` heads that are worth most beside the marked ones; same-index takes layer 0 first. *n_out: how many there are. */
+static lg_status candidates(const calib *c, uint8_t *mark, int64_t count, int64_t most, pick *out, int64_t *n_out) {
+    lg_status st = LG_OK;
     int64_t n = 0, end = c->p->same_index && count < c->info.n_head_kv ? c->info.n_head_kv : c->n;
-    for (int64_t r = 0; r < end; r++) {
+    for (int64_t r = 0; st == LG_OK && r < end; r++) {
         if (mark[r]) continue;
+        pick x = { r, 0 };
         mark[r] = 1;
-        pick x = { r, lg_cover_objective(c->info.n_layer, c->info.n_head_kv, c->cv.c, c->cv.w, c->sens, mark, c->p->same_index) };
+        st = worth(c, mark, &x.gain);
         mark[r] = 0;
         int64_t at = n < most ? n++ : most;
         for (; at > 0 && out[at - 1].gain < x.gain; at--)
             if (at < most) out[at] = out[at - 1];
         if (at < most) out[at] = x;
     }
-    return n;
+    *n_out = n;
+    return st;
 }
 
 /* Adds one head at a time: the cover proposes, up to `most` heads real decoding disposes. */
@@ -345,8 +514,9 @@ static lg_status choose(calib *c, int64_t most) {
     if (!mark || !cand) LG_TRY(nomem(c));
     c->objective[0] = 0;
     for (int64_t count = 0; count < c->n; count++) {
-        int64_t n = candidates(c, mark, count, count < most ? width : 1, cand), best = 0;
+        int64_t n, best = 0;
         double least = 0;
+        LG_TRY(candidates(c, mark, count, count < most ? width : 1, cand, &n));
         for (int64_t j = 0; n > 1 && j < n; j++) {
             lg_score score[2];
             LG_TRY(tell(c, "search", count * width + j, most * width));
@@ -356,8 +526,9 @@ static lg_status choose(calib *c, int64_t most) {
             LG_TRY(run_probes(c, r, score));
             lg_roles_free(r);
             r = NULL;
-            if (j == 0 || loss_of(score) < least) {
-                least = loss_of(score);
+            const double loss = loss_of((double[2]){ score[0].kl, score[1].kl });
+            if (j == 0 || loss < least) {
+                least = loss;
                 best = j;
             }
         }
@@ -375,11 +546,11 @@ done:
 
 static lg_status loss_of_marks(calib *c, const uint8_t *mark, double *loss) {
     lg_score score[2];
-    lg_roles *r = lg_cover_roles(c->info.n_layer, c->info.n_head_kv, c->cv.c, c->cv.w, mark, c->p->same_index, NULL);
+    lg_roles *r = map_of(c, mark, NULL);
     if (!r) return nomem(c);
     lg_status st = run_probes(c, r, score);
     lg_roles_free(r);
-    *loss = st == LG_OK ? loss_of(score) : 0;
+    *loss = st == LG_OK ? loss_of((double[2]){ score[0].kl, score[1].kl }) : 0;
     return st;
 }
 
@@ -407,7 +578,8 @@ static lg_status refine(calib *c, int64_t count) {
         }
         if (out < 0) break;
         mark[out] = 0;
-        int64_t n = candidates(c, mark, count - 1, width, cand);
+        int64_t n;
+        LG_TRY(candidates(c, mark, count - 1, width, cand, &n));
         least = now;
         for (int64_t j = 0; j < n; j++) {
             if (cand[j].head == out) continue;
@@ -424,6 +596,56 @@ static lg_status refine(calib *c, int64_t count) {
     LG_TRY(tell(c, "refine", c->p->refine, c->p->refine));
 done:
     lg_base_free(cand);
+    return st;
+}
+
+/* The last shares of a map: from the loss of every head alone in the role it got, in place of the one foreseen. */
+static lg_status settle(calib *c, int64_t count) {
+    lg_status st = LG_OK;
+    if (c->settled[count]) return LG_OK;
+    lg_roles *r = roles_of(c, count, NULL), *alone = lg_roles_new(c->info.n_layer, c->info.n_head_kv);
+    double *loss[2] = { NULL, NULL }, *sum = lg_base_calloc(c->n, LG_COVER_LEVELS * (int64_t)sizeof *sum);
+    for (int k = 0; k < 2; k++) loss[k] = lg_base_calloc(c->n, LG_COVER_LEVELS * (int64_t)sizeof *sum);
+    if (!r || !alone || !sum || !loss[0] || !loss[1]) LG_TRY(nomem(c));
+    for (int64_t i = 0; i < c->n; i++) alone->role[i].kind = LG_ROLE_RETRIEVAL;
+    alone->n_retrieval = c->n - 1;
+    for (int64_t i = 0; i < c->n; i++) {
+        lg_score score[2];
+        LG_TRY(tell(c, "shares", i, c->n));
+        if (r->role[i].kind == LG_ROLE_RETRIEVAL) continue;
+        alone->role[i] = r->role[i];
+        LG_TRY(run_probes(c, alone, score));
+        alone->role[i] = (lg_role){ LG_ROLE_RETRIEVAL, -1, -1 };
+        for (int k = 0; k < 2; k++) {
+            const double kl0 = c->kl[k][i], m0 = 1 - c->cover[k].all_w[i], m1 = 1 - found(c, r, k, i, LG_COVER_ONE);
+            for (int level = 0; level < LG_COVER_LEVELS; level++)
+                loss[k][i * LG_COVER_LEVELS + level] = power_law(kl0, m0, score[k].kl, m1, 1 - found(c, r, k, i, level));
+        }
+    }
+    for (int round = 0; round < 4; round++) { /* the shares of the draft first */
+        double kl[2];
+        total_loss(c, r, loss, kl);
+        for (int64_t i = 0; i < c->n * LG_COVER_LEVELS; i++) sum[i] = kind_weight[0] / kl[0] * loss[0][i] + kind_weight[1] / kl[1] * loss[1][i];
+        LG_TRY(lg_cover_spread(r, sum, c->err));
+    }
+    c->settled[count] = r;
+    r = NULL;
+    LG_TRY(tell(c, "shares", c->n, c->n));
+done:
+    for (int k = 0; k < 2; k++) lg_base_free(loss[k]);
+    lg_base_free(sum);
+    lg_roles_free(alone);
+    lg_roles_free(r);
+    return st;
+}
+
+static lg_status settle_all(calib *c) {
+    lg_status st = LG_OK;
+    if (!c->p->spread) return LG_OK;
+    if (c->p->n_retrieval) LG_TRY(settle(c, c->p->n_retrieval));
+    for (int64_t i = 0; i < c->p->n_also; i++)
+        LG_TRY(settle(c, c->p->also[i]));
+done:
     return st;
 }
 
@@ -495,10 +717,10 @@ static lg_status describe(const calib *c, int64_t count, lg_text *t) {
               lg_json_put_str(t, c->info.name, (int64_t)strlen(c->info.name)) && lg_base_text_printf(t, ", \"text\": ") &&
               lg_json_put_str(t, name, (int64_t)strlen(name)) &&
               lg_base_text_printf(t, ", \"text_bytes\": %lld, \"text_xxh3_128\": \"%s\",\n  \"n_ctx\": %lld, \"n_positions\": %lld, \"n_passages\": %lld, "
-                                  "\"seed\": %llu, \"search\": %lld, \"refine\": %lld, \"passkey\": {\"samples\": %d, \"n_ctx\": %lld, \"keys\": %d, "
+                                  "\"seed\": %llu, \"search\": %lld, \"refine\": %lld, \"spread\": %s, \"passkey\": {\"samples\": %d, \"n_ctx\": %lld, \"keys\": %d, "
                                   "\"words\": %d, \"asked\": %d, \"budget\": %lld}",
                                   (long long)p->text_bytes, hash, (long long)p->n_ctx, (long long)p->n_positions, (long long)p->n_passages,
-                                  (unsigned long long)p->seed, (long long)p->search, (long long)p->refine, N_PASSKEY,
+                                  (unsigned long long)p->seed, (long long)p->search, (long long)p->refine, p->spread ? "true" : "false", N_PASSKEY,
                                   (long long)c->passkey.seq[0].n_ctx, N_KEYS, N_WORDS, N_ASK, (long long)c->passkey.budget);
     if (ok && at->known)
         ok = lg_base_text_printf(t, ",\n  \"held_out\": {\"kl_plain\": %.6g, \"top1_plain\": %.6g, \"kl_passkey\": %.6g, "
@@ -595,13 +817,16 @@ static lg_status calibrate(calib *c, const char *out_path) {
     c->curve = lg_base_calloc(c->n + 1, (int64_t)sizeof *c->curve);
     c->refined = lg_base_calloc(c->n + 1, c->n);
     c->has = lg_base_alloc(c->n + 1);
-    if (!c->refined || !c->has || !c->sens || !c->objective || !c->order || !c->curve) LG_TRY(nomem(c));
+    c->settled = lg_base_calloc(c->n + 1, (int64_t)sizeof *c->settled);
+    if (!c->settled || !c->refined || !c->has || !c->sens || !c->objective || !c->order || !c->curve) LG_TRY(nomem(c));
     LG_TRY(make_material(c));
     LG_TRY(cover_all(c));
     LG_TRY(open_probes(c, &c->plain, &c->passkey));
     LG_TRY(measure_sensitivity(c));
+    if (c->p->spread) LG_TRY(foresee(c));
     LG_TRY(choose(c, count ? asked_most(c) : most)); /* what lies beyond the asked counts is the cover's: most of the time is search */
     LG_TRY(refine_all(c));
+    LG_TRY(settle_all(c));
     LG_TRY(open_probes(c, &c->plain_held, &c->passkey_held));
     LG_TRY(measure_curve(c, most));
     if (count == 0) {
@@ -609,6 +834,12 @@ static lg_status calibrate(calib *c, const char *out_path) {
         while (count < c->n && !(c->curve[count].known && c->curve[count].plain.kl <= c->p->kl_bound)) {
             count++;
             if (!c->curve[count].known) LG_TRY(measure_count(c, count));
+        }
+        if (c->p->spread) { /* the count was not known when the others got their last shares */
+            LG_TRY(open_probes(c, &c->plain, &c->passkey));
+            LG_TRY(settle(c, count));
+            LG_TRY(open_probes(c, &c->plain_held, &c->passkey_held));
+            LG_TRY(measure_count(c, count));
         }
     }
     LG_TRY(write_count(c, count, out_path));
@@ -629,7 +860,13 @@ lg_status lg_heads_calibrate(lg_model *m, const lg_calibrate_params *p, const ch
     material_free(&c.passkey);
     material_free(&c.plain_held);
     material_free(&c.passkey_held);
-    lg_cover_free(&c.cv);
+    for (int k = 0; k < 2; k++) {
+        lg_cover_free(&c.cover[k]);
+        lg_base_free(c.kl[k]);
+        lg_base_free(c.foreseen_c[k]);
+    }
+    lg_base_free(c.c);
+    lg_base_free(c.w);
     lg_ids_free(&c.ids);
     lg_base_free(c.sens);
     lg_base_free(c.objective);
@@ -637,5 +874,7 @@ lg_status lg_heads_calibrate(lg_model *m, const lg_calibrate_params *p, const ch
     lg_base_free(c.curve);
     lg_base_free(c.refined);
     lg_base_free(c.has);
+    for (int64_t i = 0; c.settled && i <= c.n; i++) lg_roles_free(c.settled[i]);
+    lg_base_free(c.settled);
     return st;
 }

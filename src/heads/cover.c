@@ -1,14 +1,15 @@
 /* cover: who would cover whose attention, and the choice of retrieval heads from it.
  *
- * Layers come in order. The sets that a layer's heads would pick are kept (as ascending lists), its attention
+ * Layers come in order. The tokens that a layer's heads would pick are kept (as lists, the best first), its attention
  * is not: each head's mass on all earlier sets is summed at once, so one layer's K is all that must be there. */
 #include "heads/cover.h"
 
 #include <math.h>
 #include <omp.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "ops/ops.h"
+const int32_t lg_cover_share[LG_COVER_LEVELS] = { 0, 128, 256, 384, 512, 768, LG_SHARE_ONE, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 8192 };
 
 lg_status lg_cover_new(lg_cover *cv, int64_t n_layer, int64_t n_head_kv, int64_t n_group, int64_t head_dim,
                        int64_t sinks, int64_t recents, lg_error *err) {
@@ -20,11 +21,15 @@ lg_status lg_cover_new(lg_cover *cv, int64_t n_layer, int64_t n_head_kv, int64_t
     cv->sinks = sinks;
     cv->recents = recents;
     int64_t n = n_layer * n_head_kv;
-    cv->sum_c = lg_base_calloc(n * n, (int64_t)sizeof(double));
-    cv->sum_w = lg_base_calloc(n, (int64_t)sizeof(double));
-    cv->c = lg_base_calloc(n * n, (int64_t)sizeof(double));
-    cv->w = lg_base_calloc(n, (int64_t)sizeof(double));
-    if (cv->sum_c && cv->sum_w && cv->c && cv->w) return LG_OK;
+    cv->sum_c = lg_base_calloc(LG_COVER_LEVELS * n * n, (int64_t)sizeof(double));
+    cv->sum_w = lg_base_calloc(LG_COVER_LEVELS * n, (int64_t)sizeof(double));
+    cv->all_c = lg_base_calloc(LG_COVER_LEVELS * n * n, (int64_t)sizeof(double));
+    cv->all_w = lg_base_calloc(LG_COVER_LEVELS * n, (int64_t)sizeof(double));
+    if (cv->sum_c && cv->sum_w && cv->all_c && cv->all_w) {
+        cv->c = cv->all_c + LG_COVER_ONE * n * n;
+        cv->w = cv->all_w + LG_COVER_ONE * n;
+        return LG_OK;
+    }
     lg_cover_free(cv);
     return lg_base_fail(err, LG_ERR_NOMEM, -1, "calibration: out of memory for %lld heads", (long long)n);
 }
@@ -34,8 +39,8 @@ void lg_cover_free(lg_cover *cv) {
     lg_base_free(cv->set);
     lg_base_free(cv->sum_c);
     lg_base_free(cv->sum_w);
-    lg_base_free(cv->c);
-    lg_base_free(cv->w);
+    lg_base_free(cv->all_c);
+    lg_base_free(cv->all_w);
     memset(cv, 0, sizeof *cv);
 }
 
@@ -46,13 +51,15 @@ lg_status lg_cover_begin(lg_cover *cv, const int64_t *pos, int64_t n_pos, int64_
     lg_base_free(cv->set);
     cv->n_pos = n_pos;
     cv->pos = lg_base_calloc(n_pos, (int64_t)sizeof *cv->pos);
-    bool fits = lg_base_mul(n_pos * n, cv->budget, &cells);
+    for (int k = 0; k < LG_COVER_LEVELS; k++)
+        cv->extra[k] = lg_ops_share(cv->budget, cv->sinks + cv->recents, lg_cover_share[k]) - cv->sinks - cv->recents;
+    bool fits = lg_base_mul(n_pos * n, cv->extra[LG_COVER_LEVELS - 1] + 1, &cells);
     cv->set = fits ? lg_base_calloc(cells, (int64_t)sizeof *cv->set) : NULL;
     if (!cv->pos || !cv->set)
         return lg_base_fail(err, LG_ERR_NOMEM, -1, "calibration: out of memory for %lld positions", (long long)n_pos);
     memcpy(cv->pos, pos, (size_t)n_pos * sizeof *pos);
-    memset(cv->sum_c, 0, (size_t)(n * n) * sizeof(double));
-    memset(cv->sum_w, 0, (size_t)n * sizeof(double));
+    memset(cv->sum_c, 0, (size_t)(LG_COVER_LEVELS * n * n) * sizeof(double));
+    memset(cv->sum_w, 0, (size_t)(LG_COVER_LEVELS * n) * sizeof(double));
     return LG_OK;
 }
 
@@ -83,32 +90,36 @@ static void add_softmax(float *prob, float *score, int64_t n, float scale, float
     for (int64_t t = 0; t < n; t++) prob[t] += score[t] * f;
 }
 
-typedef struct scratch { float *prob, *score, *mean, *pick_f; int32_t *pick_i; } scratch;
+typedef struct scratch { float *prob, *score, *mean; struct rank { float score; int32_t token; } *rank; } scratch;
 
 static bool scratch_new(scratch *s, int64_t len, int64_t dim) {
     s->prob = lg_base_calloc(len, (int64_t)sizeof(float));
     s->score = lg_base_calloc(len, (int64_t)sizeof(float));
-    s->pick_f = lg_base_calloc(len, (int64_t)sizeof(float));
-    s->pick_i = lg_base_calloc(len, (int64_t)sizeof(int32_t));
+    s->rank = lg_base_calloc(len, (int64_t)sizeof *s->rank);
     s->mean = lg_base_calloc(dim, (int64_t)sizeof(float));
-    return s->prob && s->score && s->pick_f && s->pick_i && s->mean;
+    return s->prob && s->score && s->rank && s->mean;
 }
 
 static void scratch_free(scratch *s) {
     lg_base_free(s->prob);
     lg_base_free(s->score);
-    lg_base_free(s->pick_f);
-    lg_base_free(s->pick_i);
+    lg_base_free(s->rank);
     lg_base_free(s->mean);
 }
 
-/* One position and head: its attention, averaged over the query group, into s->prob; the mass on every
- * earlier set into mass[r], on the window into *window; then the head's own pick into the set table. */
-static void look(lg_cover *cv, int64_t layer, int64_t head, int64_t p, const float *q, const float *k, scratch *s,
-                 float *mass, float *window) {
-    int64_t n = cv->n_layer * cv->n_head_kv, dim = cv->head_dim, len = cv->pos[p] + 1;
-    int64_t before = layer * cv->n_head_kv, held = cv->budget < len ? cv->budget : len;
-    float scale = 1.0f / sqrtf((float)dim), share = 1.0f / (float)cv->n_group;
+static int better(const void *a, const void *b) { /* equal scores: the lower position first */
+    const struct rank *x = a, *y = b;
+    return x->score > y->score ? -1 : x->score < y->score ? 1 : x->token < y->token ? -1 : 1;
+}
+
+/* One position and head: its attention, averaged over the query group, into s->prob; at every level k the mass on what each
+ * earlier head r would pick into mass[r * LEVELS + k], on the window into the row behind; then the head's own picks into the table. */
+static void look(lg_cover *cv, int64_t layer, int64_t head, int64_t p, const float *q, const float *k, scratch *s, float *mass) {
+    const int64_t n = cv->n_layer * cv->n_head_kv, dim = cv->head_dim, len = cv->pos[p] + 1, room = cv->extra[LG_COVER_LEVELS - 1];
+    const int64_t before = layer * cv->n_head_kv, sinks = cv->sinks < len ? cv->sinks : len;
+    const int64_t tail = len - cv->recents > sinks ? len - cv->recents : sinks, middle = tail - sinks; /* [sinks, tail): to choose from */
+    const float scale = 1.0f / sqrtf((float)dim), share = 1.0f / (float)cv->n_group;
+    float forced = 0;
     memset(s->prob, 0, (size_t)len * sizeof(float));
     memset(s->mean, 0, (size_t)dim * sizeof(float));
     for (int64_t g = 0; g < cv->n_group; g++) {
@@ -116,21 +127,22 @@ static void look(lg_cover *cv, int64_t layer, int64_t head, int64_t p, const flo
         dots(s->score, q + g * dim, k, len, dim);
         add_softmax(s->prob, s->score, len, scale, share);
     }
-    const int32_t *set = cv->set + p * n * cv->budget;
-    for (int64_t r = 0; r < before; r++, set += cv->budget) {
-        float m = 0;
-        for (int64_t j = 0; j < held; j++) m += s->prob[set[j]];
-        mass[r] = m;
+    for (int64_t t = 0; t < sinks; t++) forced += s->prob[t];
+    for (int64_t t = tail; t < len; t++) forced += s->prob[t];
+    for (int64_t r = 0; r <= before; r++, mass += LG_COVER_LEVELS) {
+        const int32_t *set = r < before ? cv->set + (p * n + r) * (room + 1) : NULL;
+        float m = forced;
+        int64_t j = 0;
+        for (int level = 0; level < LG_COVER_LEVELS; level++) {
+            for (; j < cv->extra[level] && j < middle; j++) m += s->prob[set ? set[j] : tail - 1 - j];
+            mass[level] = m;
+        }
     }
-    float m = 0;
-    int64_t recent_from = len - (held - (cv->sinks < held ? cv->sinks : held));
-    for (int64_t t = 0; t < len; t++)
-        if (t < cv->sinks || t >= recent_from) m += s->prob[t];
-    *window = m;
     dots(s->score, s->mean, k, len, dim);
-    lg_select how = { .rule = LG_RULE_TOPK, .sinks = cv->sinks, .recents = cv->recents };
-    lg_ops_select(cv->set + (p * n + before + head) * cv->budget, cv->budget, s->score, len, cv->budget, 1, &how,
-                  s->pick_f, s->pick_i);
+    for (int64_t t = 0; t < middle; t++) s->rank[t] = (struct rank){ s->score[sinks + t], (int32_t)(sinks + t) };
+    qsort(s->rank, (size_t)middle, sizeof *s->rank, better);
+    int32_t *own = cv->set + (p * n + before + head) * (room + 1);
+    for (int64_t t = 0; t < middle && t < room; t++) own[t] = s->rank[t].token;
 }
 
 lg_status lg_cover_layer(lg_cover *cv, int64_t layer, const float *q, const float *const *k, lg_error *err) {
@@ -138,7 +150,7 @@ lg_status lg_cover_layer(lg_cover *cv, int64_t layer, const float *q, const floa
     int64_t q_row = heads * cv->n_group * cv->head_dim, n_job = cv->n_pos * heads;
     int64_t len = cv->n_pos ? cv->pos[cv->n_pos - 1] + 1 : 0;
     /* Masses per position, added up in order afterwards: the sums do not depend on the threads. */
-    float *mass = lg_base_calloc(n_job * (before + 1), (int64_t)sizeof(float));
+    float *mass = lg_base_calloc(n_job * (before + 1), LG_COVER_LEVELS * (int64_t)sizeof(float));
     bool ok = mass != NULL;
 #pragma omp parallel if (n_job * len > 1 << 16)
     {
@@ -152,8 +164,7 @@ lg_status lg_cover_layer(lg_cover *cv, int64_t layer, const float *q, const floa
 #pragma omp for schedule(static)
             for (int64_t j = 0; j < n_job; j++) {
                 int64_t p = j / heads, h = j % heads;
-                float *row = mass + j * (before + 1);
-                look(cv, layer, h, p, q + p * q_row + h * cv->n_group * cv->head_dim, k[h], &s, row, row + before);
+                look(cv, layer, h, p, q + p * q_row + h * cv->n_group * cv->head_dim, k[h], &s, mass + j * (before + 1) * LG_COVER_LEVELS);
             }
         }
         scratch_free(&s);
@@ -163,10 +174,12 @@ lg_status lg_cover_layer(lg_cover *cv, int64_t layer, const float *q, const floa
         return lg_base_fail(err, LG_ERR_NOMEM, -1, "calibration: out of memory at layer %lld", (long long)layer);
     }
     for (int64_t j = 0; j < n_job; j++) {
-        const float *row = mass + j * (before + 1);
-        int64_t i = before + j % heads;
-        for (int64_t r = 0; r < before; r++) cv->sum_c[r * n + i] += (double)row[r];
-        cv->sum_w[i] += (double)row[before];
+        const float *row = mass + j * (before + 1) * LG_COVER_LEVELS;
+        const int64_t i = before + j % heads;
+        for (int64_t level = 0; level < LG_COVER_LEVELS; level++) {
+            for (int64_t r = 0; r < before; r++) cv->sum_c[(level * n + r) * n + i] += (double)row[r * LG_COVER_LEVELS + level];
+            cv->sum_w[level * n + i] += (double)row[before * LG_COVER_LEVELS + level];
+        }
     }
     lg_base_free(mass);
     return LG_OK;
@@ -175,8 +188,8 @@ lg_status lg_cover_layer(lg_cover *cv, int64_t layer, const float *q, const floa
 void lg_cover_end(lg_cover *cv, double weight) {
     int64_t n = cv->n_layer * cv->n_head_kv;
     double old = cv->weight / (cv->weight + weight), fresh = weight / (cv->weight + weight) / (double)cv->n_pos;
-    for (int64_t i = 0; i < n * n; i++) cv->c[i] = cv->c[i] * old + cv->sum_c[i] * fresh;
-    for (int64_t i = 0; i < n; i++) cv->w[i] = cv->w[i] * old + cv->sum_w[i] * fresh;
+    for (int64_t i = 0; i < LG_COVER_LEVELS * n * n; i++) cv->all_c[i] = cv->all_c[i] * old + cv->sum_c[i] * fresh;
+    for (int64_t i = 0; i < LG_COVER_LEVELS * n; i++) cv->all_w[i] = cv->all_w[i] * old + cv->sum_w[i] * fresh;
     cv->weight += weight;
 }
 
@@ -286,4 +299,44 @@ lg_status lg_cover_choose(int64_t n_layer, int64_t n_head_kv, const double *c, c
     lg_base_free(mark);
     lg_base_free(cov);
     return LG_OK;
+}
+
+/* ---- shares of the budget --------------------------------------------------------------------------- */
+/* The next corner of the lower convex hull behind `level`: that of the steepest fall; -1: no further level loses less. */
+static int next_corner(const double *loss, int level, double *slope) {
+    int best = -1;
+    *slope = 0;
+    for (int k = level + 1; k < LG_COVER_LEVELS; k++) {
+        const double fall = (loss[level] - loss[k]) / (double)(lg_cover_share[k] - lg_cover_share[level]);
+        if (fall > 0 && fall >= *slope) best = k, *slope = fall;
+    }
+    return best;
+}
+
+lg_status lg_cover_spread(lg_roles *r, const double *loss, lg_error *err) {
+    const int64_t n = r->n_layer * r->n_head_kv;
+    int64_t left = 0;
+    lg_status st = lg_roles_spread(r, err);
+    struct corner { double slope; int level, next; } *at = lg_base_calloc(n, (int64_t)sizeof *at);
+    if (st == LG_OK && !at) st = lg_base_fail(err, LG_ERR_NOMEM, -1, "calibration: out of memory for %lld heads", (long long)n);
+    for (int64_t i = 0; st == LG_OK && i < n; i++) {
+        if (r->role[i].kind == LG_ROLE_RETRIEVAL) continue; /* slope 0 */
+        at[i].next = next_corner(loss + i * LG_COVER_LEVELS, 0, &at[i].slope);
+        left += LG_SHARE_ONE;
+        r->share[i] = 0;
+    }
+    while (st == LG_OK && left > 0) {
+        int64_t head = 0;
+        for (int64_t i = 1; i < n; i++)
+            if (at[i].slope > at[head].slope) head = i;
+        if (at[head].slope <= 0) break; /* nobody gains */
+        int64_t more = lg_cover_share[at[head].next] - r->share[head];
+        if (more > left) more = left; /* the last one takes what is there */
+        r->share[head] += (int32_t)more;
+        left -= more;
+        at[head].level = at[head].next;
+        at[head].next = next_corner(loss + head * LG_COVER_LEVELS, at[head].level, &at[head].slope);
+    }
+    lg_base_free(at);
+    return st;
 }

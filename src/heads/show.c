@@ -11,6 +11,7 @@ typedef struct sheet {
     int64_t n;
     int32_t *readers;              /* [n] how many heads read this head's set */
     double *coverage, *sensitivity; /* [n] or NULL where the file has none (of that size) */
+    double *share;                 /* [n] of the budget, or NULL */
 } sheet;
 
 static double *grid(const lg_json *root, const char *key, const lg_roles *r) {
@@ -32,6 +33,7 @@ static void sheet_free(sheet *s) {
     lg_base_free(s->readers);
     lg_base_free(s->coverage);
     lg_base_free(s->sensitivity);
+    lg_base_free(s->share);
     memset(s, 0, sizeof *s);
 }
 
@@ -45,9 +47,11 @@ static lg_status sheet_load(sheet *s, const char *path, lg_error *err) {
     s->coverage = grid(root, "coverage", s->r);
     s->sensitivity = grid(root, "sensitivity", s->r);
     s->readers = lg_base_calloc(s->n, (int64_t)sizeof *s->readers);
-    if (!s->readers) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "%s: out of memory", path));
+    if (s->r->share) s->share = lg_base_calloc(s->n, (int64_t)sizeof *s->share);
+    if (!s->readers || (s->r->share && !s->share)) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "%s: out of memory", path));
     for (int64_t i = 0; i < s->n; i++) {
         const lg_role *e = &s->r->role[i];
+        if (s->share) s->share[i] = (double)s->r->share[i] / LG_SHARE_ONE;
         if (e->kind == LG_ROLE_DONOR) s->readers[e->donor_layer * s->r->n_head_kv + e->donor_head]++;
     }
 done:
@@ -101,7 +105,7 @@ static bool show_json(lg_text *t, const sheet *s) {
         ok = lg_base_text_printf(t, "%s%d%s", first ? (i ? ",[" : "[") : ",", s->readers[i], last ? "]" : "");
     }
     return ok && lg_base_text_printf(t, "]") && put_grid(t, s, "coverage", s->coverage) &&
-           put_grid(t, s, "sensitivity", s->sensitivity) && lg_base_text_printf(t, "}");
+           put_grid(t, s, "sensitivity", s->sensitivity) && put_grid(t, s, "budget_share", s->share) && lg_base_text_printf(t, "}");
 }
 
 static bool put_size(lg_text *t, const char *name, int64_t v) {
@@ -114,7 +118,8 @@ static bool show_text(lg_text *t, const sheet *s) {
                                   r->same_index ? "same-index" : "donor", r->family, (long long)r->n_retrieval,
                                   (long long)count(s, LG_ROLE_DONOR), (long long)count(s, LG_ROLE_WINDOW), (long long)s->n) &&
               put_size(t, "budget", r->budget) && put_size(t, "sinks", r->sinks) && put_size(t, "recents", r->recents) &&
-              lg_base_text_printf(t, "\nR:n retrieval head whose set n heads read, l.h donor, - window\n");
+              lg_base_text_printf(t, "\nR:n retrieval head whose set n heads read, l.h donor, - window%s\n",
+                                  s->share ? "; behind it the share of what the budget holds beyond sinks and recents" : "");
     for (int64_t l = 0; ok && l < r->n_layer; l++) {
         ok = lg_base_text_printf(t, "layer %3lld ", (long long)l);
         for (int64_t h = 0; ok && h < r->n_head_kv; h++) {
@@ -124,6 +129,8 @@ static bool show_text(lg_text *t, const sheet *s) {
             else if (e->kind == LG_ROLE_DONOR) snprintf(cell, sizeof cell, "%d.%d", e->donor_layer, e->donor_head);
             else snprintf(cell, sizeof cell, "-");
             ok = lg_base_text_printf(t, " %6s", cell);
+            if (!ok || !s->share) continue;
+            ok = e->kind == LG_ROLE_RETRIEVAL ? lg_base_text_printf(t, "       ") : lg_base_text_printf(t, " x%-5.3g", s->share[l * r->n_head_kv + h]);
         }
         ok = ok && lg_base_text_printf(t, "\n");
     }
@@ -162,10 +169,11 @@ static bool put_role_cell(lg_text *t, const sheet *s, int64_t l, int64_t h) {
     const lg_roles *r = s->r;
     int64_t i = l * r->n_head_kv + h;
     const lg_role *e = &r->role[i];
-    char label[32], tip[160], fill[16], cover[40] = "";
+    char label[32], tip[192], fill[16], cover[80] = "";
     int rgb[3];
     bool dark = false;
-    if (s->coverage) snprintf(cover, sizeof cover, ", coverage %.3f", s->coverage[i]);
+    int n = s->coverage ? snprintf(cover, sizeof cover, ", coverage %.3f", s->coverage[i]) : 0;
+    if (s->share && e->kind != LG_ROLE_RETRIEVAL) snprintf(cover + n, sizeof cover - (size_t)n, ", share of the budget %.3g", s->share[i]);
     if (e->kind == LG_ROLE_RETRIEVAL) {
         snprintf(label, sizeof label, "R %d", s->readers[i]);
         snprintf(tip, sizeof tip, "layer %lld head %lld: retrieval, read by %d", (long long)l, (long long)h, s->readers[i]);

@@ -119,11 +119,13 @@ lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_erro
             if (!f->read) t0 = f->row[0];
             n -= t0;
         }
+        const lg_spread *p = &f->spread;
+        const lg_spread spread = { p->slot, p->slot ? p->window + l * nkv : NULL, p->slot ? p->n_make + l * nkv : NULL, p->least };
         float *xs = w->x + t0 * c->n_embd, *att = w->att + t0 * nq, *h = w->h + t0 * c->n_ff;
         if (f->read)
             o->attend_hybrid(x, &(lg_op_attend_hybrid){ .out = att, .q = w->q + t0 * nq, .kv = f->kv[l], .geom = f->geom, .seqs = f->seqs,
                 .n_seq = f->n_seq, .budget = f->budget, .dense = f->dense, .read = f->read + l * nkv, .make = f->make + l * nkv,
-                .sets = f->sets, .select = f->select, .n_head = (int32_t)c->n_head, .scale = scale });
+                .sets = f->sets, .select = f->select, .spread = spread, .n_head = (int32_t)c->n_head, .scale = scale });
         else
             attend(m, w, f, l, t0, n - f->n_mem);
         const lg_weight *own = f->n_mem && m->memory.layer[l].wo.n_out ? &m->memory.layer[l].wo : NULL;

@@ -101,6 +101,7 @@ typedef struct lg_forward {
     const int32_t *read, *make;          /* [n_layer, n_head_kv] */
     const int64_t *budget; const uint8_t *dense; /* [n_seq] */
     lg_sets sets; lg_select select;
+    lg_spread spread;                    /* window and n_make: [n_layer, n_head_kv] */
     lg_query_fn on_query; void *on_query_user;
     const lg_lora_set *lora;             /* NULL: none */
     /* Compression: the last n_mem rows are memory tokens (their ids are 0). n_row must be 0. Their K, not rotated, and V of every

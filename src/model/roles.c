@@ -29,7 +29,16 @@ lg_roles *lg_roles_new(int64_t n_layer, int64_t n_head_kv) {
 void lg_roles_free(lg_roles *r) {
     if (!r) return;
     lg_base_free(r->role);
+    lg_base_free(r->share);
     lg_base_free(r);
+}
+
+lg_status lg_roles_spread(lg_roles *r, lg_error *err) {
+    const int64_t n = r->n_layer * r->n_head_kv;
+    if (!r->share) r->share = lg_base_calloc(n, (int64_t)sizeof *r->share);
+    if (!r->share) return lg_base_fail(err, LG_ERR_NOMEM, -1, "roles: out of memory");
+    for (int64_t i = 0; i < n; i++) r->share[i] = LG_SHARE_ONE;
+    return LG_OK;
 }
 
 lg_roles *lg_roles_clone(const lg_roles *r) {
@@ -39,7 +48,31 @@ lg_roles *lg_roles_clone(const lg_roles *r) {
     memcpy(role, r->role, (size_t)(r->n_layer * r->n_head_kv) * sizeof *role);
     *c = *r;
     c->role = role;
+    c->share = NULL;
+    if (!r->share) return c;
+    if (lg_roles_spread(c, NULL) != LG_OK) {
+        lg_roles_free(c);
+        return NULL;
+    }
+    memcpy(c->share, r->share, (size_t)(r->n_layer * r->n_head_kv) * sizeof *c->share);
     return c;
+}
+
+/* A budget is what heads without a budget of their own would read together. */
+static lg_status check_share(const lg_roles *r, const char *name, lg_error *err) {
+    int64_t sum = 0, count = 0;
+    for (int64_t i = 0; r->share && i < r->n_layer * r->n_head_kv; i++) {
+        if (r->share[i] < 0 || r->share[i] > LG_SHARE_MAX)
+            return lg_base_fail(err, LG_ERR_FORMAT, -1, "%s: budget_share[%lld][%lld] is out of range", name, (long long)(i / r->n_head_kv),
+                                (long long)(i % r->n_head_kv));
+        if (r->role[i].kind == LG_ROLE_RETRIEVAL) continue;
+        sum += r->share[i];
+        count++;
+    }
+    if (sum > count * LG_SHARE_ONE)
+        return lg_base_fail(err, LG_ERR_FORMAT, -1, "%s: key budget_share: the mean over heads that do not retrieve is %.6f, above 1", name,
+                            (double)sum / (double)count / LG_SHARE_ONE);
+    return LG_OK;
 }
 
 /* ---- reading ---------------------------------------------------------------------------------------- */
@@ -129,6 +162,28 @@ static lg_status read_roles(const reader *rd, const lg_json *list, lg_roles *r) 
     return LG_OK;
 }
 
+/* Whole 1024ths, so that every back end makes the same budgets of them. */
+static lg_status read_share(const reader *rd, const lg_json *list, lg_roles *r) {
+    if (!list || lg_json_typeof(list) == LG_JSON_NULL) return LG_OK;
+    if (lg_json_typeof(list) != LG_JSON_ARRAY || lg_json_size(list) != r->n_layer)
+        return BAD(rd, "%s: key budget_share is no list of n_layer = %lld lists", rd->name, (long long)r->n_layer);
+    lg_status st = lg_roles_spread(r, rd->err);
+    for (int64_t l = 0; st == LG_OK && l < r->n_layer; l++) {
+        const lg_json *row = lg_json_at(list, l);
+        if (lg_json_typeof(row) != LG_JSON_ARRAY || lg_json_size(row) != r->n_head_kv)
+            return BAD(rd, "%s: key budget_share[%lld] is no list of n_head_kv = %lld numbers", rd->name, (long long)l, (long long)r->n_head_kv);
+        for (int64_t h = 0; h < r->n_head_kv; h++) {
+            double v;
+            const int64_t i = l * r->n_head_kv + h;
+            if (!lg_json_num(lg_json_at(row, h), &v) || !(v >= 0 && v <= LG_SHARE_MAX / LG_SHARE_ONE))
+                return BAD(rd, "%s: key budget_share[%lld][%lld] is no number from 0 to %d", rd->name, (long long)l, (long long)h,
+                           LG_SHARE_MAX / LG_SHARE_ONE);
+            r->share[i] = r->role[i].kind == LG_ROLE_RETRIEVAL ? LG_SHARE_ONE : (int32_t)(v * LG_SHARE_ONE + 0.5);
+        }
+    }
+    return st;
+}
+
 static lg_status from_json(lg_roles **out, const char *name, const lg_json *root, lg_error *err) {
     lg_status st;
     lg_roles *r = NULL;
@@ -163,6 +218,8 @@ static lg_status from_json(lg_roles **out, const char *name, const lg_json *root
     if (n_retrieval >= 0 && n_retrieval != r->n_retrieval)
         LG_TRY(BAD(&rd, "%s: key n_retrieval is %lld, but %lld heads are", name, (long long)n_retrieval,
                    (long long)r->n_retrieval));
+    LG_TRY(read_share(&rd, lg_json_get(root, "budget_share"), r));
+    LG_TRY(check_share(r, name, err));
     *out = r;
     r = NULL;
 done:
@@ -208,7 +265,7 @@ lg_status lg_roles_check(const lg_roles *r, const char *name, lg_error *err) {
     if (count != r->n_retrieval)
         return lg_base_fail(err, LG_ERR_FORMAT, -1, "%s: n_retrieval is %lld, but %lld heads are", name,
                             (long long)r->n_retrieval, (long long)count);
-    return LG_OK;
+    return check_share(r, name, err);
 }
 
 /* ---- writing ---------------------------------------------------------------------------------------- */
@@ -220,7 +277,7 @@ static bool put_role(lg_text *t, const lg_roles *r, const lg_role *e) {
 }
 
 /* One layer a line, so that two maps can be compared with diff. */
-static bool put_rows(lg_text *t, const lg_roles *r, const char *key, const double *value) {
+static bool put_rows(lg_text *t, const lg_roles *r, const char *key, const double *value, const int32_t *share) {
     bool ok = lg_base_text_printf(t, ",\n \"%s\": [", key);
     for (int64_t l = 0; ok && l < r->n_layer; l++) {
         ok = lg_base_text_printf(t, "%s\n  [", l ? "," : "");
@@ -228,7 +285,8 @@ static bool put_rows(lg_text *t, const lg_roles *r, const char *key, const doubl
             ok = lg_base_text_printf(t, "%s", h ? ", " : "");
             if (!ok) break;
             int64_t i = l * r->n_head_kv + h;
-            ok = value ? lg_base_text_printf(t, "%.6g", value[i]) : put_role(t, r, &r->role[i]);
+            ok = value ? lg_base_text_printf(t, "%.6g", value[i]) : share ? lg_base_text_printf(t, "%.10g", (double)share[i] / LG_SHARE_ONE)
+                       : put_role(t, r, &r->role[i]);
         }
         ok = ok && lg_base_text_printf(t, "]");
     }
@@ -246,10 +304,11 @@ lg_status lg_roles_format(lg_text *out, const lg_roles *r, const lg_roles_notes 
     if (ok && r->budget >= 0) ok = lg_base_text_printf(out, ", \"budget\": %lld", (long long)r->budget);
     if (ok && r->sinks >= 0) ok = lg_base_text_printf(out, ", \"sinks\": %lld", (long long)r->sinks);
     if (ok && r->recents >= 0) ok = lg_base_text_printf(out, ", \"recents\": %lld", (long long)r->recents);
-    ok = ok && put_rows(out, r, "roles", NULL);
+    ok = ok && put_rows(out, r, "roles", NULL, NULL);
+    if (ok && r->share) ok = put_rows(out, r, "budget_share", NULL, r->share);
     if (ok && notes && notes->made) ok = lg_base_text_printf(out, ",\n \"made\": ") && lg_base_text_append(out, notes->made, (int64_t)strlen(notes->made));
-    if (ok && notes && notes->coverage) ok = put_rows(out, r, "coverage", notes->coverage);
-    if (ok && notes && notes->sensitivity) ok = put_rows(out, r, "sensitivity", notes->sensitivity);
+    if (ok && notes && notes->coverage) ok = put_rows(out, r, "coverage", notes->coverage, NULL);
+    if (ok && notes && notes->sensitivity) ok = put_rows(out, r, "sensitivity", notes->sensitivity, NULL);
     ok = ok && lg_base_text_printf(out, "}\n");
     return ok ? LG_OK : lg_base_fail(err, LG_ERR_NOMEM, -1, "roles: out of memory");
 }

@@ -80,6 +80,19 @@ typedef struct lg_select {               /* how retrieval heads choose; specs 1.
     int64_t sinks, recents;              /* topk, ratio */
 } lg_select;
 
+/* Budgets of their own for sets and windows (docs/SPARSE.md): shares, in LG_SHARE_ONEths, of what the step's budget holds beyond `least`
+ * tokens. slot NULL: everything has the step's budget and a head fills one slot. */
+enum { LG_SHARE_ONE = 1024, LG_SHARE_MAX = 64 * LG_SHARE_ONE };
+typedef struct lg_spread {
+    const int32_t *slot;                 /* [n_slot] of a set */
+    const int32_t *window;               /* [n_head_kv] of a window head */
+    const int32_t *n_make;               /* [n_head_kv] head h fills slots make[h] .. make[h] + n_make[h] - 1 from the same scores */
+    int64_t least;
+} lg_spread;
+static inline int64_t lg_ops_share(int64_t budget, int64_t least, int64_t share) {
+    return budget > least ? least + (budget - least) * share / LG_SHARE_ONE : budget;
+}
+
 enum { LG_HEAD_DENSE = -1, LG_HEAD_WINDOW = -2 };
 /* One decode row per sequence (n_seq rows, row s is sequence s, sees rows 0..len-1). Per KV head h:
  * read[h] = LG_HEAD_DENSE, LG_HEAD_WINDOW, or the set slot it reads; make[h] = slot to fill, or -1 (only with DENSE).
@@ -96,6 +109,7 @@ typedef struct lg_op_attend_hybrid {
     const int32_t *read, *make;          /* [n_head_kv] */
     lg_sets sets; lg_select select;      /* window heads: first select.sinks and last budget - select.sinks tokens */
     int32_t n_head; float scale;
+    lg_spread spread;
 } lg_op_attend_hybrid;
 
 typedef struct lg_op_product_add { float *y; const float *x; const lg_weight *w; int64_t n_tok; const lg_lora *lora; } lg_op_product_add; /* y[n_tok,n_out] += x W^T */
@@ -131,7 +145,7 @@ typedef struct lg_ops_config { const char *device; int n_threads; lg_compute com
 
 /* Which memory an argument lies in. Device memory (from alloc): x, q, att, h, logits, norms, biases, LoRA factors, k_raw, v_raw,
  * the cache, sets.idx and sets.n, kv_write's k and v. Host memory: everything else (ids, seq, idx, seqs and page tables, dst_*,
- * rope tables, budget, dense, read, make, row, id, draw, recent of argmax and sample). On a host back end both are the same. */
+ * rope tables, budget, dense, read, make, spread, row, id, draw, recent of argmax and sample). On a host back end both are the same. */
 typedef struct lg_ops {
     const char *name;
     bool host_memory; /* device memory can be read and written by the host */

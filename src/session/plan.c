@@ -1,5 +1,6 @@
 /* The plan of a hybrid decode step: which head reads what, which sets are built (specs: docs/SPARSE.md). The slots of
- * the set table are the retrieval heads that somebody reads; heads are kept in the model's own order. */
+ * the set table are the retrieval heads that somebody reads, once for every share of the budget it is read at; heads are kept in the
+ * model's own order. */
 #include "session/session.h"
 #include <string.h>
 
@@ -7,6 +8,37 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static bool forced_rule(const lg_session *s) { return s->p.hybrid.rule == LG_RULE_TOPK || s->p.hybrid.rule == LG_RULE_RATIO; }
+
+/* Tokens that a head or set of that share may read in a step of that budget. */
+static int64_t share_of(const lg_session *s, int64_t budget, int64_t share) {
+    return s->spread.slot ? lg_ops_share(budget, s->spread.least, share) : budget;
+}
+
+static bool reads_from(const lg_session *s, int64_t i, int64_t donor) {
+    const lg_role *role = &s->roles.role[i];
+    return role->kind == LG_ROLE_DONOR && role->donor_layer * s->m->cfg.n_head_kv + role->donor_head == donor;
+}
+
+/* Slots in head order, those of one head in order of their shares. */
+static void make_slots(lg_session *s, int64_t n) {
+    const int64_t n_kv = s->m->cfg.n_head_kv;
+    for (int64_t d = 0; d < n; d++) {
+        s->make[d] = -1;
+        if (s->roles.role[d].kind != LG_ROLE_RETRIEVAL) continue;
+        for (int64_t last = -1, next;; last = next) {
+            next = INT64_MAX;
+            for (int64_t i = (d / n_kv + 1) * n_kv; i < n; i++)
+                if (reads_from(s, i, d) && s->share[i] > last) next = min64(next, s->share[i]);
+            if (next == INT64_MAX) break;
+            for (int64_t i = (d / n_kv + 1) * n_kv; i < n; i++)
+                if (reads_from(s, i, d) && s->share[i] == next) s->read[i] = s->sets.n_slot;
+            if (!s->n_make[d]++) s->make[d] = s->sets.n_slot;
+            s->slot_share[s->sets.n_slot] = (int32_t)next;
+            s->slot_layer[s->sets.n_slot] = (int32_t)(d / n_kv);
+            s->slot_head[s->sets.n_slot++] = (int32_t)(d % n_kv);
+        }
+    }
+}
 
 lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
     const lg_config *c = &s->m->cfg;
@@ -22,32 +54,30 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
         lg_base_log(LG_LOG_WARN, "roles of family %s are used with a model of family %s", r->family, s->m->info.family);
     }
     const int64_t n = c->n_layer * c->n_head_kv;
+    int64_t most = LG_SHARE_ONE;
     bool windows = false;
     s->read = lg_base_calloc(n, sizeof(int32_t));
     s->make = lg_base_calloc(n, sizeof(int32_t));
     s->slot_layer = lg_base_calloc(n, sizeof(int32_t));
     s->slot_head = lg_base_calloc(n, sizeof(int32_t));
+    s->share = lg_base_calloc(n, sizeof(int32_t));
+    s->n_make = lg_base_calloc(n, sizeof(int32_t));
+    s->slot_share = lg_base_calloc(n, sizeof(int32_t));
     s->roles = *r;
+    s->roles.share = NULL; /* s->share */
     s->roles.role = lg_base_calloc(n, sizeof(lg_role));
-    if (!s->read || !s->make || !s->slot_layer || !s->slot_head || !s->roles.role) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
+    if (!s->read || !s->make || !s->slot_layer || !s->slot_head || !s->share || !s->n_make || !s->slot_share || !s->roles.role)
+        return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
     memcpy(s->roles.role, r->role, (size_t)n * sizeof(lg_role));
-    for (int64_t i = 0; i < n; i++) s->make[i] = -1;
+    const bool spread = r->share && forced_rule(s);
     for (int64_t i = 0; i < n; i++) {
         const lg_role *role = &s->roles.role[i];
-        if (role->kind == LG_ROLE_WINDOW) windows = true;
-        if (role->kind == LG_ROLE_DONOR) s->make[role->donor_layer * c->n_head_kv + role->donor_head] = 0;
+        windows = windows || role->kind == LG_ROLE_WINDOW;
+        s->read[i] = role->kind == LG_ROLE_RETRIEVAL ? LG_HEAD_DENSE : LG_HEAD_WINDOW; /* readers of sets: below */
+        s->share[i] = spread ? r->share[i] : LG_SHARE_ONE;
+        if (role->kind != LG_ROLE_RETRIEVAL) most = max64(most, s->share[i]);
     }
-    for (int64_t i = 0; i < n; i++) { /* slots in head order */
-        if (s->make[i] < 0) continue;
-        s->make[i] = s->sets.n_slot;
-        s->slot_layer[s->sets.n_slot] = (int32_t)(i / c->n_head_kv);
-        s->slot_head[s->sets.n_slot++] = (int32_t)(i % c->n_head_kv);
-    }
-    for (int64_t i = 0; i < n; i++) {
-        const lg_role *role = &s->roles.role[i];
-        s->read[i] = role->kind == LG_ROLE_RETRIEVAL ? LG_HEAD_DENSE : role->kind == LG_ROLE_WINDOW ? LG_HEAD_WINDOW
-                     : s->make[role->donor_layer * c->n_head_kv + role->donor_head];
-    }
+    make_slots(s, n);
 
     s->sinks = h->sinks >= 0 ? h->sinks : r->sinks >= 0 ? r->sinks : 128;
     s->recents = h->recents >= 0 ? h->recents : r->recents >= 0 ? r->recents : 256;
@@ -70,8 +100,12 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
     s->select = (lg_select){ .rule = h->rule, .value = h->rule_value, .sinks = s->sinks, .recents = s->recents,
                              .scale = h->rule_scale > 0 ? (float)h->rule_scale : (float)(1.0 / __builtin_sqrt((double)c->head_dim)) };
     s->sets.block = (int32_t)h->block;
+    if (spread) {
+        const int64_t b = h->block, blocks = (s->sinks + b - 1) / b + (s->recents + 2 * b - 1) / b; /* that hold sinks or recents, at most */
+        s->spread = (lg_spread){ .slot = s->slot_share, .window = s->share, .n_make = s->n_make, .least = b == 1 ? least : blocks * b };
+    }
     const int64_t all = (s->p.n_ctx + h->block - 1) / h->block + 1;
-    s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, s->budget / h->block + least / h->block + 4) : all;
+    s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, share_of(s, s->budget, most) / h->block + least / h->block + 4) : all;
     if (s->sets.n_slot) {
         const int64_t n_set = s->max_row * s->sets.n_slot, size = sizeof(int32_t);
         const lg_ops *o = s->m->ops;
@@ -96,6 +130,9 @@ void lg_session_plan_free(lg_session *s) {
     lg_base_free(s->make);
     lg_base_free(s->slot_layer);
     lg_base_free(s->slot_head);
+    lg_base_free(s->share);
+    lg_base_free(s->n_make);
+    lg_base_free(s->slot_share);
     lg_base_free(s->roles.role);
     if (!s->m->ops->host_memory) {
         lg_base_free(s->sets_n);
@@ -108,7 +145,8 @@ void lg_session_plan_free(lg_session *s) {
 
 static void plan_clear(lg_session *s) {
     lg_session_plan_free(s);
-    s->read = s->make = s->slot_layer = s->slot_head = NULL;
+    s->read = s->make = s->slot_layer = s->slot_head = s->share = s->n_make = s->slot_share = NULL;
+    s->spread = (lg_spread){ 0 };
     s->roles = (lg_roles){ 0 };
     s->sets = (lg_sets){ 0 };
     s->p.roles = NULL;
@@ -146,7 +184,7 @@ void lg_session_plan_count(lg_session *s, int64_t row, int64_t arg, int64_t len,
     int64_t tokens = 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t t = len;
-        if (!dense && s->read[i] == LG_HEAD_WINDOW) t = min64(len, budget);
+        if (!dense && s->read[i] == LG_HEAD_WINDOW) t = min64(len, share_of(s, budget, s->share[i]));
         else if (!dense && s->read[i] >= 0) t = set_tokens(s, row, s->read[i], len);
         s->head_tokens[i] += t;
         tokens += t;

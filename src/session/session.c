@@ -298,6 +298,7 @@ static void make_hybrid(lg_session *s, lg_forward *f, bool all) {
     f->dense = s->step_dense;
     f->sets = s->sets;
     f->select = s->select;
+    f->spread = s->spread;
     if (s->m->ops->host_memory) return;
     f->fetch_n = s->sets_n;
     f->fetch_idx = all || s->sets.block > 1 ? s->sets_idx : NULL;

@@ -57,6 +57,8 @@ struct lg_session {
     lg_sets sets;              /* device */
     int32_t *sets_n, *sets_idx; /* host copies of the step's sets; idx only where it is looked at */
     lg_select select;
+    lg_spread spread;          /* of s->share: uniform where the roles have no shares, or the rule no budget */
+    int32_t *share, *n_make, *slot_share; /* [n_layer * n_head_kv] each */
     int64_t *step_budget;      /* [max_row] */
     uint8_t *step_dense;
     lg_stats stats;

@@ -44,7 +44,7 @@ static __global__ void late_write(const late_rows r) {
     }
 }
 
-enum { SEQS = 6, HEADS = 8 };
+enum { SEQS = 6, HEADS = 8, SLOTS = 32 };
 typedef struct test_case {
     lg_dtype dtype;
     lg_compute compute;
@@ -53,6 +53,8 @@ typedef struct test_case {
     uint8_t dense[SEQS];
     int32_t read[HEADS], make[HEADS], n_slot;
     lg_select select;
+    bool spread; /* budgets of their own */
+    int32_t n_make[HEADS], window[HEADS], slot[SLOTS];
     bool hybrid, whole, roles_on_device;
 } test_case;
 
@@ -64,6 +66,7 @@ static void show(const test_case *c) {
     if (c->hybrid) {
         printf(" block %d %s %g sinks %lld recents %lld read", c->block, rules[c->select.rule], c->select.value, (long long)c->select.sinks, (long long)c->select.recents);
         for (int h = 0; h < c->n_kv; h++) printf(" %d/%d", c->read[h], c->make[h]);
+        for (int h = 0; c->spread && h < c->n_kv; h++) printf("%s%d x%d", h ? " " : " share ", c->window[h], c->n_make[h]);
     }
     printf(": ");
 }
@@ -142,6 +145,8 @@ static bool run(const test_case *c, lg_cuda_env e) {
     a.max_len = max_len;
     a.score = (float *)room(c->n_seq * c->n_kv * max_len * 4);
     a.select = c->select;
+    const int64_t least = c->select.sinks + c->select.recents;
+    if (c->spread) a.spread = (lg_spread){ c->slot, c->window, c->n_make, least };
     a.sets = (lg_sets){ (int32_t *)up(idx, (n_set * cap + 1) * 4), (int32_t *)up(cnt, (n_set + 1) * 4), cap, c->n_slot, c->block };
     if (c->hybrid) {
         a.read = (int32_t *)up(c->read, sizeof c->read);
@@ -187,7 +192,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
     }
     const bool same = good;
     /* specification */
-    lg_op_attend_hybrid b = { want, q, { k, v }, g, seqs, c->n_seq, c->budget, c->dense, c->read, c->make, { idx, cnt, cap, c->n_slot, c->block }, c->select, (int32_t)n_head, scale };
+    lg_op_attend_hybrid b = { want, q, { k, v }, g, seqs, c->n_seq, c->budget, c->dense, c->read, c->make, { idx, cnt, cap, c->n_slot, c->block }, c->select, (int32_t)n_head, scale, a.spread };
     int32_t seq[SEQS], none[HEADS];
     int64_t last[SEQS];
     for (int s = 0; s < c->n_seq; s++) {
@@ -214,7 +219,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
     if (c->hybrid) {
         float *score = (float *)lg_base_calloc(c->n_seq * c->n_kv * max_len, 4), *wf = (float *)lg_base_calloc(max_len, 4);
         int32_t *wi = (int32_t *)lg_base_calloc(max_len, 4), *ids = (int32_t *)lg_base_calloc(cap, 4);
-        uint8_t *sel = (uint8_t *)room(lg_cuda_select_scratch(&e, c->n_seq, c->n_kv, max_len));
+        uint8_t *sel = (uint8_t *)room(lg_cuda_select_scratch(&e, c->n_seq, SLOTS, max_len));
         lg_cuda_clusters = c->len[0] & 1;
         for (int r = 0; r < 2; r++) lg_cuda_decode_select(&e, &a, NULL, sel);
         done();
@@ -222,7 +227,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
         down(idx_got, a.sets.idx, (n_set * cap + 1) * 4);
         down(cnt_got, a.sets.n, (n_set + 1) * 4);
         for (int s = 0; s < c->n_seq; s++) {
-            bool made[64] = { false };
+            bool made[SLOTS] = { false };
             for (int h = 0; h < c->n_kv; h++) {
                 if (c->dense[s] || c->make[h] < 0) continue;
                 const float *x = score + ((int64_t)s * c->n_kv + h) * max_len;
@@ -240,18 +245,18 @@ static bool run(const test_case *c, lg_cuda_env e) {
                     const double d = fabs((double)x[t] - (double)(float)(sum / c->group)) / (size > 0 ? size / c->group : 1); /* rounding grows with the terms */
                     worst_score = !(d <= worst_score) ? d : worst_score;
                 }
-                const int64_t slot = (int64_t)s * c->n_slot + c->make[h];
-                const int64_t n = lg_ops_select(ids, cap, x, c->len[s], c->budget[s], c->block, &c->select, wf, wi);
-                made[c->make[h]] = true;
-                n_sets++;
-                if (n != cnt_got[slot] || memcmp(ids, idx_got + slot * cap, (size_t)n * 4)) {
+                for (int32_t j = c->make[h]; j < c->make[h] + (c->spread ? c->n_make[h] : 1); j++) {
+                    const int64_t slot = (int64_t)s * c->n_slot + j, budget = c->spread ? lg_ops_share(c->budget[s], least, c->slot[j]) : c->budget[s];
+                    const int64_t n = lg_ops_select(ids, cap, x, c->len[s], budget, c->block, &c->select, wf, wi);
+                    made[j] = true;
+                    n_sets++;
+                    if (n == cnt_got[slot] && !memcmp(ids, idx_got + slot * cap, (size_t)n * 4)) continue;
                     bad_sets++;
-                    if (bad_sets == 1) {
-                        int64_t i = 0;
-                        while (i < n && i < cnt_got[slot] && ids[i] == idx_got[slot * cap + i]) i++;
-                        printf("[set of seq %d head %d: want %lld got %d, first difference at %lld: want %d got %d] ", s, h, (long long)n, cnt_got[slot], (long long)i,
-                               i < n ? ids[i] : -1, i < cnt_got[slot] ? idx_got[slot * cap + i] : -1);
-                    }
+                    if (bad_sets > 1) continue;
+                    int64_t i = 0;
+                    while (i < n && i < cnt_got[slot] && ids[i] == idx_got[slot * cap + i]) i++;
+                    printf("[set %d of seq %d head %d: want %lld got %d, first difference at %lld: want %d got %d] ", j, s, h, (long long)n, cnt_got[slot], (long long)i,
+                           i < n ? ids[i] : -1, i < cnt_got[slot] ? idx_got[slot * cap + i] : -1);
                 }
             }
             for (int j = 0; j < c->n_slot; j++) { /* sets nobody makes stay */
@@ -306,7 +311,14 @@ static test_case draw(int64_t longest) {
         c.dense[s] = below(6) == 0;
     }
     int32_t makes = 0;
-    for (int h = 0; h < c.n_kv; h++) c.make[h] = c.hybrid && below(2) ? makes++ : -1;
+    c.spread = c.hybrid && !c.roles_on_device && c.select.rule == LG_RULE_TOPK && below(3);
+    for (int h = 0; h < c.n_kv; h++) {
+        c.make[h] = c.hybrid && below(2) ? makes : -1;
+        c.n_make[h] = c.make[h] < 0 ? 0 : c.spread ? 1 + (int32_t)below(3) : 1;
+        makes += c.n_make[h];
+        c.window[h] = (int32_t)below(3 * LG_SHARE_ONE);
+    }
+    for (int j = 0; j < SLOTS; j++) c.slot[j] = below(4) ? (int32_t)below(3 * LG_SHARE_ONE) : 0;
     c.n_slot = makes + (int32_t)below(3);
     for (int h = 0; h < c.n_kv; h++) {
         c.read[h] = LG_HEAD_DENSE;

@@ -48,7 +48,7 @@ typedef struct unit {
     int64_t n;           /* positions read */
     int64_t sinks, jump; /* WINDOW: positions 0..sinks-1, then i + jump */
     int32_t head, row, block;
-    int32_t make;        /* slot to fill, or -1 */
+    int32_t make, n_make; /* first slot to fill, or -1; how many */
 } unit;
 
 typedef struct job { /* the parts both ops share */
@@ -90,10 +90,12 @@ static unit hybrid_unit(const lg_op_attend_hybrid *a, int32_t row, int32_t head)
                .make = -1 };
     if (a->dense[row]) return u;
     u.make = a->make[head];
+    u.n_make = u.make < 0 ? 0 : a->spread.slot ? a->spread.n_make[head] : 1;
     if (a->read[head] == LG_HEAD_WINDOW) {
+        const int64_t budget = a->spread.slot ? lg_ops_share(a->budget[row], a->spread.least, a->spread.window[head]) : a->budget[row];
         u.kind = WINDOW;
         u.sinks = min64(a->select.sinks, len);
-        u.jump = min64(len, max64(u.sinks, len - (a->budget[row] - a->select.sinks))) - u.sinks;
+        u.jump = min64(len, max64(u.sinks, len - (budget - a->select.sinks))) - u.sinks;
         u.n = len - u.jump;
     } else if (a->read[head] >= 0) {
         const int64_t slot = (int64_t)row * a->sets.n_slot + a->read[head], n = a->sets.n[slot];
@@ -185,7 +187,7 @@ static void run_chunk(const job *j, const unit *u, int64_t first, int64_t last, 
 /* ---- scratch: partials, scores, then each thread's own part ---- */
 typedef struct layout { float *partials, *scores; int64_t n_partial, cost0, cost1; } layout;
 
-static int64_t select_cost(const unit *u) { return u->make >= 0 ? u->seq->len : 0; }
+static int64_t select_cost(const unit *u) { return u->make >= 0 ? u->seq->len + (u->n_make - 1) * u->seq->len / 16 : 0; }
 static int64_t merge_cost(const job *j, const unit *u) { return 1 + chunk_count(u->n) * j->group * j->geom->head_dim / 4; }
 
 static layout layout_of(const job *j, void *scratch) {
@@ -259,32 +261,49 @@ static void merge(const job *j, const unit *u, const float *partial) {
     }
 }
 
-/* The set lg_ops_select defines. top-k over the units that are not forced; the other rules as they are written. */
-static void make_set(const job *j, const unit *u, const float *score, float *work_f, int32_t *work_i) {
+/* The sets lg_ops_select defines, from the largest on. top-k over the units that are not forced, of a smaller set over those of the larger one; the
+ * other rules as they are written. */
+static void make_sets(const job *j, const unit *u, const float *score, float *work_f, int32_t *work_i) {
     const lg_op_attend_hybrid *a = j->h;
-    const int64_t slot = (int64_t)u->row * a->sets.n_slot + u->make, len = u->seq->len, block = a->sets.block;
+    const int64_t len = u->seq->len, block = a->sets.block;
     const int64_t n = up(len, block), sinks = min64(a->select.sinks, len), recents = min64(a->select.recents, len);
     const int64_t head = up(sinks, block), tail = max64(head, recents ? (len - recents) / block : n);
-    const int64_t k = max64(0, min64(tail - head, a->budget[u->row] / block - head - (n - tail)));
-    int32_t *out = a->sets.idx + slot * a->sets.cap;
-    if ((a->select.rule != LG_RULE_TOPK && a->select.rule != LG_RULE_RATIO) || head + k + n - tail > a->sets.cap) {
-        a->sets.n[slot] = (int32_t)lg_ops_select(out, a->sets.cap, score, len, a->budget[u->row], (int32_t)block, &a->select,
-                                                 work_f, work_i);
-        return;
-    }
-    if (block > 1) {
+    const bool forced_rule = a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO;
+    const float *unit_score = score;
+    float *gathered = work_f;
+    if (block > 1 && forced_rule) {
         for (int64_t b = head; b < tail; b++) {
             float m = score[b * block];
             for (int64_t t = b * block + 1; t < min64(len, (b + 1) * block); t++) m = score[t] > m ? score[t] : m;
             work_f[b] = m;
         }
-        score = work_f;
+        unit_score = work_f;
+        gathered += n;
     }
-    for (int64_t b = 0; b < head; b++) *out++ = (int32_t)b;
-    j->k.topk(out, score + head, tail - head, k, (int32_t)head, (uint32_t *)work_i);
-    out += k;
-    for (int64_t b = tail; b < n; b++) *out++ = (int32_t)b;
-    a->sets.n[slot] = (int32_t)(head + k + n - tail);
+    const int32_t *larger = NULL;
+    int64_t n_larger = 0;
+    for (int32_t make = u->make + u->n_make - 1; make >= u->make; make--) {
+        const int64_t slot = (int64_t)u->row * a->sets.n_slot + make;
+        const int64_t budget = a->spread.slot ? lg_ops_share(a->budget[u->row], a->spread.least, a->spread.slot[make]) : a->budget[u->row];
+        const int64_t k = max64(0, min64(tail - head, budget / block - head - (n - tail)));
+        int32_t *out = a->sets.idx + slot * a->sets.cap, *end = out + head + k;
+        if (!forced_rule || head + k + n - tail > a->sets.cap) {
+            a->sets.n[slot] = (int32_t)lg_ops_select(out, a->sets.cap, score, len, budget, (int32_t)block, &a->select, gathered, work_i);
+            continue;
+        }
+        for (int64_t b = 0; b < head; b++) *out++ = (int32_t)b;
+        if (!larger) {
+            j->k.topk(out, unit_score + head, tail - head, k, (int32_t)head, (uint32_t *)work_i);
+        } else {
+            for (int64_t i = 0; i < n_larger; i++) gathered[i] = unit_score[larger[i]];
+            j->k.topk(out, gathered, n_larger, k, 0, (uint32_t *)work_i);
+            for (int64_t i = 0; i < k; i++) out[i] = larger[out[i]];
+        }
+        larger = out;
+        n_larger = k;
+        for (int64_t b = tail; b < n; b++) *end++ = (int32_t)b;
+        a->sets.n[slot] = (int32_t)(head + k + n - tail);
+    }
 }
 
 static void run_merge(const job *j, void *scratch, int ith, int nth) {
@@ -303,7 +322,7 @@ static void run_merge(const job *j, void *scratch, int ith, int nth) {
     w = (walk){ 0 };
     while (next_unit(j, &w, &u)) {
         if (u.make >= 0) {
-            if (mine(&s, select_cost(&u))) make_set(j, &u, score, work, (int32_t *)(void *)(work + longest));
+            if (mine(&s, select_cost(&u))) make_sets(j, &u, score, work, (int32_t *)(void *)(work + longest));
             score += pad16(u.seq->len);
         }
         if (mine(&s, merge_cost(j, &u))) merge(j, &u, partial);

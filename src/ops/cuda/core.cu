@@ -905,6 +905,7 @@ static void run_hybrid(lg_ops_ctx *c, const task *t) {
     d.select = a->select;
     d.read_host = t->read_host;
     d.make_host = t->make_host;
+    d.spread = a->spread; /* stays on the host */
     d.score = c->score;
     for (int h = 0; h < a->geom.n_head_kv; h++) makes = makes || t->make_host[h] >= 0;
     join_side(c); /* sets and scores of the layer before */
@@ -1053,8 +1054,15 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
             scratch = max64(scratch, lg_cuda_decode_scratch(&c->env, seqs, a->n_head, &a->geom));
             bool makes = false;
             for (int h = 0; h < a->geom.n_head_kv; h++) makes = makes || a->make[h] >= 0;
+            int32_t n_make = a->geom.n_head_kv;
+            if (a->spread.slot) {
+                n_make = 0;
+                for (int h = 0; h < a->geom.n_head_kv; h++) n_make += a->spread.n_make[h];
+                if (n_make > LG_CUDA_SPREAD || a->geom.n_head_kv > LG_CUDA_SPREAD)
+                    missing = "attend_hybrid: budgets per head for more than 128 heads or sets of a layer";
+            }
             if (makes) {
-                select = max64(select, lg_cuda_select_scratch(&c->env, a->n_seq, a->geom.n_head_kv, c->max_len));
+                select = max64(select, lg_cuda_select_scratch(&c->env, a->n_seq, n_make, c->max_len));
                 score = max64(score, (int64_t)a->n_seq * a->geom.n_head_kv * c->max_len * 4);
             }
             break;
@@ -1131,6 +1139,13 @@ static bool make_key(lg_ops_ctx *c) {
             key_kv(c, a.kv, a.geom);
             key_add(c, t->read_host, a.geom.n_head_kv * 4);
             key_add(c, t->make_host, a.geom.n_head_kv * 4);
+            if (a.spread.slot) {
+                keys(c, a.spread.least);
+                key_add(c, a.spread.window, a.geom.n_head_kv * 4);
+                key_add(c, a.spread.n_make, a.geom.n_head_kv * 4);
+                for (int h = 0; h < a.geom.n_head_kv; h++)
+                    if (t->make_host[h] >= 0) key_add(c, a.spread.slot + t->make_host[h], a.spread.n_make[h] * 4);
+            }
             break;
         }
         case K_PRODUCT: {

@@ -36,6 +36,7 @@ typedef struct lg_cuda_decode {
     const int64_t *budget; const uint8_t *dense; /* device [n_seq] */
     lg_sets sets; lg_select select;      /* sets.idx, sets.n: device */
     const int32_t *read_host, *make_host; /* the same on the host: fixed for a graph (they are part of its key) */
+    lg_spread spread;                    /* host memory, fixed for a graph; with slot at most LG_CUDA_SPREAD heads, and sets made, of a layer */
     int64_t max_len;                     /* capacity (reserve's max_len), not the current length */
     float *score;                        /* device [n_seq, n_head_kv, max_len]: raw scores of heads that make a set */
     bool early; /* the kernel before it in the stream wrote q and the newest row of each sequence and nothing else read here, and let
@@ -47,9 +48,10 @@ typedef struct lg_cuda_decode {
 } lg_cuda_decode;
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g); /* bytes of env.scratch */
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);
+enum { LG_CUDA_SPREAD = 128 };
 /* Picks the sets of all (sequence, head with make >= 0) of this layer from a->score; enqueued on `stream`, which core.cu forks
  * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own. */
-int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head_kv, int64_t max_len);
+int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_make, int64_t max_len); /* n_make: sets made, or KV heads */
 void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch);
 extern bool lg_cuda_clusters; /* off (LONGAN_CUDA_CLUSTERS=0): selection without clusters of blocks */
 

@@ -878,10 +878,12 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
         while ((1 << d.block_shift) < a->sets.block) d.block_shift++;
         d.sinks = a->select.sinks;
         d.score = a->score;
+        d.least = a->spread.slot ? a->spread.least : -1;
         d.roles_in = a->read_host && a->make_host && d.n_kv <= DEC_ROLES;
         for (int32_t h = 0; d.roles_in && h < d.n_kv; h++) {
             d.role_read[h] = (int16_t)a->read_host[h];
             d.role_make[h] = (int16_t)a->make_host[h];
+            if (a->spread.slot) d.role_share[h] = a->spread.window[h];
         }
     }
     const int64_t n_seg = (int64_t)d.n_seq * d.n_kv * d.n_chunk;

@@ -19,7 +19,7 @@
 #ifndef SEL_KEEP
 #define SEL_KEEP 16 /* keys a thread of a cluster keeps */
 #endif
-enum { SEL_CLUSTER = 16, SEL_BLOCKS = 128, SEL_THREADS = 512, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = 128, SEL_BATCH = 8 };
+enum { SEL_CLUSTER = 16, SEL_BLOCKS = 128, SEL_THREADS = 512, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SPREAD, SEL_BATCH = 8 };
 static const double SEL_ONE = 4611686018427387904.0; /* 2^62 */
 
 typedef unsigned long long sel_mass;
@@ -39,10 +39,11 @@ typedef struct sel_args {
     uint8_t *zero;          /* [row] sel_zero and histograms */
     sel_info *info;         /* [row] */
     uint32_t *keys;         /* [row][key_room], blocks of more than one token only */
-    int64_t set_cap, max_len, key_room, zero_room, sinks, recents;
+    int64_t set_cap, max_len, key_room, zero_room, sinks, recents, least;
     double value, scale;
     int32_t n_kv, n_slot, shift, n_list, heads_in, cluster; /* shift: log2 of the block; cluster: the blocks of a row are one */
     int16_t head[SEL_HEADS], slot[SEL_HEADS];
+    int32_t share[SEL_HEADS]; /* with `least`, as in lg_ops_share */
 } sel_args;
 
 typedef struct sel_row { /* of the running block */
@@ -365,7 +366,9 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
         const int64_t sinks = sel_min(sel_max(a.sinks, 0), r.len), recents = sel_min(sel_max(a.recents, 0), r.len);
         head = (sinks + (1 << r.shift) - 1) >> r.shift;
         tail = sel_max(head, recents ? (r.len - recents) >> r.shift : r.n);
-        k = sel_max(0, sel_min(tail - head, (a.budget[s] >> r.shift) - head - (r.n - tail)));
+        int64_t budget = a.budget[s];
+        if (a.least >= 0 && budget > a.least) budget = a.least + (budget - a.least) * a.share[item] / LG_SHARE_ONE;
+        k = sel_max(0, sel_min(tail - head, (budget >> r.shift) - head - (r.n - tail)));
         if (k == 0) cut = 0xffffffffu;
         else if (k == tail - head) ties = k; /* T = 0: every key is above or equal */
         else {
@@ -500,9 +503,9 @@ static int64_t sel_zero_room(lg_rule rule) {
 }
 static int64_t sel_key_room(int64_t max_len) { return (max_len + 15) / 16; } /* the smallest block of several tokens is 16 */
 
-int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head_kv, int64_t max_len) {
+int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_make, int64_t max_len) {
     (void)e;
-    return n_seq * n_head_kv * (sel_zero_room(LG_RULE_TOPP) + (int64_t)sizeof(sel_info) + sel_key_room(max_len) * 4);
+    return n_seq * n_make * (sel_zero_room(LG_RULE_TOPP) + (int64_t)sizeof(sel_info) + sel_key_room(max_len) * 4);
 }
 
 /* Whether the device can hold a cluster of SEL_CLUSTER blocks. */
@@ -550,13 +553,17 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     d.value = a->select.value;
     d.scale = (double)a->select.scale;
     d.n_kv = a->geom.n_head_kv;
+    d.least = a->spread.slot ? a->spread.least : -1;
     while ((1 << d.shift) < a->sets.block) d.shift++;
     d.heads_in = a->make_host && d.n_kv <= SEL_HEADS;
     d.n_list = d.heads_in ? 0 : d.n_kv;
     for (int32_t h = 0; d.heads_in && h < d.n_kv; h++) {
         if (a->make_host[h] < 0) continue;
-        d.head[d.n_list] = (int16_t)h;
-        d.slot[d.n_list++] = (int16_t)a->make_host[h];
+        for (int32_t j = a->make_host[h]; j < a->make_host[h] + (a->spread.slot ? a->spread.n_make[h] : 1); j++) {
+            d.head[d.n_list] = (int16_t)h;
+            d.share[d.n_list] = a->spread.slot ? a->spread.slot[j] : LG_SHARE_ONE;
+            d.slot[d.n_list++] = (int16_t)j;
+        }
     }
     if (d.n_list == 0 || a->n_seq == 0) return;
     const int64_t rows = (int64_t)a->n_seq * d.n_list, units = (a->max_len + a->sets.block - 1) / a->sets.block;

@@ -18,7 +18,7 @@
 #include "ops/cuda/decode_ptx.cuh"
 #include "ops/cuda/kv.cuh"
 
-enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = 128, DEC_WARPS = 12 }; /* warps: at most */
+enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = LG_CUDA_SPREAD, DEC_WARPS = 12 }; /* warps: at most */
 
 typedef struct dec_args {
     float *out;
@@ -43,6 +43,8 @@ typedef struct dec_args {
     int32_t n_stage, row_room, row_chunks; /* stages of a warp; bytes a row takes in shared memory; 16-byte pieces of it */
     int32_t n_slot, slot_heads;       /* of a block; of a slot */
     int16_t role_read[DEC_ROLES], role_make[DEC_ROLES];
+    int64_t least;                    /* -1: a window has the whole budget */
+    int32_t role_share[DEC_ROLES];    /* of a window, as in lg_ops_share */
 } dec_args;
 
 static __device__ __forceinline__ int64_t dec_min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -86,6 +88,8 @@ static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &
             g->ids = a.set_idx + slot * a.set_cap;
             g->n = q.len > 0 ? set_n << a.block_shift : 0;
         } else if (read == LG_HEAD_WINDOW) {
+            int64_t budget = a.budget[g->s];
+            if (a.least >= 0 && budget > a.least) budget = a.least + (budget - a.least) * a.role_share[g->h] / LG_SHARE_ONE;
             g->sinks = (int32_t)dec_min(dec_max(a.sinks, 0), q.len);
             g->jump = (int32_t)(dec_min(q.len, dec_max(g->sinks, q.len - (budget - a.sinks))) - g->sinks);
             g->n = g->len - g->jump;
