@@ -8,7 +8,7 @@
 
 enum { STACK = 96 << 10, COPIES = 1024 };
 typedef struct barrier { int arrived, want; unsigned gen; } barrier;
-typedef struct block { barrier bar; uint8_t *smem; barrier *row; struct block *first; } block; /* row: of the blocks of one blockIdx.y; first: its first */
+typedef struct block { barrier bar; uint8_t *smem; } block;
 typedef struct warp { barrier bar; uint8_t slot[32][64]; int first, n; block *b; } warp;
 typedef struct copy { uint8_t *dst; const uint8_t *src; int group; } copy;
 typedef struct fiber {
@@ -50,8 +50,6 @@ static void arrive(barrier *b) {
 }
 void emu_block_barrier(void) { arrive(&now->w->b->bar); }
 void emu_warp_barrier(void) { arrive(&now->w->bar); }
-void emu_row_barrier(void) { arrive(now->w->b->row); }
-const uint8_t *emu_shared_of(int x) { return now->w->b->first[x].smem; }
 void emu_yield(void) { now->rest = true; leave(); }
 int emu_lane(void) { return (int)(emu_here.tid.x & 31); }
 uint8_t *emu_shared(void) { return now->w->b->smem; }
@@ -116,13 +114,6 @@ void emu_bar_wait(lg_smem bar, uint32_t parity) {
         w[0]++;
     }
 }
-int64_t emu_fetched;
-void emu_fetch_l2(const void *p, uint32_t n) {
-    volatile uint8_t sum = 0;
-    EMU_CHECK((uintptr_t)p % 16 == 0 && n % 16 == 0 && n > 0);
-    for (uint32_t i = 0; i < n; i++) sum = (uint8_t)(sum + ((const uint8_t *)p)[i]); /* ASan sees bytes that are not there */
-    emu_fetched += n;
-}
 static void drop(barrier *b) { /* a thread that ended no longer counts */
     b->want--;
     if (b->want > 0 && b->arrived == b->want) {
@@ -136,7 +127,6 @@ static void entry(void) {
     now->done = true;
     drop(&now->w->bar);
     drop(&now->w->b->bar);
-    drop(now->w->b->row);
     leave();
 }
 
@@ -147,15 +137,11 @@ void emu_run(dim3 grid, dim3 bdim, size_t smem, void (*body)(void *), void *arg)
     warp *warps = (warp *)calloc((size_t)(nb * nw), sizeof *warps);
     fiber *fibers = (fiber *)calloc((size_t)(nb * nt), sizeof *fibers);
     int *order = (int *)calloc((size_t)(nb * nw), sizeof *order);
-    barrier *rows = (barrier *)calloc((size_t)(nb / (int)grid.x), sizeof *rows);
     the_body = body;
     the_arg = arg;
     EMU_CHECK(bdim.y == 1 && bdim.z == 1 && nt % 32 == 0);
     for (int b = 0; b < nb; b++) {
         blocks[b].bar.want = nt;
-        blocks[b].row = &rows[b / (int)grid.x];
-        blocks[b].row->want += nt;
-        blocks[b].first = &blocks[b - b % (int)grid.x];
         blocks[b].smem = (uint8_t *)aligned_alloc(128, (smem + 127) / 128 * 128 + 128);
         memset(blocks[b].smem, 0xff, smem);
         for (int t = 0; t < nt; t++) {
@@ -222,7 +208,6 @@ void emu_run(dim3 grid, dim3 bdim, size_t smem, void (*body)(void *), void *arg)
     free(warps);
     free(blocks);
     free(order);
-    free(rows);
 }
 
 /* ---- the CUDA runtime ---- */

@@ -40,8 +40,6 @@ void emu_run(dim3 grid, dim3 block, size_t smem, void (*body)(void *), void *arg
 void emu_block_barrier(void);
 void emu_warp_barrier(void);
 void emu_yield(void);
-void emu_row_barrier(void);            /* of all blocks with this blockIdx.y: a cluster */
-const uint8_t *emu_shared_of(int x);   /* shared memory of the cluster's block x */
 int emu_lane(void);
 /* Hands in n <= 64 bytes, waits for the warp; then other lanes' bytes can be read until emu_warp_barrier. */
 void emu_give(const void *data, size_t n);
@@ -54,8 +52,6 @@ void emu_bar_init(lg_smem bar);
 void emu_bar_arrive(lg_smem bar, uint32_t bytes);
 void emu_bar_wait(lg_smem bar, uint32_t parity);
 void emu_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar);
-extern int64_t emu_fetched; /* bytes lg_fetch_l2 was called for */
-void emu_fetch_l2(const void *p, uint32_t n);
 #define EMU_CHECK(x) do { if (!(x)) { fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); abort(); } } while (0)
 
 #define LG_SMEM(name) uint8_t *name = emu_shared()
@@ -63,13 +59,7 @@ template <class F> static inline void emu_call(void *f) { (*(F *)f)(); }
 template <class F> static inline void emu_start(dim3 g, dim3 b, size_t smem, F f) { emu_run(g, b, smem, emu_call<F>, &f); }
 #define LG_LAUNCH(kernel, grid, block, smem, stream, ...) ((void)(stream), emu_start(dim3(grid), dim3(block), smem, [&] { kernel(__VA_ARGS__); }))
 #define LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, early, ...) ((void)(early), LG_LAUNCH(kernel, grid, block, smem, stream, __VA_ARGS__))
-#define LG_LAUNCH_CLUSTER(kernel, grid, block, smem, stream, ...) LG_LAUNCH(kernel, grid, block, smem, stream, __VA_ARGS__)
 #define LG_SPIN() emu_yield()
-static inline void lg_cluster_meet(void) { emu_row_barrier(); }
-static inline uint4 lg_cluster_read(const void *at, int rank) {
-    EMU_CHECK((uintptr_t)at % 16 == 0 && rank >= 0 && rank < (int)emu_here.gdim.x);
-    return *(const uint4 *)(const void *)(emu_shared_of(rank) + ((const uint8_t *)at - emu_shared()));
-}
 static inline void lg_dec_wait() {}
 static inline void lg_dec_go() {}
 
@@ -133,7 +123,6 @@ static inline void lg_bar_wait(lg_smem bar, uint32_t parity) { emu_bar_wait(bar,
 static inline void lg_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar) { emu_bulk(dst, src, n, bar); }
 static inline uint32_t lg_and_or(uint32_t x, uint32_t mask, uint32_t bits) { return (x & mask) | bits; }
 static inline float lg_exp2(float x) { return exp2f(x); }
-static inline void lg_fetch_l2(const void *p, uint32_t n) { emu_fetch_l2(p, n); }
 static inline uint32_t lg_lds32(lg_smem at) { EMU_CHECK(at % 4 == 0); return *(const uint32_t *)at; }
 static inline uint32_t lg_lds16(lg_smem at) { EMU_CHECK(at % 2 == 0); return *(const uint16_t *)at; }
 static inline uint2 lg_lds64(lg_smem at) { EMU_CHECK(at % 8 == 0); return make_uint2(((const uint32_t *)at)[0], ((const uint32_t *)at)[1]); }

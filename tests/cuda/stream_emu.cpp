@@ -104,23 +104,8 @@ static bool test(lg_dtype t, const shape &s) {
     }
     float *second = y[1];
     if (s.gate_up) y[1] = y[0];
-    lg_cuda_in in = { x, s.norm ? norm : NULL, 1e-5f, index, 1 };
-    lg_cuda_work k = {};
-    uint16_t *twin = (uint16_t *)room(2 * (n_in > s.n_out[0] ? n_in : s.n_out[0]));
-    k.ready = (uint8_t *)twin;
-    k.ready_bytes = 2 * s.n_out[0];
-    if (t == LG_DTYPE_BF16 && !s.norm) { /* the input is there in bf16, and in f32 as something else */
-        for (int64_t i = 0; i < n_in; i++) {
-            twin[i] = __bfloat16_as_ushort(__float2bfloat16_rn(x[2 * n_in + i]));
-            x[i] = NAN;
-        }
-        in.row = NULL;
-        k.ready_of = x;
-        k.ready_rows = 1;
-    }
-    const bool taken = lg_cuda_stream(&e, &k, &in, pw, y, s.n, s.gate_up, s.add);
-    bool twins = s.gate_up == (k.ready_of == y[0]);
-    for (int64_t o = 0; s.gate_up && o < s.n_out[0]; o++) twins = twins && twin[o] == __bfloat16_as_ushort(__float2bfloat16_rn(y[0][o]));
+    const lg_cuda_in in = { x, s.norm ? norm : NULL, 1e-5f, index, 1 };
+    const bool taken = lg_cuda_stream(&e, &in, pw, y, s.n, s.gate_up, s.add);
     for (int64_t o = 0; s.gate_up && o < s.n_out[0]; o++) want[0][o] = (float)((double)want[0][o] / (1 + exp(-(double)want[0][o])) * (double)want[1][o]);
     for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) {
         double d = 0, all = 0;
@@ -132,7 +117,7 @@ static bool test(lg_dtype t, const shape &s) {
         const double err = sqrt(d / all);
         worst = err <= worst ? worst : err; /* (also where it is no number) */
     }
-    const bool ok = taken && twins && worst < 6e-3;
+    const bool ok = taken && worst < 6e-3;
     if (!ok) printf("stream_emu: %s, %d weights of %lld x %lld%s%s%s, %d multiprocessors: %s, error %.2e\n", lg_base_dtype(t)->name, s.n, (long long)s.n_out[0], (long long)n_in,
                     s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", norm" : "", s.n_sm, taken ? "wrong" : "not taken", worst);
     for (int k = 0; k < s.n; k++) {
@@ -141,7 +126,6 @@ static bool test(lg_dtype t, const shape &s) {
         cudaFree(want[k]);
     }
     cudaFree(x);
-    cudaFree(twin);
     cudaFree(norm);
     cudaFree(nx);
     cudaFree(row);

@@ -3,7 +3,7 @@
  *   twins          page tables live on the device; of each only the entries that changed go up
  *   graphs         a decode list that comes again (ops, shapes, addresses) is captured and then replayed; the first time it runs as it
  *                  is, so that no kernel is loaded for the first time in a capture (loading all beforehand takes 1.5 s and cuBLASLt whole)
- * Environment, for looking into it: LONGAN_CUDA_GRAPH=0, LONGAN_CUDA_PDL=0, LONGAN_CUDA_SIDE=0 (selection in line), LONGAN_CUDA_CLUSTERS=0,
+ * Environment, for looking into it: LONGAN_CUDA_GRAPH=0, LONGAN_CUDA_PDL=0, LONGAN_CUDA_SIDE=0 (selection in line),
  * LONGAN_CUDA_SYNC=1 (no graphs, a wait after every op: an error names its op). */
 #include "ops/cuda/kv.cuh"
 #include "ops/cuda/product.cuh"
@@ -212,7 +212,6 @@ static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error 
     c->use_graph = !env_is("LONGAN_CUDA_GRAPH", '0') && !c->each;
     c->use_side = !env_is("LONGAN_CUDA_SIDE", '0') && !c->each;
     lg_cuda_pdl = !env_is("LONGAN_CUDA_PDL", '0') && c->env.cc >= 90;
-    lg_cuda_clusters = !env_is("LONGAN_CUDA_CLUSTERS", '0');
     LG_TRY(lg_cuda_push_new(&c->push, c->stream, err));
     LG_TRY(lg_cuda_blas_open(err));
     c->tasks = (task *)lg_base_calloc(MAX_OPS, sizeof *c->tasks);

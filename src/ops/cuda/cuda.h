@@ -43,8 +43,6 @@ typedef struct lg_cuda_decode {
                  * dependents start only after its own wait: rows of old tokens may be read before it ends */
     bool release; /* the kernel behind it takes a whole multiprocessor for a block: its blocks may start as those of this one leave (smaller
                    * ones would gather on the few that are free first) */
-    const void *ahead; int64_t ahead_bytes; /* what the kernel behind it reads first (a weight), on 16 bytes: goes into L2 as warps run out of
-                                             * units; NULL: nothing */
 } lg_cuda_decode;
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g); /* bytes of env.scratch */
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);
@@ -53,7 +51,6 @@ enum { LG_CUDA_SPREAD = 128 };
  * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own. */
 int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_make, int64_t max_len); /* n_make: sets made, or KV heads */
 void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch);
-extern bool lg_cuda_clusters; /* off (LONGAN_CUDA_CLUSTERS=0): selection without clusters of blocks */
 
 /* ---- prefill.cu: rows that extend their sequences (not captured: host data may shape the grid) ----
  * Runs of consecutive rows of one sequence; idx ascending inside a run, row t sees cache rows 0..idx[t] (idx need not be consecutive). */

@@ -497,10 +497,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     const dec_room room = dec_rooms(smem, a, row, warp, n_warp);
     dec_shared *sh = room.sh;
     if (a.hybrid) lg_dec_wait(); /* sets come from another stream: a captured graph may have made that edge programmatic, too */
-    if (!dec_cut(a, sh)) { /* the whole block */
-        dec_fetch_ahead(a);
-        return;
-    }
+    if (!dec_cut(a, sh)) return; /* the whole block */
     if (MATH::BULK) {
         if ((threadIdx.x & 31) == 0)
             for (int32_t i = 0; i < a.n_stage; i++) lg_bar_init(room.ring.bar + (lg_smem)(i * DEC_BAR));
@@ -538,7 +535,6 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
                           score ? score + (int64_t)(unit - seg.begin) * DEC_UNIT : NULL, unit < full);
             stage = stage + 1 == a.n_stage ? 0 : stage + 1;
         }
-        if (seg.end >= hi) dec_fetch_ahead(a);
         const int32_t round = warp / a.n_slot, rounds = n_warp / a.n_slot;
         float *slot = room.slots + (warp - round * a.n_slot) * dec_state_floats(a.slot_heads, a.hd);
         for (int32_t r = rounds - 1; r >= 0; r--) {
@@ -889,8 +885,6 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     const int64_t n_seg = (int64_t)d.n_seq * d.n_kv * d.n_chunk;
     const dec_choice c = dec_choose(e, &a->geom, d.n_chunk > 1 ? DEC_HEADS : group);
     d.release = a->release;
-    d.ahead = (const uint8_t *)a->ahead;
-    d.ahead_bytes = a->ahead ? a->ahead_bytes : 0;
     d.slot_heads = group < d.per_chunk ? group : d.per_chunk;
     const dec_shape s = dec_shape_of(e, &c, d.hd, d.slot_heads);
     d.n_stage = s.n_stage;

@@ -12,39 +12,15 @@ typedef uint32_t lg_smem; /* address within the block's shared memory */
 /* early: the kernel may start before the one before it in the stream has ended, and says itself (lg_dec_wait) where it needs that. */
 #define LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, early, ...) lg_cuda_launch(kernel, dim3(grid), dim3(block), smem, stream, early, __VA_ARGS__)
 #define LG_LAUNCH(kernel, grid, block, smem, stream, ...) LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, false, __VA_ARGS__)
-#define LG_LAUNCH_CLUSTER(kernel, grid, block, smem, stream, ...) lg_cuda_launch_as(kernel, dim3(grid), dim3(block), smem, stream, false, true, __VA_ARGS__)
 #define LG_SPIN() __nanosleep(40)
 #define lg_dec_wait lg_pdl_wait
 #define lg_dec_go lg_pdl_go
 
-/* Blocks of a cluster: all their threads meet, what they wrote to shared memory before is seen after; 16 bytes of the shared memory of block
- * `rank`, at the same place as `at` in this block's. */
-static __device__ __forceinline__ void lg_cluster_meet(void) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-static __device__ __forceinline__ uint4 lg_cluster_read(const void *at, int rank) {
-    uint4 v = make_uint4(0, 0, 0, 0);
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{\n\t.reg .u32 there;\n\tmapa.shared::cluster.u32 there, %4, %5;\n\tld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [there];\n\t}"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"((uint32_t)__cvta_generic_to_shared(at)), "r"(rank) : "memory");
-#endif
-    return v;
-}
-
 static __device__ __forceinline__ lg_smem lg_smem_of(const void *p) { return (lg_smem)__cvta_generic_to_shared(p); }
-
-/* For rows and weights, which are read once: L2 gives up their lines first. What createpolicy.fractional.L2::evict_first makes for all lines. */
-#define LG_EVICT_FIRST 0x12f0000000000000ull
 
 /* 16 bytes from global to shared memory, both 16-byte aligned, past L1. */
 static __device__ __forceinline__ void lg_cp16(lg_smem dst, const void *src) {
-#ifdef LG_NO_HINT_ROWS
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
-#else
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "l"(LG_EVICT_FIRST) : "memory");
-#endif
 }
 static __device__ __forceinline__ void lg_cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /* Until at most `pending` (0..4) of this thread's latest groups are on their way. */
@@ -83,20 +59,13 @@ enum { LG_BULK = 1 }; /* bulk copies exist */
 #else
 enum { LG_BULK = 0 };
 #endif
-/* n bytes from global to shared memory, all on 16 bytes; their arrival counts at the barrier. One thread does it for all. */
+/* n bytes from global to shared memory, all on 16 bytes; their arrival counts at the barrier. One thread does it for all. They are read once:
+ * L2 gives up their lines first. */
 static __device__ __forceinline__ void lg_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar) {
 #if __CUDA_ARCH__ >= 900
+    const uint64_t evict_first = 0x12f0000000000000; /* what createpolicy.fractional.L2::evict_first of all lines gives */
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-                 ::"r"(dst), "l"(src), "r"(n), "r"(bar), "l"(LG_EVICT_FIRST) : "memory");
-#endif
-}
-
-/* n bytes (both on 16) from memory into L2, not waited for. */
-static __device__ __forceinline__ void lg_fetch_l2(const void *p, uint32_t n) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(n) : "memory");
-#else
-    for (uint32_t i = 0; i < n; i += 128) asm volatile("prefetch.global.L2 [%0];" ::"l"((const uint8_t *)p + i) : "memory");
+                 ::"r"(dst), "l"(src), "r"(n), "r"(bar), "l"(evict_first) : "memory");
 #endif
 }
 

@@ -1,11 +1,9 @@
 /* Token sets from raw scores on the device: the sets lg_ops_select (ops/select.c) defines, in one launch for all rows (sequence,
  * head that makes a set).
  *
- * Where the device has clusters and a row fits into one, its blocks are a cluster: they meet at the cluster's barrier, tell each other counts
- * through shared memory, and keep their keys in registers. Beside products a round trip to L2 takes five times as long as alone, and all that
- * a row waits for is one (its scores). Else a row is shared by up to SEL_BLOCKS blocks, as many as its length of the moment asks for; they meet at barriers of
- * their own in global memory (fewer blocks than multiprocessors, small enough to run beside a block of products, started in order: all blocks of a row
- * come to run). Scores become keys that order as unsigned numbers. The key T at the cut is found digit by digit (11, 11, 10 bits) from histograms: of counts for
+ * A row is shared by up to SEL_BLOCKS blocks, as many as its length of the moment asks for; they meet at barriers of their own
+ * (fewer blocks than multiprocessors, small enough to run beside a block of products, started in order: all blocks of a row come to run). Scores become keys
+ * that order as unsigned numbers. The key T at the cut is found digit by digit (11, 11, 10 bits) from histograms: of counts for
  * topk and ratio, of probability mass for topp. Then units with keys above T and the first r of those equal to T, in order of
  * position, are written by prefix sums of counts. threshold tests every unit by itself.
  *
@@ -16,18 +14,13 @@
 #ifndef SEL_SHARE
 #define SEL_SHARE 4096 /* units of a row per block */
 #endif
-#ifndef SEL_KEEP
-#define SEL_KEEP 16 /* keys a thread of a cluster keeps */
-#endif
-enum { SEL_CLUSTER = 16, SEL_BLOCKS = 128, SEL_THREADS = 512, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SPREAD, SEL_BATCH = 8 };
+enum { SEL_BLOCKS = 128, SEL_THREADS = 512, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SPREAD, SEL_BATCH = 8 };
 static const double SEL_ONE = 4611686018427387904.0; /* 2^62 */
 
 typedef unsigned long long sel_mass;
 /* Of a row. The first part and the histograms behind it (3 of counts or masses) are zero at the start. */
-typedef struct sel_zero { uint32_t arrived; uint32_t pad[31]; } sel_zero;
-/* What a block tells the others of its row. */
-typedef struct __align__(16) sel_word { double sum; sel_mass eq_mass; uint32_t max, gt, eq, ties; } sel_word; /* (topk in a cluster: max is the counts of the block's slice) */
-typedef struct sel_info { sel_word of[SEL_BLOCKS]; } sel_info;
+typedef struct sel_zero { uint32_t arrived, ties; uint32_t pad[30]; } sel_zero;
+typedef struct sel_info { double sum[SEL_BLOCKS]; sel_mass eq_mass[SEL_BLOCKS]; uint32_t max[SEL_BLOCKS], gt[SEL_BLOCKS], eq[SEL_BLOCKS]; } sel_info;
 
 typedef struct sel_args {
     const float *score;
@@ -41,7 +34,7 @@ typedef struct sel_args {
     uint32_t *keys;         /* [row][key_room], blocks of more than one token only */
     int64_t set_cap, max_len, key_room, zero_room, sinks, recents, least;
     double value, scale;
-    int32_t n_kv, n_slot, shift, n_list, heads_in, cluster; /* shift: log2 of the block; cluster: the blocks of a row are one */
+    int32_t n_kv, n_slot, shift, n_list, heads_in; /* shift: log2 of the block */
     int16_t head[SEL_HEADS], slot[SEL_HEADS];
     int32_t share[SEL_HEADS]; /* with `least`, as in lg_ops_share */
 } sel_args;
@@ -52,17 +45,16 @@ typedef struct sel_row { /* of the running block */
     sel_info *info;
     sel_zero *zero;
     int64_t len, n, u0, u1; /* tokens, units, this warp's units */
-    int32_t active, phase, shift, cluster;
+    int32_t active, phase, shift;
     double scale, max, sum; /* softmax over tokens */
 } sel_row;
 
-typedef struct sel_shared { /* then histograms of counts or masses: of the row; in a cluster the block's own of even and odd levels */
-    sel_word word;
+typedef struct sel_shared {
+    sel_mass hist[SEL_BINS]; /* counts lie in the first half */
     sel_mass scan[SEL_WARPS], eq_mass[SEL_WARPS], before;
     double sum[SEL_WARPS], total;
     uint32_t gt[SEL_WARPS], eq[SEL_WARPS], max[SEL_WARPS], bin;
 } sel_shared;
-static __device__ __host__ __forceinline__ int32_t sel_hist_bytes(bool mass) { return SEL_BINS * (mass ? (int32_t)sizeof(sel_mass) : 4); }
 
 static __device__ __forceinline__ int64_t sel_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static __device__ __forceinline__ int64_t sel_max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -76,10 +68,6 @@ static __device__ __forceinline__ uint32_t sel_at(const sel_row &r, int64_t u) {
 
 /* All threads of the row's blocks. What was written before is seen after (by __ldcg where another block wrote it). */
 static __device__ __forceinline__ void sel_meet(sel_row *r) {
-    if (r->cluster) {
-        lg_cluster_meet();
-        return;
-    }
     r->phase++;
     if (r->active > 1) {
         __threadfence();
@@ -92,34 +80,6 @@ static __device__ __forceinline__ void sel_meet(sel_row *r) {
         }
     }
     __syncthreads();
-}
-
-/* By thread 0, before the blocks meet; after it, by any. */
-static __device__ __forceinline__ void sel_tell(const sel_row &r, const sel_shared *sh) {
-    if (!r.cluster) r.info->of[blockIdx.x] = sh->word;
-}
-static __device__ __forceinline__ sel_word sel_told(const sel_row &r, const sel_shared *sh, int32_t b) {
-    union { sel_word word; uint4 part[2]; } w;
-    const uint4 *from = (const uint4 *)(const void *)(r.cluster ? &sh->word : &r.info->of[b]);
-    for (int32_t i = 0; i < 2; i++) w.part[i] = r.cluster ? lg_cluster_read(from + i, b) : __ldcg(from + i);
-    return w.word;
-}
-
-/* f(u0, keys): SEL_BATCH keys a lane of the warp's units from u0 on, lane by lane; keys that were kept, then from memory. */
-template <int KEEP, typename F> static __device__ __forceinline__ void sel_each(const sel_row &r, const uint32_t *kept, F f) {
-    if (KEEP > 0)
-#pragma unroll
-        for (int32_t b = 0; b < KEEP / SEL_BATCH; b++)
-            if (r.u0 + 32 * SEL_BATCH * b < r.u1) f(r.u0 + 32 * SEL_BATCH * b, kept + b * SEL_BATCH);
-    for (int64_t u0 = r.u0 + 32 * KEEP; u0 < r.u1; u0 += 32 * SEL_BATCH) {
-        uint32_t key[SEL_BATCH];
-#pragma unroll
-        for (int32_t i = 0; i < SEL_BATCH; i++) {
-            const int64_t u = u0 + 32 * i + ((int32_t)threadIdx.x & 31);
-            key[i] = u < r.u1 ? sel_at(r, u) : 0;
-        }
-        f(u0, key);
-    }
 }
 
 /* Sum over the threads before this one. scan: room of the block. */
@@ -162,13 +122,12 @@ static __device__ __forceinline__ void sel_softmax(sel_row *r, sel_shared *sh, d
     __syncthreads();
     if (threadIdx.x == 0) {
         for (int32_t w = 1; w < SEL_WARPS; w++) max = sh->max[w] > max ? sh->max[w] : max;
-        sh->word.max = max;
-        sel_tell(*r, sh);
+        r->info->max[blockIdx.x] = max;
     }
     sel_meet(r);
     max = 0;
     for (int32_t b = 0; b < r->active; b++) {
-        const uint32_t y = sel_told(*r, sh, b).max;
+        const uint32_t y = __ldcg(&r->info->max[b]);
         max = y > max ? y : max;
     }
     r->scale = scale;
@@ -181,112 +140,83 @@ static __device__ __forceinline__ void sel_softmax(sel_row *r, sel_shared *sh, d
     if (threadIdx.x == 0) {
         sum = 0;
         for (int32_t w = 0; w < SEL_WARPS; w++) sum += sh->sum[w];
-        sh->word.sum = sum;
-        sel_tell(*r, sh);
+        r->info->sum[blockIdx.x] = sum;
     }
     sel_meet(r);
     r->sum = 0;
-    for (int32_t b = 0; b < r->active; b++) r->sum += sel_told(*r, sh, b).sum;
+    for (int32_t b = 0; b < r->active; b++) r->sum += __ldcg(&r->info->sum[b]);
 }
 
-/* In a cluster: every block adds up a slice of the bins, then all learn in whose slice the want-th best lies. own: this block's counts, sums: room for
- * its slice; nobody reads either of the level before once the blocks have met. Returns the bins of a slice; *low: the first bin of the slice that
- * holds the cut, *want: the rank within it. */
-static __device__ __forceinline__ int32_t sel_slice(sel_row *r, sel_shared *sh, const uint32_t *own, uint32_t *sums, int32_t bins, sel_mass *want, int32_t *low) {
-    const int32_t tid = (int32_t)threadIdx.x, lane = tid & 31, n = bins / r->active, pieces = n / 4;
-    sel_meet(r);
-    for (int32_t i = tid; i < n; i += SEL_THREADS) sums[i] = 0;
-    if (tid == 0) sh->word.max = 0;
-    __syncthreads();
-    for (int32_t i = tid; i < bins / 4; i += SEL_THREADS) {
-        const int32_t q = i % pieces;
-        const uint4 x = lg_cluster_read(own + (int32_t)blockIdx.x * n + q * 4, i / pieces);
-        if (x.x) atomicAdd(&sums[q * 4], x.x);
-        if (x.y) atomicAdd(&sums[q * 4 + 1], x.y);
-        if (x.z) atomicAdd(&sums[q * 4 + 2], x.z);
-        if (x.w) atomicAdd(&sums[q * 4 + 3], x.w);
-        const uint32_t all = x.x + x.y + x.z + x.w;
-        if (all) atomicAdd(&sh->word.max, all);
-    }
-    sel_meet(r);
-    const uint32_t total = lane < r->active ? sel_told(*r, sh, lane).max : 0;
-    uint32_t above = 0; /* in the slices above the lane's */
-    for (int32_t b = r->active - 1; b > 0; b--) {
-        const uint32_t x = __shfl_sync(0xffffffffu, total, b);
-        above += b > lane ? x : 0;
-    }
-    const uint32_t holds = __ballot_sync(0xffffffffu, lane < r->active && above < *want && *want <= (sel_mass)above + total);
-    const int32_t owner = holds ? __ffs((int)holds) - 1 : 0;
-    *want -= __shfl_sync(0xffffffffu, above, owner);
-    *low = owner * n;
-    return n;
-}
-
-template <bool MASS> struct sel_bin { typedef uint32_t type; };
-template <> struct sel_bin<true> { typedef sel_mass type; };
 /* One digit of T among units [head, tail): histogram of the units whose higher digits are `prefix`, then the bin of the cut.
  * counts: the bin that holds the want-th best (want becomes its rank within the bin). masses: the lowest bin whose mass above
  * is at most `most` (above becomes that mass). */
-template <bool MASS, int KEEP>
-static __device__ __forceinline__ uint32_t sel_digit(sel_row *r, sel_shared *sh, const uint32_t *kept, int64_t head, int64_t tail, int32_t level, uint32_t prefix, sel_mass *want,
-                                                     sel_mass most) {
-    typedef typename sel_bin<MASS>::type bin_t;
+template <bool MASS>
+static __device__ __forceinline__ uint32_t sel_digit(sel_row *r, sel_shared *sh, int64_t head, int64_t tail, int32_t level, uint32_t prefix, sel_mass *want, sel_mass most) {
     const int32_t lane = (int32_t)threadIdx.x & 31, at = level == 0 ? 21 : level == 1 ? 10 : 0, bits = level == 2 ? 10 : 11, bins = 1 << bits;
-    bin_t *all = (bin_t *)(void *)(sh + 1), *hist = r->cluster ? all + SEL_BINS * (1 + (level & 1)) : all; /* (others may still read the level before) */
-    for (int32_t i = (int32_t)threadIdx.x; i < bins; i += SEL_THREADS) hist[i] = 0;
+    uint32_t *count = (uint32_t *)(void *)sh->hist;
+    for (int32_t i = (int32_t)threadIdx.x; i < bins; i += SEL_THREADS) {
+        if (MASS) sh->hist[i] = 0;
+        else count[i] = 0;
+    }
     __syncthreads();
-    sel_each<KEEP>(*r, kept, [&](int64_t u0, const uint32_t *key) {
+    for (int64_t u0 = r->u0; u0 < r->u1; u0 += 32 * SEL_BATCH) {
+        uint32_t key[SEL_BATCH];
+        bool in[SEL_BATCH];
 #pragma unroll
         for (int32_t i = 0; i < SEL_BATCH; i++) {
             const int64_t u = u0 + 32 * i + lane;
+            in[i] = u < r->u1 && u >= head && u < tail;
+            key[i] = in[i] ? sel_at(*r, u) : 0;
+        }
+#pragma unroll
+        for (int32_t i = 0; i < SEL_BATCH; i++) {
             const uint32_t bin = (key[i] >> at) & (uint32_t)(bins - 1);
-            const bool in = u < r->u1 && u >= head && u < tail && (level == 0 || (key[i] >> (at + bits)) == prefix);
+            in[i] = in[i] && (level == 0 || (key[i] >> (at + bits)) == prefix);
             if (!MASS && level > 0) { /* few are left, and spread */
-                if (in) atomicAdd(&hist[bin], (bin_t)1);
+                if (in[i]) atomicAdd(&count[bin], 1u);
             } else if (!MASS) { /* lanes of one bin add together */
-                const uint32_t peers = __match_any_sync(0xffffffffu, in ? bin : 0xffffffffu);
-                if (in && lane == __ffs(peers) - 1) atomicAdd(&hist[bin], (bin_t)__popc(peers));
+                const uint32_t peers = __match_any_sync(0xffffffffu, in[i] ? bin : 0xffffffffu);
+                if (in[i] && lane == __ffs(peers) - 1) atomicAdd(&count[bin], (uint32_t)__popc(peers));
             } else {
-                const sel_mass mass = in ? sel_mass_of(*r, u, key[i]) : 0;
-                uint32_t left = __ballot_sync(0xffffffffu, in);
+                const sel_mass mass = in[i] ? sel_mass_of(*r, u0 + 32 * i + lane, key[i]) : 0;
+                uint32_t left = __ballot_sync(0xffffffffu, in[i]);
                 while (left) {
                     const uint32_t b = __shfl_sync(0xffffffffu, bin, __ffs(left) - 1);
-                    const bool mine = in && bin == b;
+                    const bool mine = in[i] && bin == b;
                     sel_mass s = mine ? mass : 0;
                     for (int32_t d = 16; d; d >>= 1) s += __shfl_xor_sync(0xffffffffu, s, d);
-                    if (lane == __ffs(left) - 1) atomicAdd(&hist[b], (bin_t)s);
+                    if (lane == __ffs(left) - 1) atomicAdd(&sh->hist[b], s);
                     left &= ~__ballot_sync(0xffffffffu, mine);
                 }
             }
         }
-    });
+    }
     __syncthreads();
-    const bin_t *found = all;
-    int32_t n = bins, low = 0; /* the cut lies among n bins from `low` on */
-    if (!MASS && r->cluster) {
-        n = sel_slice(r, sh, (const uint32_t *)hist, (uint32_t *)all, bins, want, &low);
-        for (int32_t i = (int32_t)threadIdx.x; i < n / 4; i += SEL_THREADS) /* (nobody reads this level's own counts any more) */
-            ((uint4 *)(void *)hist)[i] = lg_cluster_read((const uint4 *)(const void *)all + i, low / n);
-        found = hist;
-    } else if (r->active > 1) {
-        bin_t *row = (bin_t *)(void *)(r->zero + 1) + level * SEL_BINS;
-        for (int32_t i = (int32_t)threadIdx.x; i < bins; i += SEL_THREADS)
-            if (hist[i]) atomicAdd(&row[i], hist[i]);
+    if (r->active > 1) {
+        sel_mass *mass_all = (sel_mass *)(void *)(r->zero + 1) + level * SEL_BINS;
+        uint32_t *count_all = (uint32_t *)(void *)(r->zero + 1) + level * SEL_BINS;
+        for (int32_t i = (int32_t)threadIdx.x; i < bins; i += SEL_THREADS) {
+            if (MASS && sh->hist[i]) atomicAdd(&mass_all[i], sh->hist[i]);
+            if (!MASS && count[i]) atomicAdd(&count_all[i], count[i]);
+        }
         sel_meet(r);
-        for (int32_t i = (int32_t)threadIdx.x; i < bins; i += SEL_THREADS) all[i] = __ldcg(&row[i]);
+        for (int32_t i = (int32_t)threadIdx.x; i < bins; i += SEL_THREADS) {
+            if (MASS) sh->hist[i] = __ldcg(&mass_all[i]);
+            else count[i] = __ldcg(&count_all[i]);
+        }
     }
     if (threadIdx.x == 0) sh->bin = 0;
     __syncthreads();
     /* Bins from the highest down, each thread its share. */
-    const int32_t share = (n + SEL_THREADS - 1) / SEL_THREADS, top = n - 1 - (int32_t)threadIdx.x * share;
+    const int32_t share = (bins + SEL_THREADS - 1) / SEL_THREADS, top = bins - 1 - (int32_t)threadIdx.x * share;
     sel_mass mine = 0;
-    for (int32_t i = 0; i < share && i <= top; i++) mine += found[top - i];
+    for (int32_t i = 0; i < share; i++) mine += MASS ? sh->hist[top - i] : count[top - i];
     const sel_mass before = sel_before(mine, sh->scan);
     sel_mass b = before;
-    for (int32_t i = 0; i < share && i <= top; i++) {
-        const sel_mass x = found[top - i];
+    for (int32_t i = 0; i < share; i++) {
+        const sel_mass x = MASS ? sh->hist[top - i] : count[top - i];
         if (!MASS && b < *want && *want <= b + x) { /* one bin */
-            sh->bin = (uint32_t)(low + top - i);
+            sh->bin = (uint32_t)(top - i);
             sh->before = b;
         }
         if (MASS && x && *want + b <= most) atomicMax(&sh->bin, (uint32_t)(bins - (top - i))); /* the lowest */
@@ -295,9 +225,9 @@ static __device__ __forceinline__ uint32_t sel_digit(sel_row *r, sel_shared *sh,
     __syncthreads();
     if (MASS) {
         b = before;
-        for (int32_t i = 0; i < share && i <= top; i++) {
+        for (int32_t i = 0; i < share; i++) {
             if ((uint32_t)(bins - (top - i)) == sh->bin) sh->before = b;
-            b += found[top - i];
+            b += sh->hist[top - i];
         }
         __syncthreads();
     }
@@ -312,8 +242,7 @@ static __global__ void sel_clear(uint4 *zero, int64_t n) {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) zero[i] = make_uint4(0, 0, 0, 0);
 }
 
-/* RULE: LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD. KEEP: a multiple of SEL_BATCH. */
-template <int RULE, int KEEP>
+template <int RULE> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD */
 static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_constant__ sel_args a) {
     LG_SMEM(smem);
     sel_shared *sh = (sel_shared *)(void *)smem;
@@ -332,8 +261,7 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
     }
     r.shift = a.shift;
     r.n = (r.len + (1 << a.shift) - 1) >> a.shift;
-    r.cluster = a.cluster;
-    r.active = a.cluster ? (int32_t)gridDim.x : (int32_t)sel_max(1, sel_min((r.n + SEL_SHARE - 1) / SEL_SHARE, gridDim.x));
+    r.active = (int32_t)sel_max(1, sel_min((r.n + SEL_SHARE - 1) / SEL_SHARE, gridDim.x));
     if ((int32_t)blockIdx.x >= r.active) return;
     r.score = a.score + ((int64_t)s * a.n_kv + h) * a.max_len;
     r.zero = (sel_zero *)(void *)(a.zero + (int64_t)blockIdx.y * a.zero_room);
@@ -351,12 +279,6 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
             r.keys[u] = sel_key(max);
         }
     }
-    uint32_t kept[KEEP > 0 ? KEEP : 1];
-#pragma unroll
-    for (int32_t i = 0; i < KEEP; i++) {
-        const int64_t u = r.u0 + 32 * i + lane;
-        kept[i] = u < r.u1 ? sel_at(r, u) : 0;
-    }
     /* [head, tail): units that must earn their place; of these k. */
     int64_t head = 0, tail = r.n, k = 0;
     uint32_t cut = 0;    /* T */
@@ -373,20 +295,26 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
         else if (k == tail - head) ties = k; /* T = 0: every key is above or equal */
         else {
             sel_mass want = (sel_mass)k;
-            for (int32_t level = 0; level < 3; level++) cut = sel_digit<false, KEEP>(&r, sh, kept, head, tail, level, cut, &want, 0);
+            for (int32_t level = 0; level < 3; level++) cut = sel_digit<false>(&r, sh, head, tail, level, cut, &want, 0);
             ties = (int64_t)want;
         }
     } else {
         sel_softmax(&r, sh, a.scale);
         if (RULE == LG_RULE_TOPP) {
             most = a.value >= 1.0 ? ~(sel_mass)0 : a.value > 0.0 ? (sel_mass)(a.value * SEL_ONE) : 0;
-            for (int32_t level = 0; level < 3; level++) cut = sel_digit<true, KEEP>(&r, sh, kept, head, tail, level, cut, &above, most);
+            for (int32_t level = 0; level < 3; level++) cut = sel_digit<true>(&r, sh, head, tail, level, cut, &above, most);
         }
     }
     /* Counts of this warp, then of all before it. */
     uint32_t gt = 0, eq = 0;
     sel_mass eq_mass = 0;
-    sel_each<KEEP>(r, kept, [&](int64_t u0, const uint32_t *key) {
+    for (int64_t u0 = r.u0; u0 < r.u1; u0 += 32 * SEL_BATCH) {
+        uint32_t key[SEL_BATCH];
+#pragma unroll
+        for (int32_t i = 0; i < SEL_BATCH; i++) {
+            const int64_t u = u0 + 32 * i + lane;
+            key[i] = u < r.u1 && u >= head && u < tail ? sel_at(r, u) : 0;
+        }
 #pragma unroll
         for (int32_t i = 0; i < SEL_BATCH; i++) {
             const int64_t u = u0 + 32 * i + lane;
@@ -397,7 +325,7 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
             eq += (uint32_t)__popc(__ballot_sync(0xffffffffu, same));
             if (RULE == LG_RULE_TOPP && same) eq_mass += sel_mass_of(r, u, key[i]);
         }
-    });
+    }
     if (RULE == LG_RULE_TOPP)
         for (int32_t d = 16; d; d >>= 1) eq_mass += __shfl_xor_sync(0xffffffffu, eq_mass, d);
     if (lane == 0) {
@@ -414,22 +342,21 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
             e += sh->eq[w];
             m += sh->eq_mass[w];
         }
-        sh->word.gt = g;
-        sh->word.eq = e;
-        sh->word.eq_mass = m;
-        sh->word.ties = 0;
-        sel_tell(r, sh);
+        r.info->gt[blockIdx.x] = g;
+        r.info->eq[blockIdx.x] = e;
+        r.info->eq_mass[blockIdx.x] = m;
     }
     sel_meet(&r);
     int64_t gt_before = 0, eq_before = 0, gt_all = 0;
     sel_mass mass_before = 0;
     for (int32_t b = lane; b < r.active; b += 32) {
         const bool is = b < (int32_t)blockIdx.x;
-        const sel_word w = sel_told(r, sh, b);
-        gt_all += w.gt;
-        gt_before += is ? w.gt : 0;
-        eq_before += is ? w.eq : 0;
-        mass_before += is ? w.eq_mass : 0;
+        const uint32_t g = __ldcg(&r.info->gt[b]), e = __ldcg(&r.info->eq[b]);
+        const sel_mass m = __ldcg(&r.info->eq_mass[b]);
+        gt_all += g;
+        gt_before += is ? g : 0;
+        eq_before += is ? e : 0;
+        mass_before += is ? m : 0;
     }
     for (int32_t d = 16; d; d >>= 1) {
         gt_all += __shfl_xor_sync(0xffffffffu, gt_all, d);
@@ -458,12 +385,10 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
                 in += (uint32_t)__popc(__ballot_sync(0xffffffffu, same && m + sum - x <= most));
                 m += __shfl_sync(0xffffffffu, sum, 31);
             }
-            if (lane == 0 && in) atomicAdd(&sh->word.ties, in);
+            if (lane == 0 && in) atomicAdd(&r.zero->ties, in);
         }
-        __syncthreads();
-        if (threadIdx.x == 0) sel_tell(r, sh);
         sel_meet(&r);
-        for (int32_t b = 0; b < r.active; b++) ties += sel_told(r, sh, b).ties;
+        ties = (int64_t)__ldcg(&r.zero->ties);
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         int64_t count = RULE == LG_RULE_TOPK ? head + k + r.n - tail : gt_all + ties;
@@ -474,7 +399,13 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
         a.set_n[slot] = (int32_t)sel_min(count, a.set_cap);
     }
     const uint32_t below = (1u << lane) - 1;
-    sel_each<KEEP>(r, kept, [&](int64_t u0, const uint32_t *key) {
+    for (int64_t u0 = r.u0; u0 < r.u1; u0 += 32 * SEL_BATCH) {
+        uint32_t key[SEL_BATCH];
+#pragma unroll
+        for (int32_t i = 0; i < SEL_BATCH; i++) {
+            const int64_t u = u0 + 32 * i + lane;
+            key[i] = u < r.u1 && u >= head && u < tail ? sel_at(r, u) : 0;
+        }
 #pragma unroll
         for (int32_t i = 0; i < SEL_BATCH; i++) {
             const int64_t u = u0 + 32 * i + lane;
@@ -493,8 +424,7 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
             gt_before += __popc(overs);
             eq_before += __popc(sames);
         }
-    });
-    if (r.cluster) lg_cluster_meet(); /* others may still read this block's counts */
+    }
 }
 
 /* ---- launch ---- */
@@ -508,40 +438,10 @@ int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_ma
     return n_seq * n_make * (sel_zero_room(LG_RULE_TOPP) + (int64_t)sizeof(sel_info) + sel_key_room(max_len) * 4);
 }
 
-/* Whether the device can hold a cluster of SEL_CLUSTER blocks. */
-bool lg_cuda_clusters = true;
-static bool sel_clusters(const lg_cuda_env *e) {
-#ifdef LG_CUDA_EMU
-    (void)e;
-    return lg_cuda_clusters;
-#else
-    static int8_t known[16]; /* of a device: 1 yes, -1 no */
-    int device = 0, n = 0;
-    if (!lg_cuda_clusters || e->cc < 90 || cudaGetDevice(&device) != cudaSuccess || device >= 16) return false;
-    if (!known[device]) {
-        void (*const pick)(sel_args) = sel_pick<LG_RULE_TOPK, SEL_KEEP>;
-        cudaLaunchAttribute at[1];
-        cudaLaunchConfig_t c = {};
-        at[0].id = cudaLaunchAttributeClusterDimension;
-        at[0].val.clusterDim.x = SEL_CLUSTER;
-        at[0].val.clusterDim.y = at[0].val.clusterDim.z = 1;
-        c.gridDim = dim3(SEL_CLUSTER);
-        c.blockDim = dim3(SEL_THREADS);
-        c.dynamicSmemBytes = sizeof(sel_shared) + 3 * (size_t)sel_hist_bytes(false);
-        c.attrs = at;
-        c.numAttrs = 1;
-        const bool ok = cudaFuncSetAttribute((const void *)pick, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
-                        cudaOccupancyMaxActiveClusters(&n, (const void *)pick, &c) == cudaSuccess && n > 0;
-        if (!ok) cudaGetLastError();
-        known[device] = ok ? 1 : -1;
-    }
-    return known[device] > 0;
-#endif
-}
-
 void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch) {
     sel_args d;
     memset(&d, 0, sizeof d);
+    (void)e;
     d.score = a->score;
     d.seqs = a->seqs;
     d.budget = a->budget; d.dense = a->dense;
@@ -567,24 +467,16 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     }
     if (d.n_list == 0 || a->n_seq == 0) return;
     const int64_t rows = (int64_t)a->n_seq * d.n_list, units = (a->max_len + a->sets.block - 1) / a->sets.block;
-    const bool mass = a->select.rule == LG_RULE_TOPP, cluster = a->select.rule == LG_RULE_TOPK && sel_clusters(e) && units <= 2 * SEL_CLUSTER * SEL_THREADS * SEL_KEEP; /* (what is not kept is read again) */
-    int64_t blocks = 1;
-    if (cluster)
-        while (blocks < SEL_CLUSTER && units > blocks * SEL_SHARE) blocks *= 2;
-    else
-        blocks = units > (int64_t)SEL_BLOCKS * SEL_SHARE ? SEL_BLOCKS : units > SEL_SHARE ? (units + SEL_SHARE - 1) / SEL_SHARE : 1;
-    d.cluster = cluster;
+    int64_t blocks = (units + SEL_SHARE - 1) / SEL_SHARE;
+    if (blocks > SEL_BLOCKS) blocks = SEL_BLOCKS;
+    if (blocks < 1) blocks = 1;
     d.zero_room = sel_zero_room(a->select.rule);
     d.key_room = sel_key_room(a->max_len);
     d.zero = scratch;
     d.info = (sel_info *)(void *)(scratch + rows * d.zero_room);
     d.keys = (uint32_t *)(void *)(d.info + rows);
-    const dim3 grid((unsigned)blocks, (unsigned)rows);
-    if (cluster) {
-        LG_LAUNCH_CLUSTER((sel_pick<LG_RULE_TOPK, SEL_KEEP>), grid, SEL_THREADS, sizeof(sel_shared) + 3 * (size_t)sel_hist_bytes(false), stream, d);
-        return;
-    }
     LG_LAUNCH(sel_clear, (unsigned)rows, 512, 0, stream, (uint4 *)(void *)d.zero, rows * d.zero_room / 16); /* (a memset node would divide L1 otherwise) */
-    void (*const pick)(sel_args) = mass ? sel_pick<LG_RULE_TOPP, 0> : a->select.rule == LG_RULE_THRESHOLD ? sel_pick<LG_RULE_THRESHOLD, 0> : sel_pick<LG_RULE_TOPK, 0>;
-    LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, sizeof(sel_shared) + (size_t)sel_hist_bytes(mass), stream, true, d);
+    const dim3 grid((unsigned)blocks, (unsigned)rows);
+    void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP> : a->select.rule == LG_RULE_THRESHOLD ? sel_pick<LG_RULE_THRESHOLD> : sel_pick<LG_RULE_TOPK>;
+    LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, sizeof(sel_shared), stream, true, d);
 }

@@ -33,8 +33,6 @@ typedef struct dec_args {
     float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS maxima, DEC_HEADS totals */
     uint32_t *counter;                /* [segment], zero between launches */
     int64_t set_cap, max_len, row_bytes, sinks;
-    const uint8_t *ahead;             /* of the next op, for L2: lg_cuda_decode.ahead */
-    int64_t ahead_bytes;
     float scale2;                     /* scale * log2(e) */
     float group_rate;                 /* 1 / group */
     int32_t n_seq, n_head, n_kv, group, hd, n_set, block_shift;
@@ -383,15 +381,6 @@ static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_arg
     if (!BULK) lg_cp_commit(); /* also where nothing was copied: groups are counted */
     f->stage = f->stage + 1 == a.n_stage ? 0 : f->stage + 1;
     dec_feed_turn<BULK>(f, a, n_warp);
-}
-
-/* This warp's share of what the next op reads first goes into L2: memory has nothing else to do from here on. Not waited for. */
-static __device__ __forceinline__ void dec_fetch_ahead(const dec_args &a) {
-    if (a.ahead_bytes < 16 || (threadIdx.x & 31)) return;
-    const int64_t n_warp = (int64_t)gridDim.x * (blockDim.x >> 5), warp = (int64_t)blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
-    const int64_t share = ((a.ahead_bytes + n_warp - 1) / n_warp + 127) & ~(int64_t)127, at = warp * share;
-    const int64_t n = dec_min(a.ahead_bytes - at, share) & ~(int64_t)15;
-    if (n > 0) lg_fetch_l2(a.ahead + at, (uint32_t)n);
 }
 
 /* ---- merging ----

@@ -692,7 +692,6 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     n->sums_bytes = max64(n->sums_bytes, (chunk * 4 * (MAX_COLS / 2) * lg_side_floats(true) + 16) * 4);
     n->y_bytes = max64(n->y_bytes, n_tok * w->n_out * 4);
     n->lora_bytes = max64(n->lora_bytes, min64(n_tok, 65535) * LG_LORA_RANK * 4);
-    if (n_tok == 1) n->ready_bytes = max64(n->ready_bytes, w->n_out * 2);
     if (wide && way_of(e, w, n_tok) == MATRIX) {
         n->ready_bytes = max64(n->ready_bytes, n_tok * w->n_out * 2);
         if (w->dtype != (blas_f32(e, w) ? LG_DTYPE_F32 : LG_DTYPE_BF16)) n->wide_bytes = max64(n->wide_bytes, min64(w->n_out * w->n_in * 4, max64(SLICE * 2, w->n_in * 4 * 16)));
@@ -709,7 +708,7 @@ static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
         if (in->row) one.row = in->row + first;
         else one.x = in->x + first * p0->n_in;
         for (int i = 0; i < n; i++) to[i] = y[i] + first * w[i]->n_out;
-        if (lg_cuda_stream(e, k, &one, w, to, n, nw == 2, add)) return;
+        if (lg_cuda_stream(e, &one, w, to, n, nw == 2, add)) return;
     }
     product_args a = {};
     a.n_in = p0->n_in;

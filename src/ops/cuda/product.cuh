@@ -57,8 +57,8 @@ void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
 void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok);
 
 /* stream.cu: the same for one row of input and weights of one format; gate_up: y[0] = silu(W[0] in)*(W[1] in). false, and nothing launched,
- * where the weights are too small or the input too wide for it. Reads and leaves k->ready as gate_up does. */
-bool lg_cuda_stream(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
+ * where the weights are too small or the input too wide for it. */
+bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
 /* cublas.cu: row-major y[n_tok, n_out] = beta*y + x[n_tok, n_in] w[n_out, n_in]^T through cuBLASLt, opened at run time. */
 typedef enum lg_blas_kind { LG_BLAS_BF16_F32, LG_BLAS_BF16_BF16, LG_BLAS_F32 } lg_blas_kind; /* inputs_output */
@@ -85,11 +85,10 @@ static __device__ __forceinline__ void lg_pdl_go(void) {
 #endif
 }
 extern bool lg_cuda_pdl; /* off: LONGAN_CUDA_PDL=0, or a device before 9.0 */
-/* cluster: the blocks of a row of the grid are one (then not programmatic). */
 template <typename... P, typename... A>
-static inline void lg_cuda_launch_as(void (*f)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t s, bool pdl, bool cluster, A... a) {
+static inline void lg_cuda_launch(void (*f)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t s, bool pdl, A... a) {
 #ifdef LG_CUDA_EMU
-    (void)s; (void)pdl; (void)cluster;
+    (void)s; (void)pdl;
     emu_start(grid, block, smem, [&] { f((P)a...); });
 #else
     cudaLaunchConfig_t c = {};
@@ -101,21 +100,11 @@ static inline void lg_cuda_launch_as(void (*f)(P...), dim3 grid, dim3 block, siz
     /* The same division of L1 in all kernels: a multiprocessor must be empty to change it, and so could not hold blocks of two ops. */
     at[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
     at[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
-    if (cluster) {
-        at[1].id = cudaLaunchAttributeClusterDimension;
-        at[1].val.clusterDim.x = grid.x;
-        at[1].val.clusterDim.y = at[1].val.clusterDim.z = 1;
-    } else {
-        at[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        at[1].val.programmaticStreamSerializationAllowed = 1;
-    }
+    at[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    at[1].val.programmaticStreamSerializationAllowed = 1;
     c.attrs = at;
-    c.numAttrs = cluster || (pdl && lg_cuda_pdl) ? 2 : 1;
+    c.numAttrs = pdl && lg_cuda_pdl ? 2 : 1;
     cudaLaunchKernelEx(&c, f, (P)a...); /* a failure stays as the last error */
 #endif
-}
-template <typename... P, typename... A>
-static inline void lg_cuda_launch(void (*f)(P...), dim3 grid, dim3 block, size_t smem, cudaStream_t s, bool pdl, A... a) {
-    lg_cuda_launch_as(f, grid, block, smem, s, pdl, false, a...);
 }
 #endif

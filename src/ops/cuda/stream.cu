@@ -38,8 +38,6 @@ typedef struct stream_args {
     int32_t n_stage, run, n_unit;       /* of a tile: stages, stages of a unit, units */
     int32_t n_side;                     /* floats beside the input */
     bool add;
-    uint16_t *twin;                     /* gate and up: the result in bf16, too; NULL: not */
-    const uint16_t *x16;                /* the input where it is bf16 already, else NULL */
     const float *x, *norm;
     const int32_t *row;
     float eps;
@@ -191,9 +189,7 @@ static __device__ __forceinline__ void put_sums(const stream_args &a, const floa
             for (int w = 0; w < WARPS; w++) up += from[(WARPS + w) * 16];
             v = v / (1.0f + __expf(-v)) * (up * factor);
         }
-        v += old;
-        a.p[which].out[row] = v;
-        if (a.twin) a.twin[row] = __bfloat16_as_ushort(__float2bfloat16_rn(v));
+        a.p[which].out[row] = old + v;
     }
     __syncthreads();
 }
@@ -219,16 +215,10 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 
-    const auto rest = [&] {
+    lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs, side, 1, 0, a.x + (a.row ? *a.row : 0) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), [&] {
 #pragma unroll 1
         for (int i = R::before; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
-    };
-    if (T == LG_DTYPE_BF16 && a.x16) {
-        lg_copy_row<THREADS>(xs, a.x16, a.n_in, a.n_chunk);
-        rest();
-    } else {
-        lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs, side, 1, 0, a.x + (a.row ? *a.row : 0) * (int64_t)a.n_in, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest));
-    }
+    }));
     __syncthreads();
     const float factor = (a.norm ? lg_norm_factor<WARPS>(tmp, a.eps, a.n_in) : 1.0f) * (F::rows ? 1.0f : 16777216.0f);
     const uint16_t *x_lane = xs + t * 8; /* (lanes of columns other than the first feed zeros) */
@@ -305,7 +295,7 @@ template <int T> static bool launch(const lg_cuda_env *e, stream_args *a) {
     return true;
 }
 
-bool lg_cuda_stream(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
+bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
     stream_args a;
     int64_t bytes = 0;
     const lg_cuda_weight *w0 = packed(w[0]);
@@ -319,8 +309,6 @@ bool lg_cuda_stream(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in,
     a.row = in->row;
     a.norm = in->norm;
     a.eps = in->eps;
-    if (k->ready_of == in->x && !in->norm && !in->row && k->ready_rows >= 1) a.x16 = (const uint16_t *)k->ready;
-    if (gate_up && k->ready_bytes >= w[0]->n_out * 2) a.twin = (uint16_t *)k->ready;
     for (int i = 0; i < n; i++) {
         const lg_cuda_weight *p = packed(w[i]);
         a.n_item = gate_up ? p->n_tile : a.n_item + p->n_tile;
@@ -328,16 +316,10 @@ bool lg_cuda_stream(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in,
         bytes += p->bytes;
     }
     if (in->n_tok != 1 || bytes < LEAST || (add && n > 1)) return false;
-    bool done = false;
     switch (w0->dtype) {
-#define X(T) case T: done = launch<T>(e, &a); break;
+#define X(T) case T: return launch<T>(e, &a);
         X(LG_DTYPE_F16) X(LG_DTYPE_BF16) LG_EACH_QUANT(X)
 #undef X
-    default: break;
+    default: return false;
     }
-    if (done && a.twin) {
-        k->ready_of = y[0];
-        k->ready_rows = 1;
-    }
-    return done;
 }

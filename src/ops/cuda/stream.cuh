@@ -115,12 +115,6 @@ template <int N_THREAD>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f) {
     return lg_prepare_row<N_THREAD>(xs, side, pairs, n, x, norm, n_in, n_chunk, f, [] {});
 }
-/* The same from a row that is bf16 already: for bf16 weights, without a norm. By N_THREAD threads. */
-template <int N_THREAD> static __device__ __forceinline__ void lg_copy_row(uint16_t *xs, const uint16_t *x, int n_in, int n_chunk) {
-#pragma unroll 4
-    for (int slot = threadIdx.x; slot < n_chunk * 16; slot += N_THREAD)
-        *(uint4 *)(xs + slot * 8) = slot * 8 < n_in ? __ldcg((const uint4 *)(x + slot * 8)) : make_uint4(0, 0, 0, 0);
-}
 /* tmp [warps of the block] */
 static __device__ __forceinline__ void lg_warp_sum(float *tmp, float v) {
 #pragma unroll
