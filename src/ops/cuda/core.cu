@@ -888,7 +888,8 @@ template <typename O> static lg_cuda_decode decode_of(const lg_ops_ctx *c, const
     d.scale = a->scale;
     d.max_len = c->max_len;
     d.early = t->early;
-    d.release = a->n_seq == 1 && a->n_head * a->geom.head_dim >= 2048;
+    const task *next = t + 1 < c->tasks + c->n_task ? t + 1 : NULL;
+    d.release = a->n_seq == 1 && next && next->k == K_PRODUCT && next->u.product.n_tok == 1 && lg_cuda_streams(&c->env, next->u.product.w);
     return d;
 }
 

@@ -58,6 +58,7 @@ void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int
 
 /* stream.cu: the same for one row of input and weights of one format; gate_up: y[0] = silu(W[0] in)*(W[1] in). false, and nothing launched,
  * where the weights are too small or the input too wide for it. */
+bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w); /* whether it takes this weight alone */
 bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
 /* cublas.cu: row-major y[n_tok, n_out] = beta*y + x[n_tok, n_in] w[n_out, n_in]^T through cuBLASLt, opened at run time. */

@@ -295,6 +295,10 @@ template <int T> static bool launch(const lg_cuda_env *e, stream_args *a) {
     return true;
 }
 
+bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w) {
+    return e->compute != LG_COMPUTE_F32 && w->dtype != LG_DTYPE_F32 && w->n_in % 8 == 0 && packed(w)->bytes >= LEAST;
+}
+
 bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
     stream_args a;
     int64_t bytes = 0;
