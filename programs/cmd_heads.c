@@ -143,7 +143,7 @@ static const opt calibrate_opts[] = {
     O_SIZE(0, "seed", seed, 0, INT64_MAX, "0", NULL, "seed of positions and passkeys"),
     O_SIZE(0, "search", search, 0, 64, "2", NULL, "candidates per added head that are tried by real decoding"),
     O_SIZE(0, "refine", refine, 0, 64, "0", NULL, "rounds of swaps in the map of each asked count, by real decoding"),
-    O_CHOICE("spread", spread, "on|off", "on", NULL, "budgets per head, their mean the budget"),
+    O_CHOICE("spread", spread, "on|off", "off", NULL, "budgets per head; with f32, many passages"),
     O_TEXT(0, "also", also, "N,N,..", NULL, "further counts to write, each beside the output as NAME-nN.json"),
     O_TEXT(0, "curve", curve, "CSV", NULL, "write KL over the number of retrieval heads"),
     O_END};

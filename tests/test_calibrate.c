@@ -45,6 +45,7 @@ static lg_calibrate_params small(void) {
     p.sinks = 4;
     p.recents = 16;
     p.search = SEARCH;
+    p.spread = true;
     p.n_retrieval = 5;
     return p;
 }

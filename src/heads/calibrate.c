@@ -32,7 +32,7 @@ enum {
 
 void lg_calibrate_defaults(lg_calibrate_params *p) {
     *p = (lg_calibrate_params){ .kl_bound = 0.02, .n_ctx = 4096, .n_positions = 128, .n_passages = 4, .budget = 512, .sinks = 16,
-                                .recents = 64, .search = 2, .spread = true };
+                                .recents = 64, .search = 2 };
 }
 
 /* Sequences of one kind: their ids, where decoding starts, which rows count. */
