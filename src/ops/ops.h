@@ -92,6 +92,11 @@ typedef struct lg_spread {
 static inline int64_t lg_ops_share(int64_t budget, int64_t least, int64_t share) {
     return budget > least ? least + (budget - least) * share / LG_SHARE_ONE : budget;
 }
+/* Tokens for entry i of `slot` or `window` in a step of that budget; sets that head h makes, where it makes any. */
+static inline int64_t lg_ops_budget(const lg_spread *s, const int32_t *share, int64_t i, int64_t budget) {
+    return s->slot ? lg_ops_share(budget, s->least, share[i]) : budget;
+}
+static inline int32_t lg_ops_n_make(const lg_spread *s, int64_t h) { return s->slot ? s->n_make[h] : 1; }
 
 enum { LG_HEAD_DENSE = -1, LG_HEAD_WINDOW = -2 };
 /* One decode row per sequence (n_seq rows, row s is sequence s, sees rows 0..len-1). Per KV head h:

@@ -9,11 +9,6 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
 static bool forced_rule(const lg_session *s) { return s->p.hybrid.rule == LG_RULE_TOPK || s->p.hybrid.rule == LG_RULE_RATIO; }
 
-/* Tokens that a head or set of that share may read in a step of that budget. */
-static int64_t share_of(const lg_session *s, int64_t budget, int64_t share) {
-    return s->spread.slot ? lg_ops_share(budget, s->spread.least, share) : budget;
-}
-
 static bool reads_from(const lg_session *s, int64_t i, int64_t donor) {
     const lg_role *role = &s->roles.role[i];
     return role->kind == LG_ROLE_DONOR && role->donor_layer * s->m->cfg.n_head_kv + role->donor_head == donor;
@@ -54,7 +49,7 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
         lg_base_log(LG_LOG_WARN, "roles of family %s are used with a model of family %s", r->family, s->m->info.family);
     }
     const int64_t n = c->n_layer * c->n_head_kv;
-    int64_t most = LG_SHARE_ONE;
+    int32_t most = LG_SHARE_ONE;
     bool windows = false;
     s->read = lg_base_calloc(n, sizeof(int32_t));
     s->make = lg_base_calloc(n, sizeof(int32_t));
@@ -75,7 +70,7 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
         windows = windows || role->kind == LG_ROLE_WINDOW;
         s->read[i] = role->kind == LG_ROLE_RETRIEVAL ? LG_HEAD_DENSE : LG_HEAD_WINDOW; /* readers of sets: below */
         s->share[i] = spread ? r->share[i] : LG_SHARE_ONE;
-        if (role->kind != LG_ROLE_RETRIEVAL) most = max64(most, s->share[i]);
+        if (role->kind != LG_ROLE_RETRIEVAL) most = s->share[i] > most ? s->share[i] : most;
     }
     make_slots(s, n);
 
@@ -105,7 +100,7 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
         s->spread = (lg_spread){ .slot = s->slot_share, .window = s->share, .n_make = s->n_make, .least = b == 1 ? least : blocks * b };
     }
     const int64_t all = (s->p.n_ctx + h->block - 1) / h->block + 1;
-    s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, share_of(s, s->budget, most) / h->block + least / h->block + 4) : all;
+    s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, lg_ops_budget(&s->spread, &most, 0, s->budget) / h->block + least / h->block + 4) : all;
     if (s->sets.n_slot) {
         const int64_t n_set = s->max_row * s->sets.n_slot, size = sizeof(int32_t);
         const lg_ops *o = s->m->ops;
@@ -184,7 +179,7 @@ void lg_session_plan_count(lg_session *s, int64_t row, int64_t arg, int64_t len,
     int64_t tokens = 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t t = len;
-        if (!dense && s->read[i] == LG_HEAD_WINDOW) t = min64(len, share_of(s, budget, s->share[i]));
+        if (!dense && s->read[i] == LG_HEAD_WINDOW) t = min64(len, lg_ops_budget(&s->spread, s->share, i, budget));
         else if (!dense && s->read[i] >= 0) t = set_tokens(s, row, s->read[i], len);
         s->head_tokens[i] += t;
         tokens += t;

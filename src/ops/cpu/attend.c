@@ -90,9 +90,9 @@ static unit hybrid_unit(const lg_op_attend_hybrid *a, int32_t row, int32_t head)
                .make = -1 };
     if (a->dense[row]) return u;
     u.make = a->make[head];
-    u.n_make = u.make < 0 ? 0 : a->spread.slot ? a->spread.n_make[head] : 1;
+    u.n_make = u.make < 0 ? 0 : lg_ops_n_make(&a->spread, head);
     if (a->read[head] == LG_HEAD_WINDOW) {
-        const int64_t budget = a->spread.slot ? lg_ops_share(a->budget[row], a->spread.least, a->spread.window[head]) : a->budget[row];
+        const int64_t budget = lg_ops_budget(&a->spread, a->spread.window, head, a->budget[row]);
         u.kind = WINDOW;
         u.sinks = min64(a->select.sinks, len);
         u.jump = min64(len, max64(u.sinks, len - (budget - a->select.sinks))) - u.sinks;
@@ -284,7 +284,7 @@ static void make_sets(const job *j, const unit *u, const float *score, float *wo
     int64_t n_larger = 0;
     for (int32_t make = u->make + u->n_make - 1; make >= u->make; make--) {
         const int64_t slot = (int64_t)u->row * a->sets.n_slot + make;
-        const int64_t budget = a->spread.slot ? lg_ops_share(a->budget[u->row], a->spread.least, a->spread.slot[make]) : a->budget[u->row];
+        const int64_t budget = lg_ops_budget(&a->spread, a->spread.slot, make, a->budget[u->row]);
         const int64_t k = max64(0, min64(tail - head, budget / block - head - (n - tail)));
         int32_t *out = a->sets.idx + slot * a->sets.cap, *end = out + head + k;
         if (!forced_rule || head + k + n - tail > a->sets.cap) {

@@ -47,6 +47,10 @@ typedef struct lg_cuda_decode {
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g); /* bytes of env.scratch */
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);
 enum { LG_CUDA_SPREAD = 128 };
+/* lg_ops_share in a kernel; least -1: no shares. */
+static __device__ __forceinline__ int64_t lg_cuda_share(int64_t budget, int64_t least, int64_t share) {
+    return least >= 0 && budget > least ? least + (budget - least) * share / LG_SHARE_ONE : budget;
+}
 /* Picks the sets of all (sequence, head with make >= 0) of this layer from a->score; enqueued on `stream`, which core.cu forks
  * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own. */
 int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_make, int64_t max_len); /* n_make: sets made, or KV heads */

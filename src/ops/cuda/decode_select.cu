@@ -288,8 +288,7 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
         const int64_t sinks = sel_min(sel_max(a.sinks, 0), r.len), recents = sel_min(sel_max(a.recents, 0), r.len);
         head = (sinks + (1 << r.shift) - 1) >> r.shift;
         tail = sel_max(head, recents ? (r.len - recents) >> r.shift : r.n);
-        int64_t budget = a.budget[s];
-        if (a.least >= 0 && budget > a.least) budget = a.least + (budget - a.least) * a.share[item] / LG_SHARE_ONE;
+        const int64_t budget = lg_cuda_share(a.budget[s], a.least, a.share[item]);
         k = sel_max(0, sel_min(tail - head, (budget >> r.shift) - head - (r.n - tail)));
         if (k == 0) cut = 0xffffffffu;
         else if (k == tail - head) ties = k; /* T = 0: every key is above or equal */
@@ -459,7 +458,7 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     d.n_list = d.heads_in ? 0 : d.n_kv;
     for (int32_t h = 0; d.heads_in && h < d.n_kv; h++) {
         if (a->make_host[h] < 0) continue;
-        for (int32_t j = a->make_host[h]; j < a->make_host[h] + (a->spread.slot ? a->spread.n_make[h] : 1); j++) {
+        for (int32_t j = a->make_host[h]; j < a->make_host[h] + lg_ops_n_make(&a->spread, h); j++) {
             d.head[d.n_list] = (int16_t)h;
             d.share[d.n_list] = a->spread.slot ? a->spread.slot[j] : LG_SHARE_ONE;
             d.slot[d.n_list++] = (int16_t)j;

@@ -77,20 +77,19 @@ static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &
     g->score = false;
     if (a.hybrid) { /* loads first: they are in flight together */
         const bool dense = a.dense[g->s];
-        int64_t budget = a.budget[g->s];
+        const int64_t budget = a.budget[g->s];
         const int32_t read = a.roles_in ? a.role_read[g->h] : a.read[g->h];
         const int64_t slot = (int64_t)g->s * a.n_set + (read >= 0 ? read : 0);
         const int32_t set_n = read >= 0 ? a.set_n[slot] : 0;
-        if (dense) {
-        } else if (read >= 0) {
+        if (!dense && read >= 0) {
             g->ids = a.set_idx + slot * a.set_cap;
             g->n = q.len > 0 ? set_n << a.block_shift : 0;
-        } else if (read == LG_HEAD_WINDOW) {
-            if (a.least >= 0 && budget > a.least) budget = a.least + (budget - a.least) * a.role_share[g->h] / LG_SHARE_ONE;
+        } else if (!dense && read == LG_HEAD_WINDOW) {
+            const int64_t own = lg_cuda_share(budget, a.least, a.role_share[g->h]);
             g->sinks = (int32_t)dec_min(dec_max(a.sinks, 0), q.len);
-            g->jump = (int32_t)(dec_min(q.len, dec_max(g->sinks, q.len - (budget - a.sinks))) - g->sinks);
+            g->jump = (int32_t)(dec_min(q.len, dec_max(g->sinks, q.len - (own - a.sinks))) - g->sinks);
             g->n = g->len - g->jump;
-        } else {
+        } else if (!dense) {
             g->score = g->c == 0 && (a.roles_in ? a.role_make[g->h] : a.make[g->h]) >= 0;
         }
     }

@@ -128,8 +128,7 @@ static void hybrid_head(const lg_op_attend_hybrid *a, int32_t i, int32_t h, scra
     if (a->dense[i] || a->read[h] == LG_HEAD_DENSE) {
         list = NULL;
     } else if (a->read[h] == LG_HEAD_WINDOW) {
-        const int64_t budget = a->spread.slot ? lg_ops_share(a->budget[i], a->spread.least, a->spread.window[h]) : a->budget[i];
-        n = window_list(s->list, len, a->select.sinks, budget);
+        n = window_list(s->list, len, a->select.sinks, lg_ops_budget(&a->spread, a->spread.window, h, a->budget[i]));
     } else {
         const int64_t slot = (int64_t)i * a->sets.n_slot + a->read[h];
         n = set_list(s->list, a->sets.idx + slot * a->sets.cap, a->sets.n[slot], a->sets.block, len);
@@ -138,9 +137,9 @@ static void hybrid_head(const lg_op_attend_hybrid *a, int32_t i, int32_t h, scra
         attend_one(a->out + at + j * d, a->q + at + j * d, &v, list, n, (double)a->scale, s->work, s->sum, s->row);
     if (!a->dense[i] && a->make[h] >= 0) {
         scores(s->score, a->q + at, group, &v, len, s->row);
-        for (int32_t k = a->make[h]; k < a->make[h] + (a->spread.slot ? a->spread.n_make[h] : 1); k++) {
+        for (int32_t k = a->make[h]; k < a->make[h] + lg_ops_n_make(&a->spread, h); k++) {
             const int64_t slot = (int64_t)i * a->sets.n_slot + k;
-            const int64_t budget = a->spread.slot ? lg_ops_share(a->budget[i], a->spread.least, a->spread.slot[k]) : a->budget[i];
+            const int64_t budget = lg_ops_budget(&a->spread, a->spread.slot, k, a->budget[i]);
             a->sets.n[slot] = (int32_t)lg_ops_select(a->sets.idx + slot * a->sets.cap, a->sets.cap, s->score, len, budget,
                                                      a->sets.block, &a->select, s->unit, s->heap);
         }
