@@ -504,7 +504,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
         __syncwarp();
     }
     dec_feed feed;
-    dec_feed_begin<MATH::BULK>(&feed, a, sh, warp, n_warp);
+    dec_feed_begin<MATH::WHOLE>(&feed, a, sh, warp, n_warp);
     dec_seg seg;
     dec_seg_load(&seg, a, sh->index, sh->begin);
     int32_t ahead = 0, stage = 0;
@@ -519,7 +519,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     uint32_t parity = 0; /* of the stages' barriers */
     for (;;) {
         float *const score = seg.score ? dec_score_at(a, seg) : NULL;
-        const int32_t end = seg.end < hi ? seg.end : hi, full = MATH::BULK ? dec_full(seg) : 0;
+        const int32_t end = seg.end < hi ? seg.end : hi, full = MATH::WHOLE ? dec_full(seg) : 0;
         math.begin(a, seg);
         for (; unit < end; unit += n_warp) {
             if (!MATH::BULK) {
@@ -551,13 +551,13 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
 }
 
 template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
-    static constexpr bool BULK = DT == LG_DTYPE_KV8 && LG_BULK;
+    static constexpr bool BULK = LG_BULK, WHOLE = BULK && DT == LG_DTYPE_KV8;
     tc_numbers<DT, HD> numbers;
     tc_query<DT, HD> q;
     tc_state<HD> st;
     static __device__ __forceinline__ int32_t row_room(const dec_args &) { return ROOM; }
     static __device__ __forceinline__ void issue(dec_feed *f, const dec_args &a, int32_t n_warp, const dec_ring &ring) {
-        dec_feed_issue<CHUNKS, DT == LG_DTYPE_KV8, BULK>(f, a, n_warp, ring, ROOM);
+        dec_feed_issue<CHUNKS, DT == LG_DTYPE_KV8, BULK, WHOLE>(f, a, n_warp, ring, ROOM);
     }
     __device__ __forceinline__ void load(const dec_args &a, const dec_seg &seg) { numbers.load(a, seg); }
     __device__ __forceinline__ void begin(const dec_args &a, const dec_seg &seg) {
@@ -572,7 +572,7 @@ template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
     }
     __device__ __forceinline__ void unit(lg_smem stage, lg_smem meta, const dec_args &a, float *score, bool full) {
         if constexpr (DT == LG_DTYPE_KV8) {
-            if (BULK && full) tc_unit_kv8<HD, ROOM, true>(&st, stage, meta, q, a, score);
+            if (WHOLE && full) tc_unit_kv8<HD, ROOM, true>(&st, stage, meta, q, a, score);
             else tc_unit_kv8<HD, ROOM, false>(&st, stage, meta, q, a, score);
         } else tc_unit<DT, HD, ROOM>(&st, stage, meta, q, a, score);
     }
@@ -719,12 +719,12 @@ static __device__ __forceinline__ void fma_put(float *slot, fma_state<NG, J> *st
 }
 
 template <int DT, int J, int NG> struct fma_math {
-    static constexpr bool BULK = false;
+    static constexpr bool BULK = false, WHOLE = false;
     float q[NG][2 * J];
     fma_state<NG, J> st;
     static __device__ __forceinline__ int32_t row_room(const dec_args &a) { return a.row_room; }
     static __device__ __forceinline__ void issue(dec_feed *f, const dec_args &a, int32_t n_warp, const dec_ring &ring) {
-        dec_feed_issue<0, true, false>(f, a, n_warp, ring, a.row_room);
+        dec_feed_issue<0, true, false, false>(f, a, n_warp, ring, a.row_room);
     }
     __device__ __forceinline__ void load(const dec_args &, const dec_seg &) {}
     __device__ __forceinline__ void begin(const dec_args &a, const dec_seg &seg) {

@@ -6,7 +6,7 @@
  * takes a block longer than the last units of its share.
  * The warps of a block take its units in turn; each has its own ring of stages (16 rows of K, 16 of V), fed from wherever the rows lie,
  * and its own running softmax, so warps meet only where a segment ends. Rows are copied in pieces of 16 bytes (cp.async), or (BULK) by bulk
- * copies: one for 16 rows that lie side by side, which then have no padding between them, else one for each row.
+ * copies: one for each row, or (WHOLE) one for 16 rows that lie side by side, which then have no padding between them.
  *
  * A segment that lies in one stretch is written out there. Otherwise each of its blocks leaves a partial result and the one that
  * arrives last merges them in block order: the result depends on the grid, never on timing.
@@ -228,15 +228,15 @@ static __device__ __forceinline__ void dec_follow(dec_shared *sh, const dec_seg 
 /* ---- feed: rows of the units to come ----
  * Lane r and lane r + 16 look after row r of a unit. Its token is known two units ahead and its page one unit ahead, so that
  * neither load is waited for. Masked rows copy a neighbour's bytes: what the kernels multiply by zero is always finite.
- * BULK: of full units (dec_full) only the page matters. */
+ * WHOLE: of full units (dec_full) only the page matters. */
 typedef struct dec_feed {
     dec_seg *g;            /* of the newest unit looked at, in shared memory */
     int32_t next, end, hi; /* next unit to look at; where its segment and where the stretch end */
-    int32_t full;          /* BULK: dec_full of g */
+    int32_t full;          /* WHOLE: dec_full of g */
     int32_t stage;         /* that the next unit goes to */
     /* unit after the next: */
     const int32_t *page2;
-    int32_t raw2, low2, shift2, len2, h2, state2; /* BULK: raw2 is its page, low2 its first row there */
+    int32_t raw2, low2, shift2, len2, h2, state2; /* WHOLE: raw2 is a full unit's page, low2 its first row there */
     /* next unit: */
     int32_t tok1, page1, h1, state1;
     bool newest1;          /* holds the sequence's newest token */
@@ -254,13 +254,13 @@ static __device__ __forceinline__ void dec_feed_at(dec_feed *f, const dec_args &
     f->full = dec_full(g);
 }
 
-template <bool BULK>
+template <bool WHOLE>
 static __device__ __forceinline__ void dec_feed_look(dec_feed *f, const dec_args &a, int32_t n_warp) {
     f->state2 = DEC_NONE;
     if (f->next >= f->hi) return;
     while (f->next >= f->end) dec_feed_at(f, a, f->g->index + 1, f->g->end);
     const dec_seg &g = *f->g;
-    if (BULK && f->next < f->full) {
+    if (WHOLE && f->next < f->full) {
         const int32_t at = f->next - g.begin;
         f->state2 = DEC_BULK;
         f->raw2 = g.page[at / (LG_PAGE / DEC_UNIT)];
@@ -285,11 +285,11 @@ static __device__ __forceinline__ void dec_feed_look(dec_feed *f, const dec_args
     f->next += n_warp;
 }
 
-template <bool BULK>
+template <bool WHOLE>
 static __device__ __forceinline__ void dec_feed_turn(dec_feed *f, const dec_args &a, int32_t n_warp) {
     f->state1 = f->state2;
     f->newest1 = false;
-    if (BULK && f->state2 == DEC_BULK) {
+    if (WHOLE && f->state2 == DEC_BULK) {
         f->page1 = f->raw2;
         f->tok1 = f->low2;
         f->newest1 = f->len2 == 0;
@@ -304,36 +304,36 @@ static __device__ __forceinline__ void dec_feed_turn(dec_feed *f, const dec_args
         f->page1 = f->page2[tok / LG_PAGE];
         f->newest1 = tok == f->len2 - 1;
     }
-    dec_feed_look<BULK>(f, a, n_warp);
+    dec_feed_look<WHOLE>(f, a, n_warp);
 }
 
-template <bool BULK>
+template <bool WHOLE>
 static __device__ __forceinline__ void dec_feed_begin(dec_feed *f, const dec_args &a, dec_shared *sh, int32_t warp, int32_t n_warp) {
     f->g = &sh->ahead[warp];
     f->next = sh->lo + warp;
     f->hi = sh->hi;
     f->stage = 0;
     dec_feed_at(f, a, sh->index, sh->begin);
-    dec_feed_look<BULK>(f, a, n_warp);
-    dec_feed_turn<BULK>(f, a, n_warp);
+    dec_feed_look<WHOLE>(f, a, n_warp);
+    dec_feed_turn<WHOLE>(f, a, n_warp);
 }
 
 /* Whether the next unit's rows may be read before the op before this one has ended: they have long been written. */
 static __device__ __forceinline__ bool dec_feed_old(const dec_feed *f) { return !__any_sync(0xffffffffu, f->newest1); }
 
 /* A warp's ring of stages. Per stage: K rows then V rows, `room` bytes kept for each; for each row (where it begins in the stage's K or V
- * rows; float: what is added to its score, -infinity where it does not count); a barrier for bulk copies. Full units of BULK kernels have
+ * rows; float: what is added to its score, -infinity where it does not count); a barrier for bulk copies. Full units of WHOLE kernels have
  * neither padding nor such a list. */
 enum { DEC_META = 8, DEC_BAR = 8 };
 typedef struct dec_ring { lg_smem rows, meta, bar; } dec_ring;
 static __device__ __forceinline__ lg_smem dec_meta(lg_smem meta, int32_t row) { return meta + (lg_smem)(row * DEC_META); }
 
 /* Starts the copies of the next unit. CHUNKS: 16-byte pieces of a row, 0: a.row_chunks. */
-template <int CHUNKS, bool SHIFTED, bool BULK>
+template <int CHUNKS, bool SHIFTED, bool BULK, bool WHOLE>
 static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_args &a, int32_t n_warp, const dec_ring &ring, int32_t room) {
     const int32_t lane = (int32_t)threadIdx.x & 31;
     const lg_smem to = ring.rows + (lg_smem)(f->stage * 2 * DEC_UNIT * room);
-    if (BULK && f->state1 == DEC_BULK) {
+    if (WHOLE && f->state1 == DEC_BULK) {
         const int32_t page = __shfl_sync(0xffffffffu, f->page1, 0), row = __shfl_sync(0xffffffffu, f->tok1, 0);
         const int64_t off = ((int64_t)page * (a.n_kv * LG_PAGE) + row) * a.row_bytes;
         const uint32_t bytes = (uint32_t)(DEC_UNIT * a.row_bytes);
@@ -378,7 +378,7 @@ static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_arg
     }
     if (!BULK) lg_cp_commit(); /* also where nothing was copied: groups are counted */
     f->stage = f->stage + 1 == a.n_stage ? 0 : f->stage + 1;
-    dec_feed_turn<BULK>(f, a, n_warp);
+    dec_feed_turn<WHOLE>(f, a, n_warp);
 }
 
 /* ---- merging ----
