@@ -18,9 +18,13 @@ typedef uint32_t lg_smem; /* address within the block's shared memory */
 
 static __device__ __forceinline__ lg_smem lg_smem_of(const void *p) { return (lg_smem)__cvta_generic_to_shared(p); }
 
+/* For rows and weights, which are read once: L2 gives up their lines first, and keeps what kernels leave for each other. This is what
+ * createpolicy.fractional.L2::evict_first makes for all lines. */
+#define LG_EVICT_FIRST 0x12f0000000000000ull
+
 /* 16 bytes from global to shared memory, both 16-byte aligned, past L1. */
 static __device__ __forceinline__ void lg_cp16(lg_smem dst, const void *src) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(src) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "l"(LG_EVICT_FIRST) : "memory");
 }
 static __device__ __forceinline__ void lg_cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 /* Until at most `pending` (0..4) of this thread's latest groups are on their way. */
@@ -59,13 +63,11 @@ enum { LG_BULK = 1 }; /* bulk copies exist */
 #else
 enum { LG_BULK = 0 };
 #endif
-/* n bytes from global to shared memory, all on 16 bytes; their arrival counts at the barrier. One thread does it for all. They are read once:
- * L2 gives up their lines first. */
+/* n bytes from global to shared memory, all on 16 bytes; their arrival counts at the barrier. One thread does it for all. */
 static __device__ __forceinline__ void lg_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar) {
 #if __CUDA_ARCH__ >= 900
-    const uint64_t evict_first = 0x12f0000000000000; /* what createpolicy.fractional.L2::evict_first of all lines gives */
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
-                 ::"r"(dst), "l"(src), "r"(n), "r"(bar), "l"(evict_first) : "memory");
+                 ::"r"(dst), "l"(src), "r"(n), "r"(bar), "l"(LG_EVICT_FIRST) : "memory");
 #endif
 }
 

@@ -5,7 +5,7 @@
 #ifndef LG_CUDA_EMU
 /* 16 bytes from global to shared memory, past L1; size 0: zeros. */
 static __device__ __forceinline__ void lg_copy16(lg_smem to, const uint8_t *from, uint32_t size) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(to), "l"(from), "r"(size) : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" : : "r"(to), "l"(from), "r"(size), "l"(LG_EVICT_FIRST) : "memory");
 }
 template <int N> static __device__ __forceinline__ void lg_copy_wait(void) { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
 static __device__ __forceinline__ void lg_prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" : : "l"(p)); }
