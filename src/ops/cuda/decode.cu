@@ -831,7 +831,7 @@ static __device__ uint32_t dec_counters[DEC_OWNERS][DEC_COUNTERS];
 static uint32_t *dec_counter_row(const uint8_t *scratch, int64_t n_seg) {
     static const uint8_t *owners[DEC_OWNERS];
     void *at = NULL;
-    if (n_seg > DEC_COUNTERS) return NULL;
+    if (2 * n_seg > DEC_COUNTERS) return NULL;
     for (int i = 0; i < DEC_OWNERS; i++) {
         const uint8_t *none = NULL;
         if (__atomic_compare_exchange_n(&owners[i], &none, scratch, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST) || none == scratch) {
@@ -846,7 +846,7 @@ static int64_t dec_partial_bytes(const lg_cuda_env *e, int32_t hd) { return (int
 
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g) {
     const int64_t group = n_head / g->n_head_kv, chunks = (group + DEC_HEADS - 2) / (DEC_HEADS - 1);
-    return dec_partial_bytes(e, g->head_dim) + n_seq * g->n_head_kv * chunks * 4;
+    return dec_partial_bytes(e, g->head_dim) + n_seq * g->n_head_kv * chunks * 8;
 }
 
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
@@ -896,7 +896,7 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     bool early = a->early;
     if (!d.counter) {
         d.counter = (uint32_t *)(void *)(e->scratch + dec_partial_bytes(e, d.hd));
-        cudaMemsetAsync(d.counter, 0, (size_t)n_seg * 4, e->stream);
+        cudaMemsetAsync(d.counter, 0, (size_t)n_seg * 8, e->stream);
         early = false;
     }
     cudaFuncSetAttribute((const void *)c.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)s.bytes);

@@ -9,7 +9,8 @@
  * copies: one for each row, or (WHOLE) one for 16 rows that lie side by side, which then have no padding between them.
  *
  * A segment that lies in one stretch is written out there. Otherwise each of its blocks leaves a partial result and the one that
- * arrives last merges them in block order: the result depends on the grid, never on timing.
+ * arrives last merges them in block order, or, where segments have blocks of their own, those that arrive last wait for each other and
+ * merge a part each: the result depends on the grid, never on timing.
  *
  * Dense launches fill the rings before they wait for the op before them, which writes queries and the newest rows and nothing else
  * (lg_cuda_decode.early): lengths, pages and rows of old tokens are there. */
@@ -18,7 +19,7 @@
 #include "ops/cuda/decode_ptx.cuh"
 #include "ops/cuda/kv.cuh"
 
-enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = LG_CUDA_SPREAD, DEC_WARPS = 12 }; /* warps: at most */
+enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = LG_CUDA_SPREAD, DEC_WARPS = 12, DEC_HELPERS = 8 }; /* warps, helpers: at most */
 
 typedef struct dec_args {
     float *out;
@@ -31,7 +32,7 @@ typedef struct dec_args {
     const int32_t *set_idx, *set_n;
     float *score;
     float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS maxima, DEC_HEADS totals */
-    uint32_t *counter;                /* [segment], zero between launches */
+    uint32_t *counter;                /* [segment][2]: blocks that have arrived, helpers that are done; zero between launches */
     int64_t set_cap, max_len, row_bytes, sinks;
     float scale2;                     /* scale * log2(e) */
     float group_rate;                 /* 1 / group */
@@ -110,7 +111,7 @@ typedef struct dec_plan {
     dec_sums all;
 } dec_plan;
 /* The blocks that leave partial results of a segment; late: the first of them begins with another segment. */
-typedef struct dec_join { int32_t first, blocks, late; } dec_join;
+typedef struct dec_join { int32_t first, blocks, late, helpers; } dec_join; /* helpers: the last of the blocks, which merge a part each */
 typedef struct dec_shared { /* of the block, beside rings and slots */
     dec_plan plan;
     int32_t index, begin, lo, hi; /* units [lo, hi), from segment `index` on, which begins at `begin` */
@@ -118,7 +119,7 @@ typedef struct dec_shared { /* of the block, beside rings and slots */
     dec_join join;            /* of the running segment */
     dec_sums scan[DEC_WARPS];
     dec_seg ahead[DEC_WARPS]; /* what each warp's feed is at */
-    int32_t last;
+    int32_t part;             /* of the merge; < 0: none */
 } dec_shared;
 
 /* total * b / n without a 64-bit division. */
@@ -141,8 +142,9 @@ static __device__ __forceinline__ dec_sums dec_sums_of(const dec_plan &p, const 
 }
 /* before: of the segments before g, own: of g. */
 static __device__ __forceinline__ dec_join dec_join_of(const dec_plan &p, const dec_seg &g, const dec_sums &before, const dec_sums &own) {
-    dec_join j = { (int32_t)before.blocks, (int32_t)own.blocks, 0 };
+    dec_join j = { (int32_t)before.blocks, (int32_t)own.blocks, 0, (int32_t)dec_min(own.blocks, DEC_HELPERS) };
     if (!(p.rate > 0)) {
+        j.helpers = 1; /* who helps waits: not a block that has another segment to go on with */
         j.first = dec_block_of(p, before.weight + dec_weight(g) - 1);
         j.blocks = dec_block_of(p, before.weight + own.weight - 1) - j.first + 1;
         j.late = dec_share(p.all.weight, (uint32_t)p.blocks, (uint32_t)j.first) < before.weight;
@@ -387,48 +389,50 @@ static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_arg
 static __device__ __host__ __forceinline__ int32_t dec_state_floats(int32_t n, int32_t hd) { return n * hd + 2 * n; }
 static __device__ __forceinline__ float dec_exp(float x, float max) { return max == -INFINITY ? 0.0f : exp2f(x - max); }
 
-/* Partial results -> out. A warp a head finds what each result is scaled by. Threads are groups of one per W numbers of `out`; group k sums
+/* Partial results -> numbers [e0, e1) * W of `out`. A warp a head finds what each result is scaled by. Threads are groups of one per W numbers; group k sums
  * results k, k + groups, ..., and asks for the first DEC_ROUND of them before the scales. (The code is short because it runs once: in a step it comes from
- * L2, past a queue of rows.) room: [n][ng] scales, [ng] factors, [groups][wide][W] sums. */
+ * L2, past a queue of rows.) room: for each head [n] scales and [n] totals; [ng] factors, [groups][e1 - e0][W] sums. */
 enum { DEC_ROUND = 8 };
-static __host__ __forceinline__ int64_t dec_merge_floats(int32_t n_block, int32_t n_thread, int32_t ng) { return (int64_t)(n_block + 1) * ng + 4 * n_thread; }
+static __host__ __forceinline__ int64_t dec_merge_floats(int32_t n_block, int32_t n_thread, int32_t ng) { return (int64_t)(2 * n_block + 1) * ng + 4 * n_thread; }
 template <int W> struct dec_wide { typedef float4 type; };
 template <> struct dec_wide<2> { typedef float2 type; };
 template <int W>
-static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, const dec_join &j, int32_t ng, float *room) {
+static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, const dec_join &j, int32_t ng, int32_t part, float *room) {
     typedef typename dec_wide<W>::type wide_t;
     const int32_t hd = a.hd, size = dec_state_floats(DEC_HEADS, hd), tid = (int32_t)threadIdx.x, lane = tid & 31, n_thread = (int32_t)blockDim.x, n = j.blocks;
-    const int32_t wide = ng * hd / W, groups = wide < n_thread ? n_thread / wide : 1, k = groups > 1 ? tid / wide : 0;
+    const int32_t per = (ng * hd / W + j.helpers - 1) / j.helpers, e0 = (int32_t)dec_min(part * per, ng * hd / W), wide = (int32_t)dec_min(per, ng * hd / W - e0);
+    const int32_t groups = per < n_thread ? n_thread / per : 1, k = groups > 1 ? tid / per : 0, h0 = W * e0 / hd;
     const float *partial = a.partial + (int64_t)2 * j.first * size;
-    float *scale = room, *factor = room + n * ng, *sums = factor + ng;
+    float *scale = room, *total = room + n * ng, *factor = total + n * ng, *sums = factor + ng;
     const auto result = [&](int32_t r) { return partial + (int64_t)(2 * r + (r == 0 && j.late)) * size; };
-    for (int32_t e = tid - k * wide, turn = 0; turn * n_thread < wide; turn++, e += n_thread) { /* once, but for more numbers than threads */
-        const bool live = k < groups && e < wide;
+    for (int32_t i = tid - k * per, turn = 0; turn * n_thread < wide; turn++, i += n_thread) { /* once, but for more numbers than threads */
+        const bool live = k < groups && i < wide;
+        const int32_t e = e0 + (live ? i : 0);
         wide_t v[DEC_ROUND];
         const auto ask = [&](int32_t r0) {
 #pragma unroll
-            for (int32_t i = 0; i < DEC_ROUND; i++) { /* beyond the last: the last again, not counted */
-                const int32_t r = r0 + i * groups;
-                v[i] = __ldcg((const wide_t *)(const void *)(result(r < n ? r : n - 1) + W * (live ? e : 0)));
+            for (int32_t x = 0; x < DEC_ROUND; x++) { /* beyond the last: the last again, not counted */
+                const int32_t r = r0 + x * groups;
+                v[x] = __ldcg((const wide_t *)(const void *)(result(r < n ? r : n - 1) + W * e));
             }
         };
         ask(k);
         if (turn == 0) {
-            for (int32_t h = tid >> 5; h < ng; h += n_thread >> 5) {
+            for (int32_t h = h0 + (tid >> 5); h <= (W * (e0 + wide) - 1) / hd; h += n_thread >> 5) {
                 float max = -INFINITY, sum = 0;
 #pragma unroll 4
                 for (int32_t r = lane; r < n; r += 32) {
-                    const float m = __ldcg(result(r) + DEC_HEADS * hd + h);
-                    scale[r * ng + h] = m;
+                    const float *of = result(r) + DEC_HEADS * hd + h, m = __ldcg(of);
+                    total[h * n + r] = __ldcg(of + DEC_HEADS);
+                    scale[h * n + r] = m;
                     max = fmaxf(max, m);
                 }
 #pragma unroll
                 for (int32_t d = 16; d; d >>= 1) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, d));
-#pragma unroll 4
                 for (int32_t r = lane; r < n; r += 32) {
-                    const float f = dec_exp(scale[r * ng + h], max);
-                    scale[r * ng + h] = f;
-                    sum += f * __ldcg(result(r) + DEC_HEADS * hd + DEC_HEADS + h);
+                    const float f = dec_exp(scale[h * n + r], max);
+                    scale[h * n + r] = f;
+                    sum += f * total[h * n + r];
                 }
 #pragma unroll
                 for (int32_t d = 16; d; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
@@ -443,11 +447,11 @@ static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, 
         for (int32_t w = 0; w < W; w++) x[w] = 0;
         for (int32_t r0 = k;;) {
 #pragma unroll
-            for (int32_t i = 0; i < DEC_ROUND; i++) {
-                const int32_t r = r0 + i * groups;
-                const float c = r < n ? scale[r * ng + h] : 0.0f, *y = (const float *)(const void *)&v[i];
+            for (int32_t y = 0; y < DEC_ROUND; y++) {
+                const int32_t r = r0 + y * groups;
+                const float c = r < n ? scale[h * n + r] : 0.0f, *z = (const float *)(const void *)&v[y];
 #pragma unroll
-                for (int32_t w = 0; w < W; w++) x[w] += c * y[w];
+                for (int32_t w = 0; w < W; w++) x[w] += c * z[w];
             }
             r0 += DEC_ROUND * groups;
             if (r0 >= n) break;
@@ -455,16 +459,16 @@ static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, 
         }
 #pragma unroll
         for (int32_t w = 0; w < W; w++) {
-            if (groups > 1) sums[(k * wide + e) * W + w] = x[w];
+            if (groups > 1) sums[(k * per + i) * W + w] = x[w];
             else out[W * e + w] = x[w] * factor[h];
         }
     }
     if (groups == 1) return;
     __syncthreads();
-    for (int32_t i = tid; i < ng * hd; i += n_thread) {
+    for (int32_t i = tid; i < wide * W; i += n_thread) {
         float x = 0;
-        for (int32_t g = 0; g < groups; g++) x += sums[g * ng * hd + i];
-        out[i] = x * factor[i / hd];
+        for (int32_t g = 0; g < groups; g++) x += sums[g * per * W + i];
+        out[W * e0 + i] = x * factor[(W * e0 + i) / hd];
     }
 }
 
@@ -504,16 +508,22 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
     }
     __syncthreads(); /* partial is written, slots may be written again */
     if (whole) return;
+    uint32_t *const counter = a.counter + 2 * (int64_t)g.index;
     if (tid == 0) {
         __threadfence();
         const uint32_t n = (uint32_t)j.blocks;
-        sh->last = atomicInc(&a.counter[g.index], n - 1) == n - 1;
-        __threadfence(); /* for the whole block: what the others wrote is seen behind the barrier */
+        const int32_t part = (int32_t)atomicAdd(counter, 1u) - (j.blocks - j.helpers);
+        if (part >= 0) {
+            while (*(volatile uint32_t *)counter < n) LG_SPIN();
+            __threadfence(); /* for the whole block: what the others wrote is seen behind the barrier */
+        }
+        sh->part = part;
     }
     __syncthreads();
-    if (!sh->last) return;
-    if (hd % 4 == 0) dec_merge<4>(out, a, j, ng, slots);
-    else dec_merge<2>(out, a, j, ng, slots);
+    if (sh->part < 0) return;
+    if (hd % 4 == 0) dec_merge<4>(out, a, j, ng, sh->part, slots);
+    else dec_merge<2>(out, a, j, ng, sh->part, slots);
+    if (tid == 0 && atomicInc(counter + 1, (uint32_t)j.helpers - 1) == (uint32_t)j.helpers - 1) *counter = 0; /* nobody looks at it any more */
     __syncthreads(); /* slots may be written again */
 }
 #endif
