@@ -641,8 +641,20 @@ template <int E> static __device__ void store_row(uint8_t *to, const lg_kv_geom 
     }
 }
 
-/* Pairs of a head by the angles of its token; elements as in store_row. row: [E*32] of this warp. */
-template <int E> static __device__ void rotate(float *v, float *row, const float *cs, const float *sn, int d, bool interleaved, int lane) {
+/* Cosines and sines of a token for the elements of a lane, as in store_row. */
+template <int E> struct angles {
+    float c[E], s[E];
+    __device__ void load(const float *cs, const float *sn, int d, bool interleaved, int lane) {
+#pragma unroll
+        for (int i = 0; i < E; i++) {
+            const int at = i * 32 + lane, pair = interleaved ? at >> 1 : at % (d / 2);
+            c[i] = at < d ? cs[pair] : 1.0f;
+            s[i] = at < d ? sn[pair] : 0.0f;
+        }
+    }
+};
+/* Pairs of a head by these angles. row: [E*32] of this warp. */
+template <int E> static __device__ void rotate(float *v, float *row, const angles<E> &by, int d, bool interleaved, int lane) {
 #pragma unroll
     for (int i = 0; i < E; i++) row[i * 32 + lane] = v[i];
     __syncwarp();
@@ -650,10 +662,9 @@ template <int E> static __device__ void rotate(float *v, float *row, const float
     for (int i = 0; i < E; i++) {
         const int at = i * 32 + lane;
         if (at < d) {
-            const int pair = interleaved ? at >> 1 : at % (d / 2);
             const bool second = interleaved ? (at & 1) : at >= d / 2;
             const float other = row[interleaved ? at ^ 1 : second ? at - d / 2 : at + d / 2];
-            v[i] = second ? v[i] * cs[pair] + other * sn[pair] : v[i] * cs[pair] - other * sn[pair];
+            v[i] = second ? v[i] * by.c[i] + other * by.s[i] : v[i] * by.c[i] - other * by.s[i];
         }
     }
 }
@@ -672,14 +683,16 @@ typedef struct finish_args {
 template <int E> static __global__ void __launch_bounds__(128) k_finish(const __grid_constant__ finish_args a) {
     extern __shared__ float rows[]; /* [4][E*32] */
     const int lane = threadIdx.x & 31, d = a.g.head_dim, n_kv = a.g.n_head_kv, per = a.n_head + 2 * n_kv;
-    const int64_t item = (int64_t)blockIdx.x * 4 + (threadIdx.x >> 5);
+    const int64_t item = (int64_t)blockIdx.x * 4 + (threadIdx.x >> 5), t = item / per;
+    const int j = (int)(item % per);
+    const bool live = item < a.n_item, is_q = j < a.n_head, is_k = !is_q && j < a.n_head + n_kv;
+    const int h = is_q ? j : is_k ? j - a.n_head : j - a.n_head - n_kv;
+    const int64_t row = live && !is_q ? ((int64_t)a.dst_page[t] * n_kv + h) * LG_PAGE + a.dst_slot[t] : 0; /* staged with the step: there before the op before */
+    angles<E> turn;
+    if (live && (is_q || is_k)) turn.load(a.cs + t * (d / 2), a.sn + t * (d / 2), d, a.interleaved, lane);
     lg_pdl_wait();
     lg_pdl_go();
-    if (item >= a.n_item) return;
-    const int64_t t = item / per;
-    const int j = (int)(item % per);
-    const bool is_q = j < a.n_head, is_k = !is_q && j < a.n_head + n_kv;
-    const int h = is_q ? j : is_k ? j - a.n_head : j - a.n_head - n_kv;
+    if (!live) return;
     const float *src = is_q ? a.q + (t * a.n_head + h) * d : (is_k ? a.k : a.v) + (t * n_kv + h) * d;
     const float *bias = is_q ? a.bq : is_k ? a.bk : a.bv, *norm = is_q ? a.q_norm : is_k ? a.k_norm : NULL;
     float v[E], ss = 0;
@@ -707,14 +720,13 @@ template <int E> static __global__ void __launch_bounds__(128) k_finish(const __
 #pragma unroll
         for (int i = 0; i < E; i++)
             if (i * 32 + lane < d) a.v_raw[(t * n_kv + h) * d + i * 32 + lane] = v[i];
-    if (is_q || is_k) rotate<E>(v, rows + (threadIdx.x >> 5) * E * 32, a.cs + t * (d / 2), a.sn + t * (d / 2), d, a.interleaved, lane);
+    if (is_q || is_k) rotate<E>(v, rows + (threadIdx.x >> 5) * E * 32, turn, d, a.interleaved, lane);
     if (is_q) {
 #pragma unroll
         for (int i = 0; i < E; i++)
             if (i * 32 + lane < d) a.q[(t * a.n_head + h) * d + i * 32 + lane] = v[i];
         return;
     }
-    const int64_t row = ((int64_t)a.dst_page[t] * n_kv + h) * LG_PAGE + a.dst_slot[t];
     store_row<E>((is_k ? a.kv.k : a.kv.v) + row * a.g.row_bytes, a.g, v, lane);
 }
 
@@ -749,7 +761,11 @@ template <int E> static __global__ void __launch_bounds__(128) k_write(const __g
         k[i] = at < d ? load_one(a.k + item * a.src.row_bytes, a.src, from) : 0.0f;
         v[i] = at < d ? load_one(a.v + item * a.src.row_bytes, a.src, at) : 0.0f;
     }
-    if (a.cs) rotate<E>(k, rows + (threadIdx.x >> 5) * E * 32, a.cs + t * (d / 2), a.sn + t * (d / 2), d, a.interleaved, lane);
+    if (a.cs) {
+        angles<E> turn;
+        turn.load(a.cs + t * (d / 2), a.sn + t * (d / 2), d, a.interleaved, lane);
+        rotate<E>(k, rows + (threadIdx.x >> 5) * E * 32, turn, d, a.interleaved, lane);
+    }
     store_row<E>(a.kv.k + to, a.g, k, lane);
     store_row<E>(a.kv.v + to, a.g, v, lane);
 }

@@ -22,10 +22,10 @@ template <int T> static __host__ __device__ __forceinline__ constexpr lg_form lg
 static __host__ __device__ __forceinline__ constexpr int lg_side_floats(bool half_groups) { return half_groups ? 8 : 4; }
 
 /* Row n, by the whole block: xs [n_chunk*128], side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
- * first half, then of the second). Returns the thread's part of the sum of squares. */
-template <int N_THREAD, typename B>
+ * first half, then of the second). AHEAD: times 8 numbers a thread asks for at once; `behind` comes after the first of them. Returns the
+ * thread's part of the sum of squares. */
+template <int N_THREAD, int AHEAD, typename B>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f, B behind) {
-    enum { AHEAD = 4 };
     const int tid = threadIdx.x, lane = tid & 31, n_slot = n_chunk * 16, size = lg_side_floats(f.half_groups);
     float ss = 0;
     bool asked = false;
@@ -113,7 +113,7 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
 }
 template <int N_THREAD>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f) {
-    return lg_prepare_row<N_THREAD>(xs, side, pairs, n, x, norm, n_in, n_chunk, f, [] {});
+    return lg_prepare_row<N_THREAD, 4>(xs, side, pairs, n, x, norm, n_in, n_chunk, f, [] {});
 }
 /* tmp [warps of the block] */
 static __device__ __forceinline__ void lg_warp_sum(float *tmp, float v) {
