@@ -24,6 +24,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define LG_NOINLINE inline
 #define __launch_bounds__(...)
 #define __grid_constant__
 

@@ -500,20 +500,24 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     if (!dec_cut(a, sh)) return; /* the whole block */
     if (MATH::BULK) {
         if ((threadIdx.x & 31) == 0)
+#pragma unroll 1
             for (int32_t i = 0; i < a.n_stage; i++) lg_bar_init(room.ring.bar + (lg_smem)(i * DEC_BAR));
         __syncwarp();
     }
     dec_feed feed;
-    dec_feed_begin<MATH::WHOLE>(&feed, a, sh, warp, n_warp);
-    dec_seg seg;
-    dec_seg_load(&seg, a, sh->index, sh->begin);
+    dec_seg seg = dec_feed_begin<MATH::WHOLE>(&feed, a, sh, warp, n_warp);
     int32_t ahead = 0, stage = 0;
-    for (; !a.hybrid && ahead + 1 < a.n_stage && dec_feed_old(&feed); ahead++) MATH::issue(&feed, a, n_warp, room.ring);
-    lg_dec_wait();
-    if (a.release) lg_dec_go();
     MATH math;
-    math.load(a, seg); /* on their way while the rings are filled */
-    for (; ahead + 1 < a.n_stage; ahead++) MATH::issue(&feed, a, n_warp, room.ring);
+#pragma unroll 1
+    for (int32_t waited = a.hybrid; waited < 2; waited++) { /* dense: first with rows of old tokens, before the wait */
+        if (waited) {
+            if (!a.hybrid) lg_dec_wait();
+            if (a.release) lg_dec_go();
+            math.load(a, seg); /* on their way while the rings are filled */
+        }
+#pragma unroll 1
+        for (; ahead + 1 < a.n_stage && (waited || dec_feed_old(&feed)); ahead++) MATH::issue(&feed, a, n_warp, room.ring);
+    }
     const int32_t hi = sh->hi;
     int32_t unit = sh->lo + warp;
     uint32_t parity = 0; /* of the stages' barriers */
@@ -541,9 +545,11 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
             if (round == r) math.put(slot, a, dec_heads(a, seg), r != rounds - 1);
             if (r) __syncthreads();
         }
-        dec_finish(a, sh, seg, room.slots);
+        dec_finish<MATH::HEAD>(a, sh, seg, room.slots);
         if (seg.end >= hi) break;
-        dec_seg_load(&seg, a, seg.index + 1, seg.end); /* the stretch goes on with the next segment */
+        if (warp == 0) dec_seg_load(&sh->next, a, seg.index + 1, seg.end); /* the stretch goes on with the next segment */
+        __syncthreads();
+        seg = sh->next;
         math.load(a, seg);
         if (threadIdx.x == 0) dec_follow(sh, seg);
     }
@@ -552,6 +558,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
 
 template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
     static constexpr bool BULK = LG_BULK, WHOLE = BULK && DT == LG_DTYPE_KV8;
+    static constexpr int32_t HEAD = HD;
     tc_numbers<DT, HD> numbers;
     tc_query<DT, HD> q;
     tc_state<HD> st;
@@ -720,6 +727,7 @@ static __device__ __forceinline__ void fma_put(float *slot, fma_state<NG, J> *st
 
 template <int DT, int J, int NG> struct fma_math {
     static constexpr bool BULK = false, WHOLE = false;
+    static constexpr int32_t HEAD = 0;
     float q[NG][2 * J];
     fma_state<NG, J> st;
     static __device__ __forceinline__ int32_t row_room(const dec_args &a) { return a.row_room; }

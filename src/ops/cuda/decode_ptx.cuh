@@ -13,6 +13,7 @@ typedef uint32_t lg_smem; /* address within the block's shared memory */
 #define LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, early, ...) lg_cuda_launch(kernel, dim3(grid), dim3(block), smem, stream, early, __VA_ARGS__)
 #define LG_LAUNCH(kernel, grid, block, smem, stream, ...) LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, false, __VA_ARGS__)
 #define LG_SPIN() __nanosleep(40)
+#define LG_NOINLINE __noinline__
 #define lg_dec_wait lg_pdl_wait
 #define lg_dec_go lg_pdl_go
 

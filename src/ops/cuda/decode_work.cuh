@@ -19,7 +19,7 @@
 #include "ops/cuda/decode_ptx.cuh"
 #include "ops/cuda/kv.cuh"
 
-enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = LG_CUDA_SPREAD, DEC_WARPS = 12, DEC_HELPERS = 8 }; /* warps, helpers: at most */
+enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = LG_CUDA_SPREAD, DEC_WARPS = 12, DEC_HELPERS = 8, DEC_MANY = 48 }; /* warps: at most; helpers where a segment has so many blocks */
 
 typedef struct dec_args {
     float *out;
@@ -58,44 +58,62 @@ typedef struct dec_seg {
     const int32_t *page, *ids; /* ids: a set's blocks, else NULL */
 } dec_seg;
 
-enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3 }; /* of a unit */
-static __device__ __forceinline__ uint32_t dec_weight(const dec_seg &g) { return g.ids ? DEC_WEIGHT_SET : DEC_WEIGHT_ROW; }
-static __device__ __forceinline__ uint32_t dec_weighs(const dec_seg &g) { return (uint32_t)(g.end - g.begin) * dec_weight(g); }
 
-static __device__ __forceinline__ void dec_seg_load(dec_seg *g, const dec_args &a, int32_t index, int32_t begin) {
+/* Loads first: they are in flight together. begin: see dec_seg. */
+static __device__ __forceinline__ dec_seg dec_seg_of(const dec_args &a, int32_t index, int32_t begin) {
+    dec_seg g;
     const int32_t row = index / a.n_chunk;
-    g->index = index;
-    g->c = index % a.n_chunk;
-    g->s = row / a.n_kv;
-    g->h = row % a.n_kv;
-    const lg_cuda_seq q = a.seqs[g->s];
-    g->len = (int32_t)q.len;
-    g->page = q.page;
-    g->ids = NULL;
-    g->n = g->len;
-    g->sinks = g->len;
-    g->jump = 0;
-    g->score = false;
-    if (a.hybrid) { /* loads first: they are in flight together */
-        const bool dense = a.dense[g->s];
-        const int64_t budget = a.budget[g->s];
-        const int32_t read = a.roles_in ? a.role_read[g->h] : a.read[g->h];
-        const int64_t slot = (int64_t)g->s * a.n_set + (read >= 0 ? read : 0);
+    g.index = index;
+    g.c = index % a.n_chunk;
+    g.s = row / a.n_kv;
+    g.h = row % a.n_kv;
+    const lg_cuda_seq q = a.seqs[g.s];
+    g.len = (int32_t)q.len;
+    g.page = q.page;
+    g.ids = NULL;
+    g.n = g.len;
+    g.sinks = g.len;
+    g.jump = 0;
+    g.score = false;
+    if (a.hybrid) {
+        const bool dense = a.dense[g.s];
+        const int64_t budget = a.budget[g.s];
+        const int32_t read = a.roles_in ? a.role_read[g.h] : a.read[g.h];
+        const int64_t slot = (int64_t)g.s * a.n_set + (read >= 0 ? read : 0);
         const int32_t set_n = read >= 0 ? a.set_n[slot] : 0;
         if (!dense && read >= 0) {
-            g->ids = a.set_idx + slot * a.set_cap;
-            g->n = q.len > 0 ? set_n << a.block_shift : 0;
+            g.ids = a.set_idx + slot * a.set_cap;
+            g.n = q.len > 0 ? set_n << a.block_shift : 0;
         } else if (!dense && read == LG_HEAD_WINDOW) {
-            const int64_t own = lg_cuda_share(budget, a.least, a.role_share[g->h]);
-            g->sinks = (int32_t)dec_min(dec_max(a.sinks, 0), q.len);
-            g->jump = (int32_t)(dec_min(q.len, dec_max(g->sinks, q.len - (own - a.sinks))) - g->sinks);
-            g->n = g->len - g->jump;
+            const int64_t own = lg_cuda_share(budget, a.least, a.role_share[g.h]);
+            g.sinks = (int32_t)dec_min(dec_max(a.sinks, 0), q.len);
+            g.jump = (int32_t)(dec_min(q.len, dec_max(g.sinks, q.len - (own - a.sinks))) - g.sinks);
+            g.n = g.len - g.jump;
         } else if (!dense) {
-            g->score = g->c == 0 && (a.roles_in ? a.role_make[g->h] : a.make[g->h]) >= 0;
+            g.score = g.c == 0 && (a.roles_in ? a.role_make[g.h] : a.make[g.h]) >= 0;
         }
     }
-    g->begin = begin;
-    g->end = begin + (g->n > DEC_UNIT ? (g->n - 1) / DEC_UNIT + 1 : 1);
+    g.begin = begin;
+    g.end = begin + (g.n > DEC_UNIT ? (g.n - 1) / DEC_UNIT + 1 : 1);
+    return g;
+}
+/* Code that runs once a launch is kept out of line, once for all who need it: it comes from L2, past a queue of rows. */
+/* By a whole warp; *g is shared memory. */
+static __device__ LG_NOINLINE void dec_seg_load(dec_seg *g, const dec_args &a, int32_t index, int32_t begin) {
+    const dec_seg own = dec_seg_of(a, index, begin);
+    __syncwarp(); /* nobody reads the segment before */
+    if ((threadIdx.x & 31) == 0) *g = own;
+    __syncwarp();
+}
+/* Units and what one of them weighs. */
+enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3 };
+typedef struct dec_size { uint32_t units, weight; } dec_size;
+static __device__ LG_NOINLINE dec_size dec_size_of(const dec_args &a, int32_t index) {
+    const dec_seg g = dec_seg_of(a, index, 0);
+    return dec_size{ (uint32_t)g.end, g.ids ? (uint32_t)DEC_WEIGHT_SET : (uint32_t)DEC_WEIGHT_ROW };
+}
+static __device__ __forceinline__ dec_size dec_size_of(const dec_seg &g) {
+    return dec_size{ (uint32_t)(g.end - g.begin), g.ids ? (uint32_t)DEC_WEIGHT_SET : (uint32_t)DEC_WEIGHT_ROW };
 }
 
 /* Units before this one are 16 counted rows that lie side by side in a page. */
@@ -119,6 +137,7 @@ typedef struct dec_shared { /* of the block, beside rings and slots */
     dec_join join;            /* of the running segment */
     dec_sums scan[DEC_WARPS];
     dec_seg ahead[DEC_WARPS]; /* what each warp's feed is at */
+    dec_seg next;             /* the running segment, unless it is the first */
     int32_t part;             /* of the merge; < 0: none */
 } dec_shared;
 
@@ -132,8 +151,8 @@ static __device__ __forceinline__ int32_t dec_block_of(const dec_plan &p, uint32
     return (int32_t)((((uint64_t)at + 1) * (uint32_t)p.blocks - 1) / p.all.weight);
 }
 
-static __device__ __forceinline__ dec_sums dec_sums_of(const dec_plan &p, const dec_seg &g) {
-    dec_sums x = { (uint32_t)(g.end - g.begin), dec_weighs(g), 0 };
+static __device__ __forceinline__ dec_sums dec_sums_of(const dec_plan &p, const dec_size &g) {
+    dec_sums x = { g.units, g.units * g.weight, 0 };
     if (p.rate > 0) { /* in all at most gridDim.x; none takes much more than its share */
         const uint32_t n = (uint32_t)((float)x.weight * p.rate) + 1;
         x.blocks = n < x.units ? n : x.units;
@@ -141,11 +160,11 @@ static __device__ __forceinline__ dec_sums dec_sums_of(const dec_plan &p, const 
     return x;
 }
 /* before: of the segments before g, own: of g. */
-static __device__ __forceinline__ dec_join dec_join_of(const dec_plan &p, const dec_seg &g, const dec_sums &before, const dec_sums &own) {
-    dec_join j = { (int32_t)before.blocks, (int32_t)own.blocks, 0, (int32_t)dec_min(own.blocks, DEC_HELPERS) };
+static __device__ __forceinline__ dec_join dec_join_of(const dec_plan &p, const dec_size &g, const dec_sums &before, const dec_sums &own) {
+    dec_join j = { (int32_t)before.blocks, (int32_t)own.blocks, 0, own.blocks >= DEC_MANY ? DEC_HELPERS : 1 };
     if (!(p.rate > 0)) {
         j.helpers = 1; /* who helps waits: not a block that has another segment to go on with */
-        j.first = dec_block_of(p, before.weight + dec_weight(g) - 1);
+        j.first = dec_block_of(p, before.weight + g.weight - 1);
         j.blocks = dec_block_of(p, before.weight + own.weight - 1) - j.first + 1;
         j.late = dec_share(p.all.weight, (uint32_t)p.blocks, (uint32_t)j.first) < before.weight;
     }
@@ -181,15 +200,11 @@ static __device__ __forceinline__ bool dec_cut(const dec_args &a, dec_shared *sh
     const int32_t used = per > 1 ? (int32_t)blockDim.x >> 5 : (n_seg + 31) >> 5; /* warps that have segments */
     dec_plan p = {};
     dec_sums at = { 0, 0, 0 };
-    dec_seg first; /* of this thread; more than one are rare */
-    if (i0 < i1) dec_seg_load(&first, a, i0, 0);
+    dec_size first = { 0, 0 }; /* of this thread; more than one are rare */
+    if (i0 < i1) first = dec_size_of(a, i0);
     for (int32_t turn = 0; turn < (apart ? 2 : 1); turn++) { /* the rate follows from the sum of the weights */
         dec_sums own = { 0, 0, 0 };
-        for (int32_t i = i0; i < i1; i++) {
-            dec_seg g = first;
-            if (i > i0) dec_seg_load(&g, a, i, 0);
-            own = dec_add(own, dec_sums_of(p, g));
-        }
+        for (int32_t i = i0; i < i1; i++) own = dec_add(own, dec_sums_of(p, i > i0 ? dec_size_of(a, i) : first));
         at = dec_scan(own, &p.all, sh->scan, used);
         if (apart) p.rate = (float)(n_block - n_seg) / (float)p.all.weight;
     }
@@ -200,30 +215,29 @@ static __device__ __forceinline__ bool dec_cut(const dec_args &a, dec_shared *sh
     const uint32_t from = apart ? blockIdx.x : dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x);
     const uint32_t to = apart ? from : dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x + 1);
     for (int32_t i = i0; i < i1; i++) { /* whoever looks after the segment where the stretch begins, and after that where it ends */
-        dec_seg g = first;
-        if (i > i0) dec_seg_load(&g, a, i, 0);
-        g.end += (int32_t)at.units - g.begin;
-        g.begin = (int32_t)at.units;
+        const dec_size g = i > i0 ? dec_size_of(a, i) : first;
+        const int32_t begin = (int32_t)at.units;
         const dec_sums own = dec_sums_of(p, g);
         const uint32_t w = apart ? at.blocks : at.weight, end = w + (apart ? own.blocks : own.weight);
         if (w <= from && from < end) {
             sh->index = i;
-            sh->begin = g.begin;
-            sh->lo = g.begin + (int32_t)(apart ? dec_share(own.units, own.blocks, from - w) : (from - w) / dec_weight(g));
-            if (apart) sh->hi = g.begin + (int32_t)dec_share(own.units, own.blocks, from - w + 1);
+            sh->begin = begin;
+            sh->lo = begin + (int32_t)(apart ? dec_share(own.units, own.blocks, from - w) : (from - w) / g.weight);
+            if (apart) sh->hi = begin + (int32_t)dec_share(own.units, own.blocks, from - w + 1);
             sh->after = dec_add(at, own);
             sh->join = dec_join_of(p, g, at, own);
         }
-        if (!apart && w < to && to <= end) sh->hi = to == end ? g.end : g.begin + (int32_t)((to - w) / dec_weight(g));
+        if (!apart && w < to && to <= end) sh->hi = begin + (int32_t)(to == end ? own.units : (to - w) / g.weight);
         at = dec_add(at, own);
     }
     __syncthreads();
     return true;
 }
 /* One thread: the stretch goes on with segment g. */
-static __device__ __forceinline__ void dec_follow(dec_shared *sh, const dec_seg &g) {
-    const dec_sums own = dec_sums_of(sh->plan, g);
-    sh->join = dec_join_of(sh->plan, g, sh->after, own);
+static __device__ LG_NOINLINE void dec_follow(dec_shared *sh, const dec_seg &g) {
+    const dec_size size = dec_size_of(g);
+    const dec_sums own = dec_sums_of(sh->plan, size);
+    sh->join = dec_join_of(sh->plan, size, sh->after, own);
     sh->after = dec_add(sh->after, own);
 }
 
@@ -247,13 +261,9 @@ enum { DEC_NONE = -1, DEC_MASKED = 0, DEC_VALID = 1, DEC_BULK = 2 }; /* states: 
 
 /* The feed is now at segment `index`. */
 static __device__ __forceinline__ void dec_feed_at(dec_feed *f, const dec_args &a, int32_t index, int32_t begin) {
-    dec_seg g;
-    dec_seg_load(&g, a, index, begin);
-    __syncwarp(); /* nobody reads the segment before */
-    if ((threadIdx.x & 31) == 0) *f->g = g;
-    __syncwarp();
-    f->end = g.end < f->hi ? g.end : f->hi;
-    f->full = dec_full(g);
+    dec_seg_load(f->g, a, index, begin);
+    f->end = f->g->end < f->hi ? f->g->end : f->hi;
+    f->full = dec_full(*f->g);
 }
 
 template <bool WHOLE>
@@ -310,14 +320,16 @@ static __device__ __forceinline__ void dec_feed_turn(dec_feed *f, const dec_args
 }
 
 template <bool WHOLE>
-static __device__ __forceinline__ void dec_feed_begin(dec_feed *f, const dec_args &a, dec_shared *sh, int32_t warp, int32_t n_warp) {
+static __device__ __forceinline__ dec_seg dec_feed_begin(dec_feed *f, const dec_args &a, dec_shared *sh, int32_t warp, int32_t n_warp) {
     f->g = &sh->ahead[warp];
     f->next = sh->lo + warp;
     f->hi = sh->hi;
     f->stage = 0;
     dec_feed_at(f, a, sh->index, sh->begin);
+    const dec_seg first = *f->g;
     dec_feed_look<WHOLE>(f, a, n_warp);
     dec_feed_turn<WHOLE>(f, a, n_warp);
+    return first; /* the segment that the stretch begins with */
 }
 
 /* Whether the next unit's rows may be read before the op before this one has ended: they have long been written. */
@@ -394,12 +406,38 @@ static __device__ __forceinline__ float dec_exp(float x, float max) { return max
  * L2, past a queue of rows.) room: for each head [n] scales and [n] totals; [ng] factors, [groups][e1 - e0][W] sums. */
 enum { DEC_ROUND = 8 };
 static __host__ __forceinline__ int64_t dec_merge_floats(int32_t n_block, int32_t n_thread, int32_t ng) { return (int64_t)(2 * n_block + 1) * ng + 4 * n_thread; }
+/* Of heads h0 .. h1, by the warps of a block: scale[h][n] what each result counts, factor[h] 1 / the total. */
+static __device__ __forceinline__ void dec_scales(float *scale, float *total, float *factor, const float *partial, const dec_args &a, const dec_join &j, int32_t hd, int32_t h0, int32_t h1) {
+    const int32_t size = dec_state_floats(DEC_HEADS, hd), lane = (int32_t)threadIdx.x & 31, n = j.blocks;
+    for (int32_t h = h0 + (int32_t)(threadIdx.x >> 5); h <= h1; h += (int32_t)blockDim.x >> 5) {
+        float max = -INFINITY, sum = 0;
+#pragma unroll 4
+        for (int32_t r = lane; r < n; r += 32) {
+            const float *of = partial + (int64_t)(2 * r + (r == 0 && j.late)) * size + DEC_HEADS * hd + h, m = __ldcg(of);
+            total[h * n + r] = __ldcg(of + DEC_HEADS);
+            scale[h * n + r] = m;
+            max = fmaxf(max, m);
+        }
+#pragma unroll
+        for (int32_t d = 16; d; d >>= 1) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, d));
+#pragma unroll 1
+        for (int32_t r = lane; r < n; r += 32) {
+            const float f = dec_exp(scale[h * n + r], max);
+            scale[h * n + r] = f;
+            sum += f * total[h * n + r];
+        }
+#pragma unroll
+        for (int32_t d = 16; d; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+        if (lane == 0) factor[h] = sum == 0.0f ? 0.0f : 1.0f / sum;
+    }
+}
 template <int W> struct dec_wide { typedef float4 type; };
 template <> struct dec_wide<2> { typedef float2 type; };
-template <int W>
+template <int HD> /* 0: a.hd */
 static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, const dec_join &j, int32_t ng, int32_t part, float *room) {
+    enum { W = HD % 4 == 0 && HD > 0 ? 4 : 2 };
     typedef typename dec_wide<W>::type wide_t;
-    const int32_t hd = a.hd, size = dec_state_floats(DEC_HEADS, hd), tid = (int32_t)threadIdx.x, lane = tid & 31, n_thread = (int32_t)blockDim.x, n = j.blocks;
+    const int32_t hd = HD ? HD : a.hd, size = dec_state_floats(DEC_HEADS, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x, n = j.blocks;
     const int32_t per = (ng * hd / W + j.helpers - 1) / j.helpers, e0 = (int32_t)dec_min(part * per, ng * hd / W), wide = (int32_t)dec_min(per, ng * hd / W - e0);
     const int32_t groups = per < n_thread ? n_thread / per : 1, k = groups > 1 ? tid / per : 0, h0 = W * e0 / hd;
     const float *partial = a.partial + (int64_t)2 * j.first * size;
@@ -416,36 +454,17 @@ static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, 
                 v[x] = __ldcg((const wide_t *)(const void *)(result(r < n ? r : n - 1) + W * e));
             }
         };
-        ask(k);
-        if (turn == 0) {
-            for (int32_t h = h0 + (tid >> 5); h <= (W * (e0 + wide) - 1) / hd; h += n_thread >> 5) {
-                float max = -INFINITY, sum = 0;
-#pragma unroll 4
-                for (int32_t r = lane; r < n; r += 32) {
-                    const float *of = result(r) + DEC_HEADS * hd + h, m = __ldcg(of);
-                    total[h * n + r] = __ldcg(of + DEC_HEADS);
-                    scale[h * n + r] = m;
-                    max = fmaxf(max, m);
-                }
-#pragma unroll
-                for (int32_t d = 16; d; d >>= 1) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, d));
-                for (int32_t r = lane; r < n; r += 32) {
-                    const float f = dec_exp(scale[h * n + r], max);
-                    scale[h * n + r] = f;
-                    sum += f * total[h * n + r];
-                }
-#pragma unroll
-                for (int32_t d = 16; d; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-                if (lane == 0) factor[h] = sum == 0.0f ? 0.0f : 1.0f / sum;
-            }
-            __syncthreads();
-        }
-        if (!live) continue;
         const int32_t h = W * e / hd;
         float x[W];
 #pragma unroll
         for (int32_t w = 0; w < W; w++) x[w] = 0;
-        for (int32_t r0 = k;;) {
+#pragma unroll 1
+        for (int32_t r0 = k; r0 < n || r0 == k; r0 += DEC_ROUND * groups) {
+            ask(r0);
+            if (turn == 0 && r0 == k) { /* all threads */
+                dec_scales(scale, total, factor, partial, a, j, hd, h0, (W * (e0 + wide) - 1) / hd);
+                __syncthreads();
+            }
 #pragma unroll
             for (int32_t y = 0; y < DEC_ROUND; y++) {
                 const int32_t r = r0 + y * groups;
@@ -453,10 +472,8 @@ static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, 
 #pragma unroll
                 for (int32_t w = 0; w < W; w++) x[w] += c * z[w];
             }
-            r0 += DEC_ROUND * groups;
-            if (r0 >= n) break;
-            ask(r0);
         }
+        if (!live) continue;
 #pragma unroll
         for (int32_t w = 0; w < W; w++) {
             if (groups > 1) sums[(k * per + i) * W + w] = x[w];
@@ -473,8 +490,9 @@ static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, 
 }
 
 /* The slots of the block's warps -> the output, or a partial result. Every thread of the block calls it. */
+template <int HD> /* 0: a.hd */
 static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared *sh, const dec_seg &g, float *slots) {
-    const int32_t hd = a.hd, size = dec_state_floats(DEC_HEADS, hd), slot = dec_state_floats(a.slot_heads, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x;
+    const int32_t hd = HD ? HD : a.hd, size = dec_state_floats(DEC_HEADS, hd), slot = dec_state_floats(a.slot_heads, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x;
     const int32_t ng = (int32_t)dec_min(a.per_chunk, a.group - g.c * a.per_chunk), mx = a.slot_heads * hd, tot = mx + a.slot_heads;
     float *out = a.out + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group + g.c * a.per_chunk) * hd;
     __syncthreads(); /* slots are written */
@@ -521,8 +539,7 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
     }
     __syncthreads();
     if (sh->part < 0) return;
-    if (hd % 4 == 0) dec_merge<4>(out, a, j, ng, sh->part, slots);
-    else dec_merge<2>(out, a, j, ng, sh->part, slots);
+    dec_merge<HD>(out, a, j, ng, sh->part, slots);
     if (tid == 0 && atomicInc(counter + 1, (uint32_t)j.helpers - 1) == (uint32_t)j.helpers - 1) *counter = 0; /* nobody looks at it any more */
     __syncthreads(); /* slots may be written again */
 }
