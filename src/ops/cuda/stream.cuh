@@ -47,15 +47,14 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
         }
         if (!asked) behind();
         asked = true;
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            const int slot = first + i * N_THREAD, group = slot >> 2;
-            if (slot >= n_slot) continue;
+#pragma unroll 1 /* short code: it comes from L2 */
+        for (int slot = first, i = 0; i < AHEAD && slot < n_slot; slot += N_THREAD, i++) {
+            const int group = slot >> 2;
             const unsigned mask = slot - lane + 32 <= n_slot ? 0xffffffffu : 0x0000ffffu; /* the last warp may be half full */
             float v[8];
 #pragma unroll
             for (int q = 0; q < 2; q++) {
-                const float4 y = in[i][q], w = by[i][q];
+                const float4 y = in[0][q], w = by[0][q];
                 ss += y.x * y.x + y.y * y.y + y.z * y.z + y.w * y.w;
                 v[4 * q] = y.x * w.x;
                 v[4 * q + 1] = y.y * w.y;
@@ -93,7 +92,7 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
                 }
                 if (!f.half_groups) sum[0] += sum[1];
 #pragma unroll
-                for (int q = 0; q < 2; q++) {
+                for (int q = 0; q < (f.half_groups ? 2 : 1); q++) {
                     sum[q] += __shfl_xor_sync(mask, sum[q], 1);
                     sum[q] += __shfl_xor_sync(mask, sum[q], 2);
                 }
@@ -106,6 +105,13 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
                 }
             }
             *(uint4 *)(xs + slot * 8) = make_uint4(out[0], out[1], out[2], out[3]);
+#pragma unroll
+            for (int k = 0; k + 1 < AHEAD; k++)
+#pragma unroll
+                for (int q = 0; q < 2; q++) {
+                    in[k][q] = in[k + 1][q];
+                    by[k][q] = by[k + 1][q];
+                }
         }
     }
     if (!asked) behind();
