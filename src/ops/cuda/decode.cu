@@ -497,15 +497,23 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     const dec_room room = dec_rooms(smem, a, row, warp, n_warp);
     dec_shared *sh = room.sh;
     if (a.hybrid) lg_dec_wait(); /* sets come from another stream: a captured graph may have made that edge programmatic, too */
-    if (!dec_cut(a, sh)) return; /* the whole block */
+    dec_feed feed;
+    dec_stretch at;
+    feed.g = &sh->ahead[warp];
+    if (dec_few(a)) {
+        if (!dec_cut_few(a, sh, &at, feed.g)) return; /* the whole block */
+    } else {
+        if (!dec_cut_many(a, sh)) return;
+        at = sh->at;
+        dec_seg_load(feed.g, a, at.index, at.begin);
+    }
     if (MATH::BULK) {
         if ((threadIdx.x & 31) == 0)
 #pragma unroll 1
             for (int32_t i = 0; i < a.n_stage; i++) lg_bar_init(room.ring.bar + (lg_smem)(i * DEC_BAR));
         __syncwarp();
     }
-    dec_feed feed;
-    dec_seg seg = dec_feed_begin<MATH::WHOLE>(&feed, a, sh, warp, n_warp);
+    dec_seg seg = dec_feed_begin<MATH::WHOLE>(&feed, a, at, warp, n_warp);
     int32_t ahead = 0, stage = 0;
     MATH math;
 #pragma unroll 1
@@ -518,8 +526,8 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
 #pragma unroll 1
         for (; ahead + 1 < a.n_stage && (waited || dec_feed_old(&feed)); ahead++) MATH::issue(&feed, a, n_warp, room.ring);
     }
-    const int32_t hi = sh->hi;
-    int32_t unit = sh->lo + warp;
+    const int32_t hi = at.hi;
+    int32_t unit = at.lo + warp;
     uint32_t parity = 0; /* of the stages' barriers */
     for (;;) {
         float *const score = seg.score ? dec_score_at(a, seg) : NULL;

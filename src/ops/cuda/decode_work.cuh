@@ -58,7 +58,6 @@ typedef struct dec_seg {
     const int32_t *page, *ids; /* ids: a set's blocks, else NULL */
 } dec_seg;
 
-
 /* Loads first: they are in flight together. begin: see dec_seg. */
 static __device__ __forceinline__ dec_seg dec_seg_of(const dec_args &a, int32_t index, int32_t begin) {
     dec_seg g;
@@ -97,8 +96,8 @@ static __device__ __forceinline__ dec_seg dec_seg_of(const dec_args &a, int32_t 
     g.end = begin + (g.n > DEC_UNIT ? (g.n - 1) / DEC_UNIT + 1 : 1);
     return g;
 }
-/* Code that runs once a launch is kept out of line, once for all who need it: it comes from L2, past a queue of rows. */
-/* By a whole warp; *g is shared memory. */
+/* Code that few launches run is kept out of line (what runs once comes from L2, past a queue of rows: the less of it, the better).
+ * By a whole warp; *g is shared memory. */
 static __device__ LG_NOINLINE void dec_seg_load(dec_seg *g, const dec_args &a, int32_t index, int32_t begin) {
     const dec_seg own = dec_seg_of(a, index, begin);
     __syncwarp(); /* nobody reads the segment before */
@@ -130,9 +129,11 @@ typedef struct dec_plan {
 } dec_plan;
 /* The blocks that leave partial results of a segment; late: the first of them begins with another segment. */
 typedef struct dec_join { int32_t first, blocks, late, helpers; } dec_join; /* helpers: the last of the blocks, which merge a part each */
+/* Units [lo, hi), from segment `index` on, which begins at `begin`. */
+typedef struct dec_stretch { int32_t index, begin, lo, hi; } dec_stretch;
 typedef struct dec_shared { /* of the block, beside rings and slots */
     dec_plan plan;
-    int32_t index, begin, lo, hi; /* units [lo, hi), from segment `index` on, which begins at `begin` */
+    dec_stretch at;
     dec_sums after;           /* the running segment and those before it */
     dec_join join;            /* of the running segment */
     dec_sums scan[DEC_WARPS];
@@ -192,42 +193,79 @@ static __device__ __forceinline__ dec_sums dec_scan(const dec_sums &own, dec_sum
     return dec_sums{ before.units - own.units, before.weight - own.weight, before.blocks - own.blocks };
 }
 
-/* Fills sh; every thread of the block calls it. Returns false for a block without work. */
-static __device__ __forceinline__ bool dec_cut(const dec_args &a, dec_shared *sh) {
+/* Few segments: a lane looks after one, and every warp does it for itself. Fills sh (by the first warp: seen after the next barrier of the block), *at and
+ * *first, the segment at `at`, in shared memory. Returns false for a block without work. */
+static __device__ __forceinline__ bool dec_few(const dec_args &a) { return a.n_seq * a.n_kv * a.n_chunk <= (int32_t)dec_min(gridDim.x / 8, 32); }
+static __device__ __forceinline__ bool dec_cut_few(const dec_args &a, dec_shared *sh, dec_stretch *at, dec_seg *first) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, n_seg = a.n_seq * a.n_kv * a.n_chunk, block = (int32_t)blockIdx.x;
+    dec_seg g = {};
+    if (lane < n_seg) g = dec_seg_of(a, lane, 0);
+    const dec_size size = dec_size_of(g);
+    uint32_t all = size.units * size.weight;
+#pragma unroll
+    for (int32_t d = 16; d; d >>= 1) all += __shfl_xor_sync(0xffffffffu, all, d);
+    const dec_plan p = { (float)((int32_t)gridDim.x - n_seg) / (float)all, 0, {} };
+    const dec_sums own = dec_sums_of(p, size);
+    uint32_t units = own.units, blocks = own.blocks; /* with those of the lanes before */
+#pragma unroll
+    for (int32_t d = 1; d < 32; d <<= 1) {
+        const uint32_t u = __shfl_up_sync(0xffffffffu, units, d), b = __shfl_up_sync(0xffffffffu, blocks, d);
+        units += lane >= d ? u : 0;
+        blocks += lane >= d ? b : 0;
+    }
+    const dec_sums before = { units - own.units, 0, blocks - own.blocks };
+    const bool here = (int32_t)before.blocks <= block && block < (int32_t)blocks;
+    const uint32_t who = __ballot_sync(0xffffffffu, here);
+    if (!who) return false;
+    if (here) {
+        const uint32_t k = (uint32_t)block - before.blocks;
+        at->index = lane;
+        at->begin = g.begin = (int32_t)before.units;
+        g.end = (int32_t)units;
+        at->lo = g.begin + (int32_t)dec_share(own.units, own.blocks, k);
+        at->hi = g.begin + (int32_t)dec_share(own.units, own.blocks, k + 1);
+        *first = g;
+        if (threadIdx.x < 32) {
+            sh->at = *at;
+            sh->join = dec_join_of(p, size, before, own);
+        }
+    }
+    at->lo = __shfl_sync(0xffffffffu, at->lo, __ffs((int)who) - 1);
+    at->hi = __shfl_sync(0xffffffffu, at->hi, __ffs((int)who) - 1);
+    __syncwarp();
+    return true;
+}
+
+/* Many segments: fills sh; every thread of the block calls it. Returns false for a block without work. */
+static __device__ LG_NOINLINE bool dec_cut_many(const dec_args &a, dec_shared *sh) {
     const int32_t n_seg = a.n_seq * a.n_kv * a.n_chunk, n_block = (int32_t)gridDim.x, per = (n_seg + (int32_t)blockDim.x - 1) / (int32_t)blockDim.x;
     const int32_t i0 = (int32_t)threadIdx.x * per < n_seg ? (int32_t)threadIdx.x * per : n_seg, i1 = i0 + per < n_seg ? i0 + per : n_seg; /* this thread's segments */
-    const bool apart = n_seg <= n_block / 8;
     const int32_t used = per > 1 ? (int32_t)blockDim.x >> 5 : (n_seg + 31) >> 5; /* warps that have segments */
     dec_plan p = {};
     dec_sums at = { 0, 0, 0 };
     dec_size first = { 0, 0 }; /* of this thread; more than one are rare */
     if (i0 < i1) first = dec_size_of(a, i0);
-    for (int32_t turn = 0; turn < (apart ? 2 : 1); turn++) { /* the rate follows from the sum of the weights */
-        dec_sums own = { 0, 0, 0 };
-        for (int32_t i = i0; i < i1; i++) own = dec_add(own, dec_sums_of(p, i > i0 ? dec_size_of(a, i) : first));
-        at = dec_scan(own, &p.all, sh->scan, used);
-        if (apart) p.rate = (float)(n_block - n_seg) / (float)p.all.weight;
-    }
-    p.blocks = (int32_t)(apart ? p.all.blocks : p.all.weight / DEC_WEIGHT_SET); /* every share holds a unit */
+    dec_sums mine = { 0, 0, 0 };
+    for (int32_t i = i0; i < i1; i++) mine = dec_add(mine, dec_sums_of(p, i > i0 ? dec_size_of(a, i) : first));
+    at = dec_scan(mine, &p.all, sh->scan, used);
+    p.blocks = (int32_t)(p.all.weight / DEC_WEIGHT_SET); /* every share holds a unit */
     p.blocks = p.blocks > n_block ? n_block : p.blocks < 1 ? 1 : p.blocks;
     if ((int32_t)blockIdx.x >= p.blocks) return false; /* the whole block */
     if (threadIdx.x == 0) sh->plan = p;
-    const uint32_t from = apart ? blockIdx.x : dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x);
-    const uint32_t to = apart ? from : dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x + 1);
+    const uint32_t from = dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x), to = dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x + 1);
     for (int32_t i = i0; i < i1; i++) { /* whoever looks after the segment where the stretch begins, and after that where it ends */
         const dec_size g = i > i0 ? dec_size_of(a, i) : first;
         const int32_t begin = (int32_t)at.units;
         const dec_sums own = dec_sums_of(p, g);
-        const uint32_t w = apart ? at.blocks : at.weight, end = w + (apart ? own.blocks : own.weight);
+        const uint32_t w = at.weight, end = w + own.weight;
         if (w <= from && from < end) {
-            sh->index = i;
-            sh->begin = begin;
-            sh->lo = begin + (int32_t)(apart ? dec_share(own.units, own.blocks, from - w) : (from - w) / g.weight);
-            if (apart) sh->hi = begin + (int32_t)dec_share(own.units, own.blocks, from - w + 1);
+            sh->at.index = i;
+            sh->at.begin = begin;
+            sh->at.lo = begin + (int32_t)((from - w) / g.weight);
             sh->after = dec_add(at, own);
             sh->join = dec_join_of(p, g, at, own);
         }
-        if (!apart && w < to && to <= end) sh->hi = begin + (int32_t)(to == end ? own.units : (to - w) / g.weight);
+        if (w < to && to <= end) sh->at.hi = begin + (int32_t)(to == end ? own.units : (to - w) / g.weight);
         at = dec_add(at, own);
     }
     __syncthreads();
@@ -259,9 +297,7 @@ typedef struct dec_feed {
 } dec_feed;
 enum { DEC_NONE = -1, DEC_MASKED = 0, DEC_VALID = 1, DEC_BULK = 2 }; /* states: no row at all, not counted, counted, one of a full unit's */
 
-/* The feed is now at segment `index`. */
-static __device__ __forceinline__ void dec_feed_at(dec_feed *f, const dec_args &a, int32_t index, int32_t begin) {
-    dec_seg_load(f->g, a, index, begin);
+static __device__ __forceinline__ void dec_feed_follow(dec_feed *f) {
     f->end = f->g->end < f->hi ? f->g->end : f->hi;
     f->full = dec_full(*f->g);
 }
@@ -270,7 +306,10 @@ template <bool WHOLE>
 static __device__ __forceinline__ void dec_feed_look(dec_feed *f, const dec_args &a, int32_t n_warp) {
     f->state2 = DEC_NONE;
     if (f->next >= f->hi) return;
-    while (f->next >= f->end) dec_feed_at(f, a, f->g->index + 1, f->g->end);
+    while (f->next >= f->end) {
+        dec_seg_load(f->g, a, f->g->index + 1, f->g->end);
+        dec_feed_follow(f);
+    }
     const dec_seg &g = *f->g;
     if (WHOLE && f->next < f->full) {
         const int32_t at = f->next - g.begin;
@@ -320,12 +359,12 @@ static __device__ __forceinline__ void dec_feed_turn(dec_feed *f, const dec_args
 }
 
 template <bool WHOLE>
-static __device__ __forceinline__ dec_seg dec_feed_begin(dec_feed *f, const dec_args &a, dec_shared *sh, int32_t warp, int32_t n_warp) {
-    f->g = &sh->ahead[warp];
-    f->next = sh->lo + warp;
-    f->hi = sh->hi;
+/* *f->g is the segment at `at`. */
+static __device__ __forceinline__ dec_seg dec_feed_begin(dec_feed *f, const dec_args &a, const dec_stretch &at, int32_t warp, int32_t n_warp) {
+    f->next = at.lo + warp;
+    f->hi = at.hi;
     f->stage = 0;
-    dec_feed_at(f, a, sh->index, sh->begin);
+    dec_feed_follow(f);
     const dec_seg first = *f->g;
     dec_feed_look<WHOLE>(f, a, n_warp);
     dec_feed_turn<WHOLE>(f, a, n_warp);
@@ -498,7 +537,7 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
     __syncthreads(); /* slots are written */
     const dec_join j = sh->join;
     const bool whole = j.blocks == 1;
-    float *part = a.partial + (int64_t)(2 * blockIdx.x + (sh->lo < g.begin)) * size; /* a block can hold the end of one segment and the beginning of another */
+    float *part = a.partial + (int64_t)(2 * blockIdx.x + (sh->at.lo < g.begin)) * size; /* a block can hold the end of one segment and the beginning of another */
     for (int32_t i = tid; i < ng * hd / 2; i += n_thread) {
         const int32_t h = 2 * i / hd;
         float max = -INFINITY, sum = 0, x = 0, y = 0;
