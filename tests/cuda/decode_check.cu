@@ -1,8 +1,8 @@
 /* Decode attention and selection on the device against their specification (lg_ref_attend, lg_ref_attend_hybrid, lg_ops_select) on
  * random data, then their speed.
  *
- *   decode_check [check [SEED [COUNT]]]   every case prints one line; exit 1 if one fails
- *   decode_check time | quick             speed, or its few main rows; needs a GPU
+ *   decode_check [check [SEED [COUNT]]]   COUNT cases of attention, twice as many of selection alone; exit 1 if one fails
+ *   decode_check time | quick | select    speed, its few main rows, or that of selection; needs a GPU
  *
  * Built with LG_CUDA_EMU the kernels run on the CPU (emu.h) with made-up multiprocessor counts, so that work is cut in many ways.
  * Cache slots past a sequence's end and unused pages hold NaNs: a kernel that reads them does not go unseen. */
@@ -317,6 +317,91 @@ static test_case draw(int64_t longest) {
     return c;
 }
 
+/* Selection of tokens by topk, from made-up scores. */
+static void draw_scores(float *x, int64_t len, int64_t k) {
+    const int64_t kind = below(9), at = below(len), n = 1 + below(len), values = 2 + below(40), period = (int64_t)1 << below(12);
+    for (int64_t t = 0; t < len; t++) {
+        x[t] = unit() + unit() + unit() + unit();
+        switch (kind) {
+        case 1: x[t] = (float)below(values); break;                                /* ties */
+        case 2: x[t] = 0.25f; break;
+        case 3: x[t] += t >= at && t < at + n ? 10.0f : 0.0f; break;               /* the best in one place */
+        case 4: x[t] += t % period == at % period ? 10.0f : 0.0f; break;           /* evenly spread */
+        case 5: x[t] = below(2) ? (below(2) ? -0.0f : 0.0f) : 1e-42f * x[t]; break;
+        case 6: x[t] = below(8) ? x[t] : below(2) ? INFINITY : -INFINITY; break;
+        case 7: x[t] = (float)(at % 2 ? t : -t); break;
+        case 8: x[t] = below(len) < k + k / 8 ? 3.0f : below(2) ? x[t] : -3.0f; break; /* more at the top than fit */
+        default: break;
+        }
+    }
+}
+
+static bool run_select(const lg_cuda_env *e, int64_t longest) {
+    const int32_t n_kv = 1 + (int32_t)below(4), n_seq = 1 + (int32_t)below(3);
+    const int64_t room_of = 1 + below(below(3) ? longest : longest / 8), max_len = room_of + below(2) * below(3000);
+    const bool spread = below(3) == 0;
+    lg_cuda_seq seqs[SEQS] = {};
+    int64_t budget[SEQS];
+    uint8_t dense[SEQS];
+    int32_t make[HEADS], n_make[HEADS] = { 0 }, window[HEADS] = { 0 }, share[SLOTS], n_slot = 0;
+    lg_cuda_decode a = {};
+    a.select.rule = below(2) ? LG_RULE_TOPK : LG_RULE_RATIO;
+    a.select.sinks = below(3) ? below(150) : 0;
+    a.select.recents = below(3) ? below(300) : 0;
+    for (int s = 0; s < n_seq; s++) {
+        seqs[s].len = below(10) ? 1 + below(room_of) : room_of;
+        const int64_t most = below(3) ? seqs[s].len / (2 + below(30)) : seqs[s].len + 10;
+        budget[s] = below(12) ? a.select.sinks + a.select.recents + below(most + 1) : below(200);
+        dense[s] = below(8) == 0;
+    }
+    for (int h = 0; h < n_kv; h++) {
+        n_make[h] = below(4) == 0 ? 0 : spread ? 1 + (int32_t)below(3) : 1;
+        make[h] = n_make[h] ? n_slot : -1;
+        n_slot += n_make[h];
+    }
+    for (int j = 0; j < SLOTS; j++) share[j] = (int32_t)below(2 * LG_SHARE_ONE);
+    if (n_slot == 0) return true;
+    const int64_t cap = below(6) ? max_len : 1 + below(max_len), least = a.select.sinks + a.select.recents;
+    float *score = (float *)lg_base_calloc(n_seq * n_kv * max_len, 4), *wf = (float *)lg_base_calloc(max_len, 4);
+    int32_t *wi = (int32_t *)lg_base_calloc(max_len, 4), *want = (int32_t *)lg_base_calloc(cap, 4), *got = (int32_t *)lg_base_calloc(n_seq * n_slot * cap, 4), n_got[SEQS * SLOTS];
+    for (int64_t i = 0; i < n_seq * n_kv * max_len; i++) score[i] = NAN;
+    for (int i = 0; i < n_seq * n_kv; i++) draw_scores(score + i * max_len, seqs[i / n_kv].len, budget[i / n_kv]);
+    a.score = (float *)up(score, n_seq * n_kv * max_len * 4);
+    a.geom.n_head_kv = n_kv;
+    a.seqs = (lg_cuda_seq *)up(seqs, sizeof seqs);
+    a.n_seq = n_seq;
+    a.max_len = max_len;
+    a.make = (int32_t *)up(make, sizeof make);
+    a.make_host = below(3) || spread ? make : NULL;
+    a.budget = (int64_t *)up(budget, sizeof budget);
+    a.dense = (uint8_t *)up(dense, sizeof dense);
+    if (spread) a.spread = (lg_spread){ share, window, n_make, least };
+    a.sets = (lg_sets){ (int32_t *)room(n_seq * n_slot * cap * 4), (int32_t *)room(n_seq * n_slot * 4), cap, n_slot, 1 };
+    uint8_t *scratch = (uint8_t *)room(lg_cuda_select_scratch(e, n_seq, n_slot > n_kv ? n_slot : n_kv, max_len));
+    for (int r = 0; r < 2; r++) lg_cuda_decode_select(e, &a, NULL, scratch);
+    done();
+    down(got, a.sets.idx, n_seq * n_slot * cap * 4);
+    down(n_got, a.sets.n, n_seq * n_slot * 4);
+    int bad = 0;
+    for (int s = 0; s < n_seq; s++)
+        for (int h = 0; h < n_kv && !dense[s]; h++)
+            for (int j = 0; j < n_make[h]; j++) {
+                const int64_t slot = (int64_t)s * n_slot + make[h] + j, b = spread ? lg_ops_share(budget[s], least, share[make[h] + j]) : budget[s];
+                const int64_t n = lg_ops_select(want, cap, score + (s * n_kv + h) * max_len, seqs[s].len, b, 1, &a.select, wf, wi);
+                if (n == n_got[slot] && !memcmp(want, got + slot * cap, (size_t)n * 4)) continue;
+                if (bad++) continue;
+                int64_t i = 0;
+                while (i < n && i < n_got[slot] && want[i] == got[slot * cap + i]) i++;
+                printf("select seq %d head %d set %d len %lld budget %lld sinks %lld recents %lld cap %lld: want %lld got %d, first difference at %lld: want %d got %d FAIL\n", s, h, j,
+                       (long long)seqs[s].len, (long long)b, (long long)a.select.sinks, (long long)a.select.recents, (long long)cap, (long long)n, n_got[slot], (long long)i,
+                       i < n ? want[i] : -1, i < n_got[slot] ? got[slot * cap + i] : -1);
+            }
+    CUDA(cudaFree(a.score)); CUDA(cudaFree((void *)a.seqs)); CUDA(cudaFree((void *)a.make)); CUDA(cudaFree((void *)a.budget)); CUDA(cudaFree((void *)a.dense));
+    CUDA(cudaFree(a.sets.idx)); CUDA(cudaFree(a.sets.n)); CUDA(cudaFree(scratch));
+    lg_base_free(score); lg_base_free(wf); lg_base_free(wi); lg_base_free(want); lg_base_free(got);
+    return bad == 0;
+}
+
 #ifndef LG_CUDA_EMU
 #include "decode_time.cuh"
 #endif
@@ -334,7 +419,7 @@ int main(int argc, char **argv) {
     e.cc = p.major * 10 + p.minor;
     e.smem_max = (int64_t)p.sharedMemPerBlockOptin;
     printf("%s, %d multiprocessors, %lld bytes of shared memory a block\n", p.name, e.n_sm, (long long)e.smem_max);
-    if (argc > 1 && (!strcmp(argv[1], "time") || !strcmp(argv[1], "quick"))) return run_times(e, argv[1][0] == 'q');
+    if (argc > 1 && (!strcmp(argv[1], "time") || !strcmp(argv[1], "quick") || !strcmp(argv[1], "select"))) return run_times(e, argv[1][0]);
     const int64_t longest = 5000;
 #endif
     const int first = argc > 2 ? atoi(argv[2]) : 1, n = argc > 3 ? atoi(argv[3]) : 200;
@@ -356,6 +441,26 @@ int main(int argc, char **argv) {
             failed++;
         }
     }
-    printf("%d passed, %d failed, 0 skipped\n", n - failed, failed);
+    for (int i = first; i < first + 2 * n; i++) {
+        seed = (uint64_t)i;
+        counter = 1u << 30;
+#ifdef LG_CUDA_EMU
+        const int64_t most = 6000;
+#else
+        const int64_t most = i % 8 ? 60000 : 1300000; /* the longest is beyond what threads keep */
+#endif
+        if (!run_select(&e, most)) {
+            printf("  seed %d\n", i);
+            failed++;
+        }
+    }
+#ifdef LG_CUDA_EMU
+    printf("selection: %ld rows by sample, %ld samples failed, %ld blocks without a sample\n", emu_took[1], emu_took[2], emu_took[3]);
+    if (n >= 40 && (emu_took[1] < n || emu_took[2] < n / 4 || emu_took[3] < n / 4)) {
+        printf("a way of selection was hardly taken: FAIL\n");
+        failed++;
+    }
+#endif
+    printf("%d passed, %d failed, 0 skipped\n", 3 * n - failed, failed);
     return failed != 0;
 }

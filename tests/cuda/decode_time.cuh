@@ -200,6 +200,58 @@ static void time_attend(lg_cuda_env e, lg_dtype t, int32_t n_seq, int64_t len, i
     lg_base_free(order); lg_base_free(idx); lg_base_free(cnt);
 }
 
+/* Keeps memory full as the streaming products do: rings of 120 KB a multiprocessor, always on their way. n: 16 bytes each. */
+static __global__ void __launch_bounds__(256) time_load(const uint4 *w, int64_t n) {
+    enum { STAGES = 5, PER = 6 };
+    LG_SMEM(smem);
+    const int64_t step = (int64_t)gridDim.x * 256 * PER;
+    int32_t stage = 0;
+    for (int64_t i = (int64_t)blockIdx.x * 256 * PER + threadIdx.x; i + 256 * PER <= n; i += step) {
+        for (int32_t k = 0; k < PER; k++) lg_cp16(lg_smem_of(smem + ((stage * PER + k) * 256 + (int32_t)threadIdx.x) * 16), w + i + 256 * k);
+        lg_cp_commit();
+        lg_cp_wait(STAGES - 1);
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+    }
+    lg_cp_wait(0);
+}
+
+static __global__ void time_stamp(unsigned long long *at, uint32_t sleep_us) {
+    for (uint32_t i = 0; i < sleep_us; i++) __nanosleep(1000);
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(*at) :: "memory");
+}
+
+/* Selection beside a kernel that keeps memory full, one block a multiprocessor: median microseconds between two stamps of its stream. */
+static double time_beside(const lg_cuda_env *e, const lg_cuda_decode *a, uint8_t *scratch, bool select) {
+    enum { N = 32 };
+    const int64_t n = (int64_t)56 << 20; /* 900 MB: 300 us */
+    const uint4 *w = (const uint4 *)room(n * 16);
+    unsigned long long *at = (unsigned long long *)room(2 * N * 8), got[2 * N];
+    cudaStream_t side;
+    CUDA(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking));
+    CUDA(cudaFuncSetAttribute(time_load, cudaFuncAttributeMaxDynamicSharedMemorySize, TIME_SMEM));
+    CUDA(cudaDeviceSynchronize());
+    double us[N];
+    for (int i = 0; i < N; i++) {
+        lg_cuda_launch(time_load, dim3((unsigned)e->n_sm), dim3(256), TIME_SMEM, e->stream, false, w, n);
+        LG_LAUNCH(time_stamp, 1, 1, 0, side, at + 2 * i, 40);
+        if (select) lg_cuda_decode_select(e, a, side, scratch);
+        LG_LAUNCH(time_stamp, 1, 1, 0, side, at + 2 * i + 1, 0);
+        CUDA(cudaDeviceSynchronize());
+    }
+    CUDA(cudaMemcpy(got, at, sizeof got, cudaMemcpyDeviceToHost));
+    for (int i = 0; i < N; i++) {
+        us[i] = 1e-3 * (double)(got[2 * i + 1] - got[2 * i]);
+        for (int j = i; j > 0 && us[j] < us[j - 1]; j--) {
+            const double x = us[j];
+            us[j] = us[j - 1];
+            us[j - 1] = x;
+        }
+    }
+    CUDA(cudaStreamDestroy(side));
+    CUDA(cudaFree((void *)w)); CUDA(cudaFree(at));
+    return us[N / 2];
+}
+
 static void time_select(lg_cuda_env e, int64_t len, int heads, lg_rule rule, double value, int32_t block) {
     int32_t make[T_KV];
     int64_t budget = 4096;
@@ -232,16 +284,32 @@ static void time_select(lg_cuda_env e, int64_t len, int heads, lg_rule rule, dou
     for (int i = 0; i < N; i++) lg_cuda_decode_select(&e, &a, e.stream, scratch);
     CUDA(cudaStreamEndCapture(e.stream, &g));
     CUDA(cudaGraphInstantiate(&x, g, 0));
-    printf("select rule %d value %g block %2d heads %d len %8lld: %8.2f us\n", (int)rule, value, block, heads, (long long)len, time_graph(x, e.stream, 15) / N);
+    printf("select rule %d value %g block %2d heads %d len %8lld: %8.2f us; beside a full memory %.2f (stamps alone %.2f)\n", (int)rule, value, block, heads, (long long)len,
+           time_graph(x, e.stream, 15) / N, time_beside(&e, &a, scratch, true), time_beside(&e, &a, scratch, false));
     fflush(stdout);
     CUDA(cudaGraphExecDestroy(x)); CUDA(cudaGraphDestroy(g));
     CUDA(cudaFree((void *)a.seqs)); CUDA(cudaFree((void *)a.make)); CUDA(cudaFree((void *)a.budget)); CUDA(cudaFree((void *)a.dense)); CUDA(cudaFree(score));
     CUDA(cudaFree(a.sets.idx)); CUDA(cudaFree(a.sets.n)); CUDA(cudaFree(scratch));
 }
 
-static int run_times(lg_cuda_env e, bool quick) {
+static void time_selects(lg_cuda_env e) {
+    for (int64_t len = 8192; len <= 1 << 20; len *= 2) {
+        time_select(e, len, 1, LG_RULE_TOPK, 0, 1);
+        time_select(e, len, 8, LG_RULE_TOPK, 0, 1);
+    }
+    time_select(e, 131072, 8, LG_RULE_TOPK, 0, 64);
+    time_select(e, 131072, 1, LG_RULE_TOPP, 0.9, 1);
+    time_select(e, 131072, 1, LG_RULE_THRESHOLD, 1e-4, 1);
+}
+
+static int run_times(lg_cuda_env e, char what) {
+    const bool quick = what == 'q';
     CUDA(cudaStreamCreateWithFlags(&e.stream, cudaStreamNonBlocking));
     e.compute = LG_COMPUTE_AUTO;
+    if (what == 's') {
+        time_selects(e);
+        return 0;
+    }
     const double copy = time_copy(e.stream);
     printf("copy %.0f GB/s\n", copy);
     if (quick) {
@@ -267,12 +335,6 @@ static int run_times(lg_cuda_env e, bool quick) {
     time_attend(e, LG_DTYPE_KV8, 1, 8192, 32, copy, 0);
     time_attend(e, LG_DTYPE_KV8, 1, 131072, 4, copy, 0x1ff);
     time_attend(e, LG_DTYPE_KV8, 1, 1 << 20, 1, copy, 0x1ff);
-    for (int64_t len = 8192; len <= 1 << 20; len *= 2) {
-        time_select(e, len, 1, LG_RULE_TOPK, 0, 1);
-        time_select(e, len, 8, LG_RULE_TOPK, 0, 1);
-    }
-    time_select(e, 131072, 8, LG_RULE_TOPK, 0, 64);
-    time_select(e, 131072, 1, LG_RULE_TOPP, 0.9, 1);
-    time_select(e, 131072, 1, LG_RULE_THRESHOLD, 1e-4, 1);
+    time_selects(e);
     return 0;
 }

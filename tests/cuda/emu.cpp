@@ -24,6 +24,7 @@ typedef struct fiber {
 } fiber;
 
 emu_where emu_here;
+long emu_took[4];
 static fiber *now;
 static void *home;
 static void (*the_body)(void *);

@@ -53,6 +53,8 @@ void emu_bar_init(lg_smem bar);
 void emu_bar_arrive(lg_smem bar, uint32_t bytes);
 void emu_bar_wait(lg_smem bar, uint32_t parity);
 void emu_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar);
+extern long emu_took[4]; /* ways selection went (decode_select.cu) */
+#define SEL_TOOK(path) (emu_took[path] += threadIdx.x == 0)
 #define EMU_CHECK(x) do { if (!(x)) { fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); abort(); } } while (0)
 
 #define LG_SMEM(name) uint8_t *name = emu_shared()

@@ -7,19 +7,34 @@
  * topk and ratio, of probability mass for topp. Then units with keys above T and the first r of those equal to T, in order of
  * position, are written by prefix sums of counts. threshold tests every unit by itself.
  *
+ * Each of those meetings takes several round trips to L2, and beside products, which keep memory full, one of 0.7 us takes 2 to 5. So
+ * topk of tokens does without where it can: a row of up to SEL_ROOM tokens is one block's; of a longer one every block draws the same
+ * sample of scores, whose cut tells all of them a key that a few more than the k best reach. They list their tokens that reach it, and
+ * the one that arrives last finds the k best of the lists. Were there too few or too many (ties), all go on with digits as above.
+ *
  * Sums of exponentials are doubles in a fixed order; masses are added as whole multiples of 2^-62, in any order the same. */
 #include "ops/cuda/decode_ptx.cuh"
 #include "ops/cuda/cuda.h"
 
 #ifndef SEL_SHARE
 #define SEL_SHARE 4096 /* units of a row per block */
+#define SEL_THREADS 512
+#define SEL_SAMPLE_BITS 12 /* log2 of the sample's scores */
+#define SEL_SIGMAS 3       /* between the rank of the k-th best in the sample, as expected, and the rank taken */
+#define SEL_ROOM 12288     /* tokens one block chooses from */
+#define SEL_TOOK(path)     /* 1: by sample, 2: a sample that failed, 3: digits at once (tests count) */
 #endif
-enum { SEL_BLOCKS = 128, SEL_THREADS = 512, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SPREAD, SEL_BATCH = 8 };
+enum { SEL_BLOCKS = 128, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SPREAD, SEL_BATCH = 8,
+       SEL_OWN = 18,                                    /* keys a thread keeps of its block's part */
+       SEL_SAMPLE = 1 << SEL_SAMPLE_BITS, SEL_DRAW = SEL_SAMPLE / SEL_THREADS,
+       SEL_LAST = (SEL_ROOM + SEL_THREADS - 1) / SEL_THREADS, /* keys a thread of the block that chooses has */
+       SEL_PAIRS = 128,                                 /* so few keys are compared with each other */
+       SEL_CHUNK = 8 };                                 /* lists are whole chunks: positions are copied 16 bytes at a time */
 static const double SEL_ONE = 4611686018427387904.0; /* 2^62 */
 
 typedef unsigned long long sel_mass;
 /* Of a row. The first part and the histograms behind it (3 of counts or masses) are zero at the start. */
-typedef struct sel_zero { uint32_t arrived, ties; uint32_t pad[30]; } sel_zero;
+typedef struct sel_zero { uint32_t arrived, ties, listed, verdict; uint32_t pad[28]; } sel_zero;
 typedef struct sel_info { double sum[SEL_BLOCKS]; sel_mass eq_mass[SEL_BLOCKS]; uint32_t max[SEL_BLOCKS], gt[SEL_BLOCKS], eq[SEL_BLOCKS]; } sel_info;
 
 typedef struct sel_args {
@@ -31,7 +46,8 @@ typedef struct sel_args {
     int32_t *set_idx, *set_n;
     uint8_t *zero;          /* [row] sel_zero and histograms */
     sel_info *info;         /* [row] */
-    uint32_t *keys;         /* [row][key_room], blocks of more than one token only */
+    uint32_t *keys;         /* [row][key_room]: of units of more than one token; of tokens: listed keys, each block's from its first token on */
+    uint16_t *spots;        /* [row][key_room]: listed tokens, counted from the block's first */
     int64_t set_cap, max_len, key_room, zero_room, sinks, recents, least;
     double value, scale;
     int32_t n_kv, n_slot, shift, n_list, heads_in; /* shift: log2 of the block */
@@ -45,19 +61,20 @@ typedef struct sel_row { /* of the running block */
     sel_info *info;
     sel_zero *zero;
     int64_t len, n, u0, u1; /* tokens, units, this warp's units */
-    int32_t active, phase, shift;
+    int32_t active, phase, shift, part; /* part: units of a block */
     double scale, max, sum; /* softmax over tokens */
 } sel_row;
 
 typedef struct sel_shared {
-    sel_mass hist[SEL_BINS]; /* counts lie in the first half */
     sel_mass scan[SEL_WARPS], eq_mass[SEL_WARPS], before;
-    double sum[SEL_WARPS], total;
-    uint32_t gt[SEL_WARPS], eq[SEL_WARPS], max[SEL_WARPS], bin;
+    double sum[SEL_WARPS];
+    uint32_t gt[SEL_WARPS], eq[SEL_WARPS], max[SEL_WARPS], bin, in_bin, over_bin, cut, ties;
+    uint32_t list[SEL_BLOCKS + 1], n_few, last; /* list: where each block's list begins */
+    __align__(16) sel_mass hist[SEL_BINS]; /* counts take the first half; topk has spots behind them, SEL_ROOM */
 } sel_shared;
 
-static __device__ __forceinline__ int64_t sel_min(int64_t a, int64_t b) { return a < b ? a : b; }
-static __device__ __forceinline__ int64_t sel_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static __host__ __device__ __forceinline__ int64_t sel_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static __host__ __device__ __forceinline__ int64_t sel_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static __device__ __forceinline__ uint32_t sel_key(float score) {
     const uint32_t x = score == 0.0f ? 0u : __float_as_uint(score); /* -0 ranks as +0 */
@@ -83,19 +100,20 @@ static __device__ __forceinline__ void sel_meet(sel_row *r) {
 }
 
 /* Sum over the threads before this one. scan: room of the block. */
-static __device__ __forceinline__ sel_mass sel_before(sel_mass x, sel_mass *scan) {
+template <typename T>
+static __device__ __forceinline__ T sel_before(T x, T *scan) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5;
-    sel_mass s = x;
+    T s = x;
     for (int32_t d = 1; d < 32; d <<= 1) {
-        const sel_mass y = __shfl_up_sync(0xffffffffu, s, d);
+        const T y = __shfl_up_sync(0xffffffffu, s, d);
         if (lane >= d) s += y;
     }
     __syncthreads();
     if (lane == 31) scan[warp] = s;
     __syncthreads();
-    s -= x;
-    for (int32_t w = 0; w < warp; w++) s += scan[w];
-    return s;
+    T before = lane < warp ? scan[lane] : 0; /* (fewer than 32 warps) */
+    for (int32_t d = 16; d; d >>= 1) before += __shfl_xor_sync(0xffffffffu, before, d);
+    return before + s - x;
 }
 
 static __device__ __forceinline__ double sel_probability(const sel_row &r, float score) { return exp(r.scale * ((double)score - r.max)) / r.sum; }
@@ -145,6 +163,28 @@ static __device__ __forceinline__ void sel_softmax(sel_row *r, sel_shared *sh, d
     sel_meet(r);
     r->sum = 0;
     for (int32_t b = 0; b < r->active; b++) r->sum += __ldcg(&r->info->sum[b]);
+}
+
+/* The bin that holds the want-th best; want becomes its rank within the bin. */
+static __device__ __forceinline__ uint32_t sel_bin(sel_shared *sh, int32_t bins, uint32_t *want) {
+    const uint32_t *count = (const uint32_t *)(const void *)sh->hist;
+    /* Bins from the highest down, each thread its share. */
+    const int32_t share = (bins + SEL_THREADS - 1) / SEL_THREADS, top = bins - 1 - (int32_t)threadIdx.x * share;
+    uint32_t mine = 0;
+    for (int32_t i = 0; i < share; i++) mine += count[top - i];
+    uint32_t b = sel_before(mine, (uint32_t *)(void *)sh->scan);
+    for (int32_t i = 0; i < share; i++) {
+        const uint32_t x = count[top - i];
+        if (b < *want && *want <= b + x) { /* one bin */
+            sh->bin = (uint32_t)(top - i);
+            sh->in_bin = x;
+            sh->over_bin = b;
+        }
+        b += x;
+    }
+    __syncthreads();
+    *want -= sh->over_bin;
+    return sh->bin;
 }
 
 /* One digit of T among units [head, tail): histogram of the units whose higher digits are `prefix`, then the bin of the cut.
@@ -207,34 +247,325 @@ static __device__ __forceinline__ uint32_t sel_digit(sel_row *r, sel_shared *sh,
     }
     if (threadIdx.x == 0) sh->bin = 0;
     __syncthreads();
-    /* Bins from the highest down, each thread its share. */
+    if (!MASS) {
+        uint32_t rank = (uint32_t)*want;
+        const uint32_t bin = sel_bin(sh, bins, &rank);
+        *want = rank;
+        __syncthreads(); /* shared may be written again */
+        return prefix << bits | bin;
+    }
     const int32_t share = (bins + SEL_THREADS - 1) / SEL_THREADS, top = bins - 1 - (int32_t)threadIdx.x * share;
     sel_mass mine = 0;
-    for (int32_t i = 0; i < share; i++) mine += MASS ? sh->hist[top - i] : count[top - i];
+    for (int32_t i = 0; i < share; i++) mine += sh->hist[top - i];
     const sel_mass before = sel_before(mine, sh->scan);
     sel_mass b = before;
     for (int32_t i = 0; i < share; i++) {
-        const sel_mass x = MASS ? sh->hist[top - i] : count[top - i];
-        if (!MASS && b < *want && *want <= b + x) { /* one bin */
-            sh->bin = (uint32_t)(top - i);
-            sh->before = b;
-        }
-        if (MASS && x && *want + b <= most) atomicMax(&sh->bin, (uint32_t)(bins - (top - i))); /* the lowest */
+        const sel_mass x = sh->hist[top - i];
+        if (x && *want + b <= most) atomicMax(&sh->bin, (uint32_t)(bins - (top - i))); /* the lowest */
         b += x;
     }
     __syncthreads();
-    if (MASS) {
-        b = before;
-        for (int32_t i = 0; i < share; i++) {
-            if ((uint32_t)(bins - (top - i)) == sh->bin) sh->before = b;
-            b += sh->hist[top - i];
-        }
-        __syncthreads();
+    b = before;
+    for (int32_t i = 0; i < share; i++) {
+        if ((uint32_t)(bins - (top - i)) == sh->bin) sh->before = b;
+        b += sh->hist[top - i];
     }
-    const uint32_t bin = MASS ? (uint32_t)bins - sh->bin : sh->bin;
-    *want = MASS ? *want + sh->before : *want - sh->before;
+    __syncthreads();
+    const uint32_t bin = (uint32_t)bins - sh->bin;
+    *want += sh->before;
     __syncthreads(); /* shared may be written again */
     return prefix << bits | bin;
+}
+
+/* ---- topk of tokens: one block chooses, from the row or from lists ---- */
+/* One digit of `bits` bits, from bit `at` on, of the want-th best of this block's numbers (each thread's first `rounds` of x) whose
+ * higher bits are `prefix`. */
+template <int N>
+static __device__ __forceinline__ uint32_t sel_digit_here(sel_shared *sh, const uint32_t (&x)[N], int32_t rounds, int32_t at, int32_t bits, uint32_t prefix, uint32_t *want) {
+    uint32_t *count = (uint32_t *)(void *)sh->hist;
+    __syncthreads();
+    for (int32_t i = (int32_t)threadIdx.x; i < SEL_BINS; i += SEL_THREADS) count[i] = 0;
+    __syncthreads();
+#pragma unroll
+    for (int32_t j = 0; j < N; j++) {
+        if (j % 4 == 0 && j >= rounds) break;
+        const uint32_t high = x[j] >> at;
+        if (high >> bits == prefix) atomicAdd(&count[high & ((1u << bits) - 1)], 1u);
+    }
+    __syncthreads();
+    return prefix << bits | sel_bin(sh, SEL_BINS, want);
+}
+
+/* Of this block's numbers the k-th best, and how many of those equal to it are among the k best. Numbers have at most `at` bits. */
+template <int N>
+static __device__ __forceinline__ uint32_t sel_kth_here(sel_shared *sh, const uint32_t (&x)[N], int32_t rounds, int32_t at, uint32_t k, int32_t *ties) {
+    uint32_t *few = (uint32_t *)(void *)sh->hist, cut = 0;
+#pragma unroll 1
+    while (at > 0) {
+        const int32_t bits = at < 11 ? at : 11;
+        at -= bits;
+        cut = sel_digit_here(sh, x, rounds, at, bits, cut, &k);
+        const int32_t n = (int32_t)sh->in_bin;
+        if (at == 0 || n > SEL_PAIRS) continue;
+        __syncthreads();
+        uint32_t mine = 0; /* bit j: x[j] is in the bin */
+#pragma unroll
+        for (int32_t j = 0; j < N; j++)
+            if (x[j] >> at == cut) mine |= 1u << j;
+        if (mine) {
+            uint32_t to = atomicAdd(&sh->n_few, (uint32_t)__popc(mine));
+#pragma unroll
+            for (int32_t j = 0; j < N; j++)
+                if (mine >> j & 1) few[to++] = x[j];
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (int32_t i = (int32_t)threadIdx.x; i < n; i += SEL_THREADS) {
+            uint32_t over = 0, same = 0;
+#pragma unroll 4
+            for (int32_t j = 0; j < n; j++) {
+                over += few[j] > few[i];
+                same += few[j] == few[i];
+            }
+            if (over < k && k <= over + same) {
+                sh->cut = few[i];
+                sh->ties = k - over;
+            }
+        }
+        __syncthreads();
+        cut = sh->cut;
+        k = sh->ties;
+        break;
+    }
+    *ties = (int32_t)k;
+    return cut;
+}
+
+/* Chooses k (> 0) of a row's tokens [head, tail), in one block. lists: from the blocks' lists, sh->list[0..active], whose keys are at
+ * least `floor` (> 0) but for fillers, 0; else from the row. */
+static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_row &r, sel_shared *sh, bool lists, uint32_t floor, int32_t head, int32_t tail, int32_t k, int64_t slot) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, part = r.part, cap = (int32_t)sel_min(a.set_cap, 0x7fffffff);
+    const int32_t total = lists ? (int32_t)sh->list[r.active] : tail - head, rounds = (total + SEL_THREADS - 1) / SEL_THREADS;
+    const int32_t first = warp * rounds * 32 + lane, left = (int32_t)sel_min(total, (warp + 1) * rounds * 32) - first;
+    uint16_t *spot = (uint16_t *)(void *)((uint32_t *)(void *)sh->hist + SEL_BINS);
+    /* Spots and keys, all on their way at once. b: the list of this thread's first candidate. */
+    int32_t b = -1;
+    if (lists) {
+        const uint16_t *spots = a.spots + (int64_t)blockIdx.y * a.key_room;
+#pragma unroll 1
+        for (int32_t c = (int32_t)threadIdx.x * SEL_CHUNK; c < total; c += SEL_THREADS * SEL_CHUNK) {
+            int32_t l = 0;
+#pragma unroll 1
+            for (int32_t step = SEL_BLOCKS / 2; step; step >>= 1)
+                if (l + step < r.active && (int32_t)sh->list[l + step] <= c) l += step;
+            lg_cp16(lg_smem_of(spot + c), spots + l * part + (c - (int32_t)sh->list[l]));
+        }
+        lg_cp_commit();
+        b = 0;
+#pragma unroll 1
+        for (int32_t step = SEL_BLOCKS / 2; step; step >>= 1)
+            if (b + step < r.active && (int32_t)sh->list[b + step] <= first) b += step;
+    }
+    uint32_t x[SEL_LAST];
+    {
+        const uint32_t *from = (lists ? a.keys + (int64_t)blockIdx.y * a.key_room : (const uint32_t *)(const void *)(r.score + head)) + first, *at = from;
+        int32_t l = b, next = left; /* the end of list l, from this thread's first candidate */
+        if (lists) {
+            next = (int32_t)sh->list[l + 1] - first;
+            at = from + (l * part - (int32_t)sh->list[l]);
+        }
+#pragma unroll
+        for (int32_t j = 0; j < SEL_LAST; j++) {
+            x[j] = 0;
+            if (32 * j >= left) continue;
+#pragma unroll 1
+            while (32 * j >= next) {
+                l++;
+                next = (int32_t)sh->list[l + 1] - first;
+                at = from + (l * part - (int32_t)sh->list[l]);
+            }
+            x[j] = __ldcg(at + 32 * j);
+        }
+    }
+    if (threadIdx.x == 0) a.set_n[slot] = (int32_t)sel_min(head + k + r.n - tail, a.set_cap);
+    int32_t *out = a.set_idx + slot * a.set_cap;
+#pragma unroll 1
+    for (int32_t u = (int32_t)threadIdx.x; u < head && u < cap; u += SEL_THREADS) out[u] = u;
+#pragma unroll 1
+    for (int32_t u = tail + (int32_t)threadIdx.x; u < (int32_t)r.n && head + k + u - tail < cap; u += SEL_THREADS) out[head + k + u - tail] = u;
+    /* From 1 up; 0: nothing, which ranks below all. (In a row the lowest two of the NaNs become one.) */
+    uint32_t max = 0;
+#pragma unroll
+    for (int32_t j = 0; j < SEL_LAST; j++) {
+        if (j % 4 == 0 && j >= rounds) break;
+        const uint32_t key = sel_key(__uint_as_float(x[j]));
+        if (lists) x[j] = x[j] ? x[j] - floor + 1 : 0;
+        else x[j] = 32 * j >= left ? 0 : key ? key : 1;
+        max = x[j] > max ? x[j] : max;
+    }
+    for (int32_t d = 16; d; d >>= 1) {
+        const uint32_t y = __shfl_xor_sync(0xffffffffu, max, d);
+        max = y > max ? y : max;
+    }
+    if (lane == 0) sh->max[warp] = max;
+    if (threadIdx.x == 0) sh->n_few = 0;
+    __syncthreads();
+    max = sh->max[lane % SEL_WARPS];
+    for (int32_t d = 16; d; d >>= 1) {
+        const uint32_t y = __shfl_xor_sync(0xffffffffu, max, d);
+        max = y > max ? y : max;
+    }
+    int32_t ties;
+    const uint32_t cut = sel_kth_here(sh, x, rounds, 32 - __clz((int32_t)max), (uint32_t)k, &ties);
+    uint32_t over = 0, same = 0; /* bit j: x[j] is */
+#pragma unroll
+    for (int32_t j = 0; j < SEL_LAST; j++) {
+        if (x[j] > cut) over |= 1u << j;
+        if (x[j] == cut) same |= 1u << j;
+    }
+    uint32_t both = (uint32_t)__popc(over) | (uint32_t)__popc(same) << 16; /* of the warp: at most 32 * 32 each */
+    for (int32_t d = 16; d; d >>= 1) both += __shfl_xor_sync(0xffffffffu, both, d);
+    if (lane == 0) {
+        sh->gt[warp] = both & 0xffff;
+        sh->eq[warp] = both >> 16;
+    }
+    lg_cp_wait(0);
+    __syncthreads();
+    int32_t gt = lane < warp ? (int32_t)sh->gt[lane] : 0, eq = lane < warp ? (int32_t)sh->eq[lane] : 0;
+    for (int32_t d = 16; d; d >>= 1) {
+        gt += __shfl_xor_sync(0xffffffffu, gt, d);
+        eq += __shfl_xor_sync(0xffffffffu, eq, d);
+    }
+    const uint32_t below = (1u << lane) - 1;
+#pragma unroll 2
+    for (int32_t j = 0; j < rounds; j++, over >>= 1, same >>= 1) {
+        const int32_t i = first + 32 * j;
+        const uint32_t overs = __ballot_sync(0xffffffffu, over & 1), sames = __ballot_sync(0xffffffffu, same & 1);
+        const int32_t e = eq + __popc(sames & below), to = head + gt + __popc(overs & below) + (e < ties ? e : ties);
+        if (((over & 1) || ((same & 1) && e < ties)) && to < cap) {
+            if (!lists) out[to] = head + i;
+            else {
+                while (i >= (int32_t)sh->list[b + 1]) b++;
+                out[to] = b * part + (int32_t)spot[i];
+            }
+        }
+        gt += __popc(overs);
+        eq += __popc(sames);
+    }
+}
+
+/* The rank in the sample whose key about k of n tokens, and hardly ever fewer, reach; 0: too many would. */
+static __device__ __forceinline__ int32_t sel_rank(const sel_row &r, int32_t n, int32_t k) {
+    const float of = (float)n / SEL_SAMPLE, mean = (float)k / of;
+    const float rank = ceilf(mean + SEL_SIGMAS * (sqrtf(mean) + 1.0f));
+    return (rank + 2.0f * sqrtf(rank)) * of + (float)(SEL_CHUNK / 2 * r.active) > (float)SEL_ROOM || rank > (float)SEL_SAMPLE ? 0 : (int32_t)rank;
+}
+
+/* Lists the row's candidates: keys of at least *least. All blocks of the row. */
+enum { SEL_DONE = 1, SEL_FAILED, SEL_CHOOSE }; /* another block will choose from the lists; none can; this one does */
+static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, const sel_row &r, sel_shared *sh, int32_t head, int32_t tail, int32_t k, uint32_t *least) {
+    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n = tail - head, rank = sel_rank(r, n, k);
+    const int32_t u0 = (int32_t)r.u0, u1 = (int32_t)r.u1, part = r.part;
+    if (rank == 0 || part > SEL_OWN * SEL_THREADS) {
+        SEL_TOOK(3);
+        return SEL_FAILED;
+    }
+    const int32_t lo = (int32_t)sel_max(head - u0 - lane, 0), hi = (int32_t)sel_max(lo, sel_min(u1, tail) - u0 - lane); /* of this thread's tokens u0 + lane + 32 i */
+    const float *mine = r.score + u0 + lane;
+    uint32_t own[SEL_OWN], some[SEL_DRAW];
+#pragma unroll
+    for (int32_t i = 0; i < SEL_DRAW; i++) { /* a token at random of each SEL_SAMPLE-th part of the row */
+        const uint32_t c = (uint32_t)(i * SEL_THREADS + (int32_t)threadIdx.x);
+        uint32_t x = c * 2654435761u;
+        x ^= x >> 15; x *= 2246822519u; x ^= x >> 13; x *= 3266489917u;
+        const int32_t u = head + (int32_t)(((uint64_t)(c << 18 | x >> 14) * (uint64_t)n) >> (SEL_SAMPLE_BITS + 18));
+        some[i] = sel_key(__ldcg(r.score + u));
+    }
+#pragma unroll
+    for (int32_t i = 0; i < SEL_OWN; i++) {
+        own[i] = (uint32_t)(32 * i - lo) < (uint32_t)(hi - lo) ? sel_key(__ldcg(mine + 32 * i)) : 0;
+    }
+    uint32_t want = (uint32_t)rank, floor = 0;
+#pragma unroll 1
+    for (int32_t at = 21; at >= 10; at -= 11) floor = sel_digit_here(sh, some, SEL_DRAW, at, 11, floor, &want);
+    *least = floor = floor ? floor << 10 : 1; /* (0 is no token's) */
+    /* The block's list. */
+    uint32_t *keys = a.keys + (int64_t)blockIdx.y * a.key_room + blockIdx.x * part;
+    uint16_t *spots = a.spots + (int64_t)blockIdx.y * a.key_room + blockIdx.x * part;
+    uint32_t reach = 0, all = 0, to = 0;
+#pragma unroll
+    for (int32_t i = 0; i < SEL_OWN; i++) reach += own[i] >= floor;
+    for (int32_t d = 16; d; d >>= 1) reach += __shfl_xor_sync(0xffffffffu, reach, d);
+    if (lane == 0) sh->gt[warp] = reach;
+    __syncthreads();
+    if (lane < SEL_WARPS) all = sh->gt[lane];
+    if (lane < warp) to = all;
+    for (int32_t d = 16; d; d >>= 1) {
+        all += __shfl_xor_sync(0xffffffffu, all, d);
+        to += __shfl_xor_sync(0xffffffffu, to, d);
+    }
+    const uint32_t below = (1u << lane) - 1;
+#pragma unroll
+    for (int32_t i = 0; i < SEL_OWN; i++) {
+        const uint32_t reaches = __ballot_sync(0xffffffffu, own[i] >= floor);
+        if (own[i] >= floor) {
+            const uint32_t j = to + (uint32_t)__popc(reaches & below);
+            keys[j] = own[i];
+            spots[j] = (uint16_t)(u0 + 32 * i + lane - (int32_t)blockIdx.x * part);
+        }
+        to += (uint32_t)__popc(reaches);
+    }
+    if (threadIdx.x < (0 - all) % SEL_CHUNK) { /* fillers */
+        keys[all + threadIdx.x] = 0;
+        spots[all + threadIdx.x] = 0;
+    }
+    if (threadIdx.x == 0) r.info->gt[blockIdx.x] = all;
+    lg_dec_wait();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        sh->last = atomicAdd(&r.zero->listed, 1u) == (uint32_t)r.active - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    if (!sh->last) {
+        if (threadIdx.x == 0) {
+            uint32_t verdict;
+            while ((verdict = *(volatile uint32_t *)&r.zero->verdict) == 0) LG_SPIN();
+            sh->bin = verdict;
+        }
+        __syncthreads();
+        const uint32_t verdict = sh->bin;
+        __syncthreads(); /* shared may be written again */
+        return verdict;
+    }
+    if (warp == 0) {
+        uint32_t sum = 0, before = 0; /* of tokens; of places */
+#pragma unroll
+        for (int32_t b0 = 0; b0 < SEL_BLOCKS; b0 += 32) {
+            const uint32_t mine = b0 + lane < r.active ? __ldcg(&r.info->gt[b0 + lane]) : 0, places = (mine + SEL_CHUNK - 1) / SEL_CHUNK * SEL_CHUNK;
+            uint32_t s = places;
+            sum += mine;
+            for (int32_t d = 1; d < 32; d <<= 1) {
+                const uint32_t y = __shfl_up_sync(0xffffffffu, s, d);
+                if (lane >= d) s += y;
+            }
+            sh->list[b0 + lane] = before + s - places;
+            before += __shfl_sync(0xffffffffu, s, 31);
+        }
+        for (int32_t d = 16; d; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
+        if (lane == 0) {
+            const uint32_t verdict = sum >= (uint32_t)k && before <= SEL_ROOM ? SEL_DONE : SEL_FAILED;
+            sh->list[SEL_BLOCKS] = before;
+            sh->bin = verdict;
+            *(volatile uint32_t *)&r.zero->verdict = verdict;
+        }
+    }
+    __syncthreads();
+    const bool good = sh->bin == SEL_DONE;
+    __syncthreads();
+    SEL_TOOK(good ? 1 : 2);
+    return good ? SEL_CHOOSE : SEL_FAILED;
 }
 
 static __global__ void sel_clear(uint4 *zero, int64_t n) {
@@ -242,19 +573,18 @@ static __global__ void sel_clear(uint4 *zero, int64_t n) {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) zero[i] = make_uint4(0, 0, 0, 0);
 }
 
-template <int RULE> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD */
-static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_constant__ sel_args a) {
-    LG_SMEM(smem);
-    sel_shared *sh = (sel_shared *)(void *)smem;
+template <int RULE>
+static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5;
     const int32_t s = (int32_t)blockIdx.y / a.n_list, item = (int32_t)blockIdx.y % a.n_list;
     const int32_t h = a.heads_in ? a.head[item] : item, make = a.heads_in ? a.slot[item] : a.make[item];
-    lg_dec_wait();
-    if (make < 0 || a.dense[s]) return;
+    const bool dense = a.dense[s] != 0;
+    const int64_t len = a.seqs[s].len, all_budget = RULE == LG_RULE_TOPK ? a.budget[s] : 0;
+    if (make < 0 || dense) return;
     const int64_t slot = (int64_t)s * a.n_slot + make;
     int32_t *out = a.set_idx + slot * a.set_cap;
     sel_row r;
-    r.len = a.seqs[s].len;
+    r.len = len;
     if (r.len <= 0) {
         if (blockIdx.x == 0 && threadIdx.x == 0) a.set_n[slot] = 0;
         return;
@@ -268,9 +598,10 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
     r.info = a.info + blockIdx.y;
     r.phase = 0;
     r.scale = r.max = r.sum = 0;
-    const int64_t per = (r.n + (int64_t)r.active * SEL_THREADS - 1) / ((int64_t)r.active * SEL_THREADS) * 32;
+    const int64_t per = ((uint32_t)r.n + (uint32_t)(r.active * SEL_THREADS) - 1) / (uint32_t)(r.active * SEL_THREADS) * 32; /* (positions have 31 bits) */
     r.u0 = sel_min(r.n, ((int64_t)blockIdx.x * SEL_WARPS + warp) * per);
     r.u1 = sel_min(r.n, r.u0 + per);
+    r.part = (int32_t)per * SEL_WARPS;
     r.keys = a.shift ? a.keys + (int64_t)blockIdx.y * a.key_room : NULL;
     if (r.keys) { /* read again by the thread that writes them */
         for (int64_t u = r.u0 + lane; u < r.u1; u += 32) {
@@ -288,15 +619,26 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
         const int64_t sinks = sel_min(sel_max(a.sinks, 0), r.len), recents = sel_min(sel_max(a.recents, 0), r.len);
         head = (sinks + (1 << r.shift) - 1) >> r.shift;
         tail = sel_max(head, recents ? (r.len - recents) >> r.shift : r.n);
-        const int64_t budget = lg_cuda_share(a.budget[s], a.least, a.share[item]);
+        const int64_t budget = lg_cuda_share(all_budget, a.least, a.share[item]);
         k = sel_max(0, sel_min(tail - head, (budget >> r.shift) - head - (r.n - tail)));
-        if (k == 0) cut = 0xffffffffu;
-        else if (k == tail - head) ties = k; /* T = 0: every key is above or equal */
-        else {
-            sel_mass want = (sel_mass)k;
-            for (int32_t level = 0; level < 3; level++) cut = sel_digit<false>(&r, sh, head, tail, level, cut, &want, 0);
-            ties = (int64_t)want;
+        if (k == 0 || k == tail - head) { /* known without a score */
+            const int64_t count = head + k + r.n - tail;
+            if (blockIdx.x == 0 && threadIdx.x == 0) a.set_n[slot] = (int32_t)sel_min(count, a.set_cap);
+            for (int64_t i = (int64_t)blockIdx.x * SEL_THREADS + threadIdx.x; i < sel_min(count, a.set_cap); i += r.active * SEL_THREADS)
+                out[i] = (int32_t)(i < head + k ? i : i - head - k + tail);
+            return;
         }
+        if (r.shift == 0) {
+            const bool lists = tail - head > SEL_ROOM;
+            uint32_t least = 0, verdict = blockIdx.x == 0 ? SEL_CHOOSE : SEL_DONE;
+            if (lists) verdict = sel_by_sample(a, r, sh, (int32_t)head, (int32_t)tail, (int32_t)k, &least);
+            if (verdict == SEL_CHOOSE) sel_choose(a, r, sh, lists, least, (int32_t)head, (int32_t)tail, (int32_t)k, slot);
+            if (verdict != SEL_FAILED) return;
+        }
+        lg_dec_wait();
+        sel_mass want = (sel_mass)k;
+        for (int32_t level = 0; level < 3; level++) cut = sel_digit<false>(&r, sh, head, tail, level, cut, &want, 0);
+        ties = (int64_t)want;
     } else {
         sel_softmax(&r, sh, a.scale);
         if (RULE == LG_RULE_TOPP) {
@@ -426,15 +768,26 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_c
     }
 }
 
+/* topk reads scores before the clearing has ended: they are older than its start. */
+template <int RULE> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD */
+static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_constant__ sel_args a) {
+    LG_SMEM(smem);
+    if (RULE != LG_RULE_TOPK) lg_dec_wait();
+    sel_set<RULE>(a, (sel_shared *)(void *)smem);
+    if (RULE == LG_RULE_TOPK) lg_dec_wait(); /* no block ends before what it waits for */
+}
+
 /* ---- launch ---- */
 static int64_t sel_zero_room(lg_rule rule) {
     return (int64_t)sizeof(sel_zero) + (rule == LG_RULE_THRESHOLD ? 0 : 3 * SEL_BINS * (rule == LG_RULE_TOPP ? 8 : 4));
 }
-static int64_t sel_key_room(int64_t max_len) { return (max_len + 15) / 16; } /* the smallest block of several tokens is 16 */
+static int64_t sel_blocks(int64_t units) { return sel_max(1, sel_min((units + SEL_SHARE - 1) / SEL_SHARE, SEL_BLOCKS)); }
+/* Lists of tokens (each block's part is rounded up), or keys of units of several: fewer. */
+static int64_t sel_key_room(int64_t max_len) { return (max_len + (sel_blocks(max_len) + 1) * SEL_THREADS) / SEL_CHUNK * SEL_CHUNK; }
 
 int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_make, int64_t max_len) {
     (void)e;
-    return n_seq * n_make * (sel_zero_room(LG_RULE_TOPP) + (int64_t)sizeof(sel_info) + sel_key_room(max_len) * 4);
+    return n_seq * n_make * (sel_zero_room(LG_RULE_TOPP) + (int64_t)sizeof(sel_info) + sel_key_room(max_len) * 6);
 }
 
 void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch) {
@@ -466,16 +819,16 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     }
     if (d.n_list == 0 || a->n_seq == 0) return;
     const int64_t rows = (int64_t)a->n_seq * d.n_list, units = (a->max_len + a->sets.block - 1) / a->sets.block;
-    int64_t blocks = (units + SEL_SHARE - 1) / SEL_SHARE;
-    if (blocks > SEL_BLOCKS) blocks = SEL_BLOCKS;
-    if (blocks < 1) blocks = 1;
+    const int64_t blocks = sel_blocks(units);
     d.zero_room = sel_zero_room(a->select.rule);
     d.key_room = sel_key_room(a->max_len);
     d.zero = scratch;
     d.info = (sel_info *)(void *)(scratch + rows * d.zero_room);
     d.keys = (uint32_t *)(void *)(d.info + rows);
+    d.spots = (uint16_t *)(void *)(d.keys + rows * d.key_room);
     LG_LAUNCH(sel_clear, (unsigned)rows, 512, 0, stream, (uint4 *)(void *)d.zero, rows * d.zero_room / 16); /* (a memset node would divide L1 otherwise) */
     const dim3 grid((unsigned)blocks, (unsigned)rows);
     void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP> : a->select.rule == LG_RULE_THRESHOLD ? sel_pick<LG_RULE_THRESHOLD> : sel_pick<LG_RULE_TOPK>;
-    LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, sizeof(sel_shared), stream, true, d);
+    const bool masses = pick != sel_pick<LG_RULE_TOPK>;
+    LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, offsetof(sel_shared, hist) + SEL_BINS * (masses ? sizeof(sel_mass) : 4) + (masses ? 0 : SEL_ROOM * 2), stream, true, d);
 }
