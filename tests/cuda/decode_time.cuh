@@ -200,19 +200,20 @@ static void time_attend(lg_cuda_env e, lg_dtype t, int32_t n_seq, int64_t len, i
     lg_base_free(order); lg_base_free(idx); lg_base_free(cnt);
 }
 
-/* Keeps memory full as the streaming products do: rings of 120 KB a multiprocessor, always on their way. n: 16 bytes each. */
-static __global__ void __launch_bounds__(256) time_load(const uint4 *w, int64_t n) {
-    enum { STAGES = 5, PER = 6 };
+/* Keeps memory full as the streaming products do: 128 KB a multiprocessor are always on their way. n: whole copies. */
+enum { LOAD_COPY = 8192, LOAD_RING = 16 };
+static __global__ void __launch_bounds__(256) time_load(const uint8_t *w, int64_t n) {
     LG_SMEM(smem);
-    const int64_t step = (int64_t)gridDim.x * 256 * PER;
-    int32_t stage = 0;
-    for (int64_t i = (int64_t)blockIdx.x * 256 * PER + threadIdx.x; i + 256 * PER <= n; i += step) {
-        for (int32_t k = 0; k < PER; k++) lg_cp16(lg_smem_of(smem + ((stage * PER + k) * 256 + (int32_t)threadIdx.x) * 16), w + i + 256 * k);
-        lg_cp_commit();
-        lg_cp_wait(STAGES - 1);
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
+    const lg_smem bar = lg_smem_of(smem), ring = bar + 128;
+    if (threadIdx.x) return;
+    for (int32_t i = 0; i < LOAD_RING; i++) lg_bar_init(bar + (lg_smem)(8 * i));
+    for (int64_t i = 0, c = blockIdx.x; c - (int64_t)LOAD_RING * gridDim.x < n; i++, c += gridDim.x) {
+        const uint32_t at = (uint32_t)(i % LOAD_RING);
+        if (i >= LOAD_RING) lg_bar_wait(bar + 8 * at, (uint32_t)(i / LOAD_RING - 1) & 1);
+        if (c >= n) continue;
+        lg_bar_arrive(bar + 8 * at, LOAD_COPY);
+        lg_bulk(ring + LOAD_COPY * at, w + c * LOAD_COPY, LOAD_COPY, bar + 8 * at);
     }
-    lg_cp_wait(0);
 }
 
 static __global__ void time_stamp(unsigned long long *at, uint32_t sleep_us) {
@@ -223,8 +224,8 @@ static __global__ void time_stamp(unsigned long long *at, uint32_t sleep_us) {
 /* Selection beside a kernel that keeps memory full, one block a multiprocessor: median microseconds between two stamps of its stream. */
 static double time_beside(const lg_cuda_env *e, const lg_cuda_decode *a, uint8_t *scratch, bool select) {
     enum { N = 32 };
-    const int64_t n = (int64_t)56 << 20; /* 900 MB: 300 us */
-    const uint4 *w = (const uint4 *)room(n * 16);
+    const int64_t n = 110000; /* 900 MB: 300 us */
+    uint8_t *w = (uint8_t *)room(n * LOAD_COPY);
     unsigned long long *at = (unsigned long long *)room(2 * N * 8), got[2 * N];
     cudaStream_t side;
     CUDA(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking));
@@ -248,7 +249,7 @@ static double time_beside(const lg_cuda_env *e, const lg_cuda_decode *a, uint8_t
         }
     }
     CUDA(cudaStreamDestroy(side));
-    CUDA(cudaFree((void *)w)); CUDA(cudaFree(at));
+    CUDA(cudaFree(w)); CUDA(cudaFree(at));
     return us[N / 2];
 }
 

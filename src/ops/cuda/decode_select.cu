@@ -341,51 +341,35 @@ static __device__ __forceinline__ uint32_t sel_kth_here(sel_shared *sh, const ui
     return cut;
 }
 
-/* Chooses k (> 0) of a row's tokens [head, tail), in one block. lists: from the blocks' lists, sh->list[0..active], whose keys are at
- * least `floor` (> 0) but for fillers, 0; else from the row. */
-static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_row &r, sel_shared *sh, bool lists, uint32_t floor, int32_t head, int32_t tail, int32_t k, int64_t slot) {
+/* Chooses k (> 0) of a row's tokens [head, tail), in one block. lists: from the blocks' lists, sh->list[0..active] (keys less what all
+ * of them have, from 1 up; fillers 0); else from the row. */
+static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_row &r, sel_shared *sh, bool lists, int32_t head, int32_t tail, int32_t k, int64_t slot) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, part = r.part, cap = (int32_t)sel_min(a.set_cap, 0x7fffffff);
     const int32_t total = lists ? (int32_t)sh->list[r.active] : tail - head, rounds = (total + SEL_THREADS - 1) / SEL_THREADS;
     const int32_t first = warp * rounds * 32 + lane, left = (int32_t)sel_min(total, (warp + 1) * rounds * 32) - first;
-    uint16_t *spot = (uint16_t *)(void *)((uint32_t *)(void *)sh->hist + SEL_BINS);
-    /* Spots and keys, all on their way at once. b: the list of this thread's first candidate. */
-    int32_t b = -1;
+    uint32_t *place = (uint32_t *)(void *)sh->hist; /* [chunk] where it lies */
+    uint16_t *spot = (uint16_t *)(void *)(place + SEL_BINS);
     if (lists) {
         const uint16_t *spots = a.spots + (int64_t)blockIdx.y * a.key_room;
 #pragma unroll 1
-        for (int32_t c = (int32_t)threadIdx.x * SEL_CHUNK; c < total; c += SEL_THREADS * SEL_CHUNK) {
+        for (int32_t c = (int32_t)threadIdx.x; c < total / SEL_CHUNK; c += SEL_THREADS) {
             int32_t l = 0;
 #pragma unroll 1
             for (int32_t step = SEL_BLOCKS / 2; step; step >>= 1)
-                if (l + step < r.active && (int32_t)sh->list[l + step] <= c) l += step;
-            lg_cp16(lg_smem_of(spot + c), spots + l * part + (c - (int32_t)sh->list[l]));
+                if (l + step < r.active && (int32_t)sh->list[l + step] <= c * SEL_CHUNK) l += step;
+            place[c] = (uint32_t)(l * part + c * SEL_CHUNK) - sh->list[l];
+            lg_cp16(lg_smem_of(spot + c * SEL_CHUNK), spots + place[c]);
         }
         lg_cp_commit();
-        b = 0;
-#pragma unroll 1
-        for (int32_t step = SEL_BLOCKS / 2; step; step >>= 1)
-            if (b + step < r.active && (int32_t)sh->list[b + step] <= first) b += step;
+        __syncthreads();
     }
+    /* All loads on their way at once. */
     uint32_t x[SEL_LAST];
-    {
-        const uint32_t *from = (lists ? a.keys + (int64_t)blockIdx.y * a.key_room : (const uint32_t *)(const void *)(r.score + head)) + first, *at = from;
-        int32_t l = b, next = left; /* the end of list l, from this thread's first candidate */
-        if (lists) {
-            next = (int32_t)sh->list[l + 1] - first;
-            at = from + (l * part - (int32_t)sh->list[l]);
-        }
+    const uint32_t *from = lists ? a.keys + (int64_t)blockIdx.y * a.key_room + lane % SEL_CHUNK : (const uint32_t *)(const void *)(r.score + head + first);
 #pragma unroll
-        for (int32_t j = 0; j < SEL_LAST; j++) {
-            x[j] = 0;
-            if (32 * j >= left) continue;
-#pragma unroll 1
-            while (32 * j >= next) {
-                l++;
-                next = (int32_t)sh->list[l + 1] - first;
-                at = from + (l * part - (int32_t)sh->list[l]);
-            }
-            x[j] = __ldcg(at + 32 * j);
-        }
+    for (int32_t j = 0; j < SEL_LAST; j++) {
+        x[j] = 0;
+        if (32 * j < left) x[j] = __ldcg(from + (lists ? place[first / SEL_CHUNK + 32 / SEL_CHUNK * j] : 32u * j));
     }
     if (threadIdx.x == 0) a.set_n[slot] = (int32_t)sel_min(head + k + r.n - tail, a.set_cap);
     int32_t *out = a.set_idx + slot * a.set_cap;
@@ -394,15 +378,16 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
 #pragma unroll 1
     for (int32_t u = tail + (int32_t)threadIdx.x; u < (int32_t)r.n && head + k + u - tail < cap; u += SEL_THREADS) out[head + k + u - tail] = u;
     /* From 1 up; 0: nothing, which ranks below all. (In a row the lowest two of the NaNs become one.) */
+    if (!lists) {
+#pragma unroll
+        for (int32_t j = 0; j < SEL_LAST; j++) {
+            const uint32_t key = sel_key(__uint_as_float(x[j]));
+            x[j] = 32 * j >= left ? 0 : key ? key : 1;
+        }
+    }
     uint32_t max = 0;
 #pragma unroll
-    for (int32_t j = 0; j < SEL_LAST; j++) {
-        if (j % 4 == 0 && j >= rounds) break;
-        const uint32_t key = sel_key(__uint_as_float(x[j]));
-        if (lists) x[j] = x[j] ? x[j] - floor + 1 : 0;
-        else x[j] = 32 * j >= left ? 0 : key ? key : 1;
-        max = x[j] > max ? x[j] : max;
-    }
+    for (int32_t j = 0; j < SEL_LAST; j++) max = x[j] > max ? x[j] : max;
     for (int32_t d = 16; d; d >>= 1) {
         const uint32_t y = __shfl_xor_sync(0xffffffffu, max, d);
         max = y > max ? y : max;
@@ -437,17 +422,21 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
         eq += __shfl_xor_sync(0xffffffffu, eq, d);
     }
     const uint32_t below = (1u << lane) - 1;
+    int32_t b = 0, next = total; /* the list that holds i, and its end */
+    if (lists) {
+#pragma unroll 1
+        for (int32_t step = SEL_BLOCKS / 2; step; step >>= 1)
+            if (b + step < r.active && (int32_t)sh->list[b + step] <= first) b += step;
+        next = (int32_t)sh->list[b + 1];
+    }
 #pragma unroll 2
     for (int32_t j = 0; j < rounds; j++, over >>= 1, same >>= 1) {
         const int32_t i = first + 32 * j;
         const uint32_t overs = __ballot_sync(0xffffffffu, over & 1), sames = __ballot_sync(0xffffffffu, same & 1);
         const int32_t e = eq + __popc(sames & below), to = head + gt + __popc(overs & below) + (e < ties ? e : ties);
         if (((over & 1) || ((same & 1) && e < ties)) && to < cap) {
-            if (!lists) out[to] = head + i;
-            else {
-                while (i >= (int32_t)sh->list[b + 1]) b++;
-                out[to] = b * part + (int32_t)spot[i];
-            }
+            while (i >= next) next = (int32_t)sh->list[++b + 1];
+            out[to] = lists ? b * part + (int32_t)spot[i] : head + i;
         }
         gt += __popc(overs);
         eq += __popc(sames);
@@ -461,9 +450,9 @@ static __device__ __forceinline__ int32_t sel_rank(const sel_row &r, int32_t n, 
     return (rank + 2.0f * sqrtf(rank)) * of + (float)(SEL_CHUNK / 2 * r.active) > (float)SEL_ROOM || rank > (float)SEL_SAMPLE ? 0 : (int32_t)rank;
 }
 
-/* Lists the row's candidates: keys of at least *least. All blocks of the row. */
+/* Lists the row's candidates: all blocks of the row. */
 enum { SEL_DONE = 1, SEL_FAILED, SEL_CHOOSE }; /* another block will choose from the lists; none can; this one does */
-static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, const sel_row &r, sel_shared *sh, int32_t head, int32_t tail, int32_t k, uint32_t *least) {
+static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, const sel_row &r, sel_shared *sh, int32_t head, int32_t tail, int32_t k) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n = tail - head, rank = sel_rank(r, n, k);
     const int32_t u0 = (int32_t)r.u0, u1 = (int32_t)r.u1, part = r.part;
     if (rank == 0 || part > SEL_OWN * SEL_THREADS) {
@@ -488,7 +477,7 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
     uint32_t want = (uint32_t)rank, floor = 0;
 #pragma unroll 1
     for (int32_t at = 21; at >= 10; at -= 11) floor = sel_digit_here(sh, some, SEL_DRAW, at, 11, floor, &want);
-    *least = floor = floor ? floor << 10 : 1; /* (0 is no token's) */
+    floor = floor ? floor << 10 : 1; /* (0 is no token's) */
     /* The block's list. */
     uint32_t *keys = a.keys + (int64_t)blockIdx.y * a.key_room + blockIdx.x * part;
     uint16_t *spots = a.spots + (int64_t)blockIdx.y * a.key_room + blockIdx.x * part;
@@ -510,7 +499,7 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
         const uint32_t reaches = __ballot_sync(0xffffffffu, own[i] >= floor);
         if (own[i] >= floor) {
             const uint32_t j = to + (uint32_t)__popc(reaches & below);
-            keys[j] = own[i];
+            keys[j] = own[i] - floor + 1;
             spots[j] = (uint16_t)(u0 + 32 * i + lane - (int32_t)blockIdx.x * part);
         }
         to += (uint32_t)__popc(reaches);
@@ -539,27 +528,14 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
         __syncthreads(); /* shared may be written again */
         return verdict;
     }
-    if (warp == 0) {
-        uint32_t sum = 0, before = 0; /* of tokens; of places */
-#pragma unroll
-        for (int32_t b0 = 0; b0 < SEL_BLOCKS; b0 += 32) {
-            const uint32_t mine = b0 + lane < r.active ? __ldcg(&r.info->gt[b0 + lane]) : 0, places = (mine + SEL_CHUNK - 1) / SEL_CHUNK * SEL_CHUNK;
-            uint32_t s = places;
-            sum += mine;
-            for (int32_t d = 1; d < 32; d <<= 1) {
-                const uint32_t y = __shfl_up_sync(0xffffffffu, s, d);
-                if (lane >= d) s += y;
-            }
-            sh->list[b0 + lane] = before + s - places;
-            before += __shfl_sync(0xffffffffu, s, 31);
-        }
-        for (int32_t d = 16; d; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-        if (lane == 0) {
-            const uint32_t verdict = sum >= (uint32_t)k && before <= SEL_ROOM ? SEL_DONE : SEL_FAILED;
-            sh->list[SEL_BLOCKS] = before;
-            sh->bin = verdict;
-            *(volatile uint32_t *)&r.zero->verdict = verdict;
-        }
+    /* Each list's beginning. In the upper half: keys, in the lower: places. */
+    const sel_mass mine_in = (int32_t)threadIdx.x < r.active ? __ldcg(&r.info->gt[threadIdx.x]) : 0;
+    const sel_mass both = mine_in << 32 | (mine_in + SEL_CHUNK - 1) / SEL_CHUNK * SEL_CHUNK, before = sel_before(both, sh->scan);
+    if ((int32_t)threadIdx.x <= r.active) sh->list[threadIdx.x] = (uint32_t)before;
+    if ((int32_t)threadIdx.x == r.active) {
+        const uint32_t verdict = before >> 32 >= (sel_mass)k && (uint32_t)before <= SEL_ROOM ? SEL_DONE : SEL_FAILED;
+        sh->bin = verdict;
+        *(volatile uint32_t *)&r.zero->verdict = verdict;
     }
     __syncthreads();
     const bool good = sh->bin == SEL_DONE;
@@ -630,9 +606,9 @@ static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh
         }
         if (r.shift == 0) {
             const bool lists = tail - head > SEL_ROOM;
-            uint32_t least = 0, verdict = blockIdx.x == 0 ? SEL_CHOOSE : SEL_DONE;
-            if (lists) verdict = sel_by_sample(a, r, sh, (int32_t)head, (int32_t)tail, (int32_t)k, &least);
-            if (verdict == SEL_CHOOSE) sel_choose(a, r, sh, lists, least, (int32_t)head, (int32_t)tail, (int32_t)k, slot);
+            uint32_t verdict = blockIdx.x == 0 ? SEL_CHOOSE : SEL_DONE;
+            if (lists) verdict = sel_by_sample(a, r, sh, (int32_t)head, (int32_t)tail, (int32_t)k);
+            if (verdict == SEL_CHOOSE) sel_choose(a, r, sh, lists, (int32_t)head, (int32_t)tail, (int32_t)k, slot);
             if (verdict != SEL_FAILED) return;
         }
         lg_dec_wait();
