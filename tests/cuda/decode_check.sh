@@ -15,7 +15,7 @@ for f in src/ops/cuda/decode.cu src/ops/cuda/decode_select.cu tests/cuda/decode_
         a=${CUDA_ARCH:-90a}
         nvcc -O3 -lineinfo -std=c++17 -gencode "arch=compute_$a,code=sm_$a" -Iinclude -Isrc -Itests/cuda -c "$f" -o "$o" &
     else
-        g++ -std=c++17 -O1 -g ${SAN--fsanitize=address} -DLG_CUDA_EMU -include emu.h -DSEL_SHARE=512 -DSEL_THREADS=128 -DSEL_SAMPLE_BITS=9 -DSEL_SIGMAS=1 -DSEL_ROOM=1024 -Iinclude -Isrc -Itests/cuda "-I${CUDA_HOME:-/usr/local/cuda}/include" \
+        g++ -std=c++17 -O1 -g ${SAN--fsanitize=address} -DLG_CUDA_EMU -include emu.h -DSEL_SHARE=512 -DSEL_THREADS=128 -DSEL_SAMPLE_BITS=9 -DSEL_LONGER=3000 -DSEL_SIGMAS=1 -DSEL_ROOM=1024 -Iinclude -Isrc -Itests/cuda "-I${CUDA_HOME:-/usr/local/cuda}/include" \
             -x c++ -c "$f" -o "$o" &
     fi
     pids="$pids $!"

@@ -19,14 +19,16 @@
 #ifndef SEL_SHARE
 #define SEL_SHARE 4096 /* units of a row per block */
 #define SEL_THREADS 512
-#define SEL_SAMPLE_BITS 12 /* log2 of the sample's scores */
-#define SEL_SIGMAS 3       /* between the rank of the k-th best in the sample, as expected, and the rank taken */
+#define SEL_SAMPLE_BITS 12 /* log2 of the sample's scores, in longer rows twice as many */
+#define SEL_LONGER 262144  /* tokens */
+#define SEL_SIGMAS 4       /* between the rank of the k-th best in the sample, as expected, and the rank taken */
 #define SEL_ROOM 12288     /* tokens one block chooses from */
 #define SEL_TOOK(path)     /* 1: by sample, 2: a sample that failed, 3: digits at once (tests count) */
 #endif
 enum { SEL_BLOCKS = 128, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SPREAD, SEL_BATCH = 8,
        SEL_OWN = 18,                                    /* keys a thread keeps of its block's part */
-       SEL_SAMPLE = 1 << SEL_SAMPLE_BITS, SEL_DRAW = SEL_SAMPLE / SEL_THREADS,
+       SEL_DRAW = (2 << SEL_SAMPLE_BITS) / SEL_THREADS, /* scores of the sample a thread has at most */
+       SEL_NEAR = 1 << 3,                                 /* tokens drawn together: what 32 bytes hold. Beside products a request counts, not its bytes */
        SEL_LAST = (SEL_ROOM + SEL_THREADS - 1) / SEL_THREADS, /* keys a thread of the block that chooses has */
        SEL_PAIRS = 128,                                 /* so few keys are compared with each other */
        SEL_CHUNK = 8 };                                 /* lists are whole chunks: positions are copied 16 bytes at a time */
@@ -349,27 +351,28 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
     const int32_t first = warp * rounds * 32 + lane, left = (int32_t)sel_min(total, (warp + 1) * rounds * 32) - first;
     uint32_t *place = (uint32_t *)(void *)sh->hist; /* [chunk] where it lies */
     uint16_t *spot = (uint16_t *)(void *)(place + SEL_BINS);
-    if (lists) {
-        const uint16_t *spots = a.spots + (int64_t)blockIdx.y * a.key_room;
+    const uint16_t *spots = a.spots + (int64_t)blockIdx.y * a.key_room;
 #pragma unroll 1
-        for (int32_t c = (int32_t)threadIdx.x; c < total / SEL_CHUNK; c += SEL_THREADS) {
-            int32_t l = 0;
+    for (int32_t c = (int32_t)threadIdx.x; c * SEL_CHUNK < total; c += SEL_THREADS) {
+        int32_t l = 0;
+        place[c] = (uint32_t)(c * SEL_CHUNK);
+        if (!lists) continue;
 #pragma unroll 1
-            for (int32_t step = SEL_BLOCKS / 2; step; step >>= 1)
-                if (l + step < r.active && (int32_t)sh->list[l + step] <= c * SEL_CHUNK) l += step;
-            place[c] = (uint32_t)(l * part + c * SEL_CHUNK) - sh->list[l];
-            lg_cp16(lg_smem_of(spot + c * SEL_CHUNK), spots + place[c]);
-        }
-        lg_cp_commit();
-        __syncthreads();
+        for (int32_t step = SEL_BLOCKS / 2; step; step >>= 1)
+            if (l + step < r.active && (int32_t)sh->list[l + step] <= c * SEL_CHUNK) l += step;
+        place[c] += (uint32_t)(l * part) - sh->list[l];
+        lg_cp16(lg_smem_of(spot + c * SEL_CHUNK), spots + place[c]);
     }
+    lg_cp_commit();
+    __syncthreads();
     /* All loads on their way at once. */
     uint32_t x[SEL_LAST];
-    const uint32_t *from = lists ? a.keys + (int64_t)blockIdx.y * a.key_room + lane % SEL_CHUNK : (const uint32_t *)(const void *)(r.score + head + first);
+    const uint32_t *from = (lists ? a.keys + (int64_t)blockIdx.y * a.key_room : (const uint32_t *)(const void *)(r.score + head)) + lane % SEL_CHUNK;
+    place += first / SEL_CHUNK;
 #pragma unroll
     for (int32_t j = 0; j < SEL_LAST; j++) {
         x[j] = 0;
-        if (32 * j < left) x[j] = __ldcg(from + (lists ? place[first / SEL_CHUNK + 32 / SEL_CHUNK * j] : 32u * j));
+        if (32 * j < left) x[j] = __ldcg(from + place[32 / SEL_CHUNK * j]);
     }
     if (threadIdx.x == 0) a.set_n[slot] = (int32_t)sel_min(head + k + r.n - tail, a.set_cap);
     int32_t *out = a.set_idx + slot * a.set_cap;
@@ -443,17 +446,18 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
     }
 }
 
-/* The rank in the sample whose key about k of n tokens, and hardly ever fewer, reach; 0: too many would. */
-static __device__ __forceinline__ int32_t sel_rank(const sel_row &r, int32_t n, int32_t k) {
-    const float of = (float)n / SEL_SAMPLE, mean = (float)k / of;
+/* The rank in a sample of m whose key about k of n tokens, and hardly ever fewer, reach; 0: too many would. */
+static __device__ __forceinline__ int32_t sel_rank(const sel_row &r, int32_t n, int32_t k, int32_t m) {
+    const float of = (float)n / (float)m, mean = (float)k / of;
     const float rank = ceilf(mean + SEL_SIGMAS * (sqrtf(mean) + 1.0f));
-    return (rank + 2.0f * sqrtf(rank)) * of + (float)(SEL_CHUNK / 2 * r.active) > (float)SEL_ROOM || rank > (float)SEL_SAMPLE ? 0 : (int32_t)rank;
+    return (rank + 2.0f * sqrtf(rank)) * of + (float)(SEL_CHUNK / 2 * r.active) > (float)SEL_ROOM || rank > (float)m ? 0 : (int32_t)rank;
 }
 
 /* Lists the row's candidates: all blocks of the row. */
 enum { SEL_DONE = 1, SEL_FAILED, SEL_CHOOSE }; /* another block will choose from the lists; none can; this one does */
 static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, const sel_row &r, sel_shared *sh, int32_t head, int32_t tail, int32_t k) {
-    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n = tail - head, rank = sel_rank(r, n, k);
+    const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n = tail - head;
+    const int32_t bits = SEL_SAMPLE_BITS + (n > SEL_LONGER), rank = sel_rank(r, n, k, 1 << bits);
     const int32_t u0 = (int32_t)r.u0, u1 = (int32_t)r.u1, part = r.part;
     if (rank == 0 || part > SEL_OWN * SEL_THREADS) {
         SEL_TOOK(3);
@@ -461,14 +465,15 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
     }
     const int32_t lo = (int32_t)sel_max(head - u0 - lane, 0), hi = (int32_t)sel_max(lo, sel_min(u1, tail) - u0 - lane); /* of this thread's tokens u0 + lane + 32 i */
     const float *mine = r.score + u0 + lane;
+    const int32_t draws = (1 << bits) / SEL_THREADS, near0 = (head + SEL_NEAR - 1) / SEL_NEAR * SEL_NEAR, n_near = (tail - near0) / SEL_NEAR;
     uint32_t own[SEL_OWN], some[SEL_DRAW];
 #pragma unroll
-    for (int32_t i = 0; i < SEL_DRAW; i++) { /* a token at random of each SEL_SAMPLE-th part of the row */
-        const uint32_t c = (uint32_t)(i * SEL_THREADS + (int32_t)threadIdx.x);
+    for (int32_t i = 0; i < SEL_DRAW; i++) { /* the row in equal parts, a place at random in each */
+        const uint32_t c = ((uint32_t)(i * SEL_THREADS) + threadIdx.x) / SEL_NEAR;
         uint32_t x = c * 2654435761u;
         x ^= x >> 15; x *= 2246822519u; x ^= x >> 13; x *= 3266489917u;
-        const int32_t u = head + (int32_t)(((uint64_t)(c << 18 | x >> 14) * (uint64_t)n) >> (SEL_SAMPLE_BITS + 18));
-        some[i] = sel_key(__ldcg(r.score + u));
+        const uint32_t near = (uint32_t)((uint64_t)(c << 18 | x >> 14) * (uint64_t)n_near >> (bits - 3 + 18));
+        some[i] = i < draws ? sel_key(__ldcg(r.score + near0 + near * SEL_NEAR + threadIdx.x % SEL_NEAR)) : 0;
     }
 #pragma unroll
     for (int32_t i = 0; i < SEL_OWN; i++) {
@@ -476,7 +481,7 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
     }
     uint32_t want = (uint32_t)rank, floor = 0;
 #pragma unroll 1
-    for (int32_t at = 21; at >= 10; at -= 11) floor = sel_digit_here(sh, some, SEL_DRAW, at, 11, floor, &want);
+    for (int32_t at = 21; at >= 10; at -= 11) floor = sel_digit_here(sh, some, draws, at, 11, floor, &want);
     floor = floor ? floor << 10 : 1; /* (0 is no token's) */
     /* The block's list. */
     uint32_t *keys = a.keys + (int64_t)blockIdx.y * a.key_room + blockIdx.x * part;
