@@ -319,7 +319,7 @@ static test_case draw(int64_t longest) {
 
 /* Selection of tokens by topk, from made-up scores. */
 static void draw_scores(float *x, int64_t len, int64_t k) {
-    const int64_t kind = below(9), at = below(len), n = 1 + below(len), values = 2 + below(40), period = (int64_t)1 << below(12);
+    const int64_t kind = below(10), at = below(len), n = 1 + below(len), values = 2 + below(40), period = (int64_t)1 << below(12);
     for (int64_t t = 0; t < len; t++) {
         x[t] = unit() + unit() + unit() + unit();
         switch (kind) {
@@ -331,6 +331,7 @@ static void draw_scores(float *x, int64_t len, int64_t k) {
         case 6: x[t] = below(8) ? x[t] : below(2) ? INFINITY : -INFINITY; break;
         case 7: x[t] = (float)(at % 2 ? t : -t); break;
         case 8: x[t] = below(len) < k + k / 8 ? 3.0f : below(2) ? x[t] : -3.0f; break; /* more at the top than fit */
+        case 9: x[t] = t == at ? 1e30f : 1.0f + 0.1f * x[t]; break;                /* one far above the rest */
         default: break;
         }
     }
@@ -350,6 +351,8 @@ static bool run_select(const lg_cuda_env *e, int64_t longest) {
     a.select.recents = below(3) ? below(300) : 0;
     for (int s = 0; s < n_seq; s++) {
         seqs[s].len = below(10) ? 1 + below(room_of) : room_of;
+        const int64_t even = (seqs[s].len - a.select.sinks - a.select.recents) / 512 * 512; /* keys that fill all threads */
+        if (even > 0 && below(4) == 0) seqs[s].len = even + a.select.sinks + a.select.recents;
         const int64_t most = below(3) ? seqs[s].len / (2 + below(30)) : seqs[s].len + 10;
         budget[s] = below(12) ? a.select.sinks + a.select.recents + below(most + 1) : below(200);
         dense[s] = below(8) == 0;

@@ -285,8 +285,10 @@ static void time_select(lg_cuda_env e, int64_t len, int heads, lg_rule rule, dou
     for (int i = 0; i < N; i++) lg_cuda_decode_select(&e, &a, e.stream, scratch);
     CUDA(cudaStreamEndCapture(e.stream, &g));
     CUDA(cudaGraphInstantiate(&x, g, 0));
+    const double alone = time_graph(x, e.stream, 15) / N;
+    const double beside = time_beside(&e, &a, scratch, true), stamps = time_beside(&e, &a, scratch, false);
     printf("select rule %d value %g block %2d heads %d len %8lld: %8.2f us; beside a full memory %.2f (stamps alone %.2f)\n", (int)rule, value, block, heads, (long long)len,
-           time_graph(x, e.stream, 15) / N, time_beside(&e, &a, scratch, true), time_beside(&e, &a, scratch, false));
+           alone, beside, stamps);
     fflush(stdout);
     CUDA(cudaGraphExecDestroy(x)); CUDA(cudaGraphDestroy(g));
     CUDA(cudaFree((void *)a.seqs)); CUDA(cudaFree((void *)a.make)); CUDA(cudaFree((void *)a.budget)); CUDA(cudaFree((void *)a.dense)); CUDA(cudaFree(score));

@@ -52,7 +52,8 @@ static __device__ __forceinline__ int64_t lg_cuda_share(int64_t budget, int64_t 
     return least >= 0 && budget > least ? least + (budget - least) * share / LG_SHARE_ONE : budget;
 }
 /* Picks the sets of all (sequence, head with make >= 0) of this layer from a->score; enqueued on `stream`, which core.cu forks
- * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own. */
+ * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own (about 7
+ * bytes a token of max_len and 50 KB for each set). */
 int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_make, int64_t max_len); /* n_make: sets made, or KV heads */
 void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch);
 

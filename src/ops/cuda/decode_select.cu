@@ -28,7 +28,7 @@
 enum { SEL_BLOCKS = 128, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SPREAD, SEL_BATCH = 8,
        SEL_OWN = 18,                                    /* keys a thread keeps of its block's part */
        SEL_DRAW = (2 << SEL_SAMPLE_BITS) / SEL_THREADS, /* scores of the sample a thread has at most */
-       SEL_NEAR = 1 << 3,                                 /* tokens drawn together: what 32 bytes hold. Beside products a request counts, not its bytes */
+       SEL_NEAR_BITS = 3, SEL_NEAR = 1 << SEL_NEAR_BITS, /* tokens drawn together, 32 bytes: beside products each request counts, not its bytes */
        SEL_LAST = (SEL_ROOM + SEL_THREADS - 1) / SEL_THREADS, /* keys a thread of the block that chooses has */
        SEL_PAIRS = 128,                                 /* so few keys are compared with each other */
        SEL_CHUNK = 8 };                                 /* lists are whole chunks: positions are copied 16 bytes at a time */
@@ -312,8 +312,10 @@ static __device__ __forceinline__ uint32_t sel_kth_here(sel_shared *sh, const ui
         __syncthreads();
         uint32_t mine = 0; /* bit j: x[j] is in the bin */
 #pragma unroll
-        for (int32_t j = 0; j < N; j++)
+        for (int32_t j = 0; j < N; j++) {
+            if (j % 4 == 0 && j >= rounds) break; /* as they were counted */
             if (x[j] >> at == cut) mine |= 1u << j;
+        }
         if (mine) {
             uint32_t to = atomicAdd(&sh->n_few, (uint32_t)__popc(mine));
 #pragma unroll
@@ -472,13 +474,11 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
         const uint32_t c = ((uint32_t)(i * SEL_THREADS) + threadIdx.x) / SEL_NEAR;
         uint32_t x = c * 2654435761u;
         x ^= x >> 15; x *= 2246822519u; x ^= x >> 13; x *= 3266489917u;
-        const uint32_t near = (uint32_t)((uint64_t)(c << 18 | x >> 14) * (uint64_t)n_near >> (bits - 3 + 18));
+        const uint32_t near = (uint32_t)((uint64_t)(c << 18 | x >> 14) * (uint64_t)n_near >> (bits - SEL_NEAR_BITS + 18));
         some[i] = i < draws ? sel_key(__ldcg(r.score + near0 + near * SEL_NEAR + threadIdx.x % SEL_NEAR)) : 0;
     }
 #pragma unroll
-    for (int32_t i = 0; i < SEL_OWN; i++) {
-        own[i] = (uint32_t)(32 * i - lo) < (uint32_t)(hi - lo) ? sel_key(__ldcg(mine + 32 * i)) : 0;
-    }
+    for (int32_t i = 0; i < SEL_OWN; i++) own[i] = (uint32_t)(32 * i - lo) < (uint32_t)(hi - lo) ? sel_key(__ldcg(mine + 32 * i)) : 0;
     uint32_t want = (uint32_t)rank, floor = 0;
 #pragma unroll 1
     for (int32_t at = 21; at >= 10; at -= 11) floor = sel_digit_here(sh, some, draws, at, 11, floor, &want);
