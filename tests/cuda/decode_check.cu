@@ -56,6 +56,7 @@ typedef struct test_case {
     bool spread; /* budgets of their own */
     int32_t n_make[HEADS], window[HEADS], slot[SLOTS];
     bool hybrid, whole, roles_on_device;
+    bool sized; /* sets that are read are as large as the rule makes them */
 } test_case;
 
 static void show(const test_case *c) {
@@ -66,6 +67,7 @@ static void show(const test_case *c) {
     if (c->hybrid) {
         printf(" block %d %s %g sinks %lld recents %lld read", c->block, rules[c->select.rule], c->select.value, (long long)c->select.sinks, (long long)c->select.recents);
         for (int h = 0; h < c->n_kv; h++) printf(" %d/%d", c->read[h], c->make[h]);
+        if (c->sized) printf(" sized");
         for (int h = 0; c->spread && h < c->n_kv; h++) printf("%s%d x%d", h ? " " : " share ", c->window[h], c->n_make[h]);
     }
     printf(": ");
@@ -124,7 +126,17 @@ static bool run(const test_case *c, lg_cuda_env e) {
             int32_t *to = idx + (s * c->n_slot + j) * cap, m = 0;
             for (int64_t u = 0; u < n; u++)
                 if (below(6) < odds && below(40)) to[m++] = (int32_t)u;
-            cnt[s * c->n_slot + j] = below(12) ? m : 0;
+            if (c->sized) { /* blocks of sinks and recents, then others up to the budget */
+                const int64_t own = c->spread ? lg_ops_share(c->budget[s], c->select.sinks + c->select.recents, c->slot[j]) : c->budget[s];
+                int64_t left = own / c->block;
+                for (int pass = 0; pass < 2; pass++)
+                    for (int64_t u = m = 0; u < n; u++) {
+                        const bool forced = u * c->block < c->select.sinks || (c->select.recents > 0 && (u + 1) * c->block > c->len[s] - c->select.recents && u < n);
+                        if (pass == 0) left -= forced;
+                        else if (forced || left-- > 0) to[m++] = (int32_t)u;
+                    }
+            }
+            cnt[s * c->n_slot + j] = c->sized || below(12) ? m : 0;
         }
     }
     const float scale = 1.0f / sqrtf((float)c->hd);
@@ -156,6 +168,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
         a.read_host = c->roles_on_device ? NULL : c->read;
         a.make_host = c->roles_on_device ? NULL : c->make;
     }
+    a.sized = c->sized;
     e.scratch_bytes = lg_cuda_decode_scratch(&e, c->n_seq, (int32_t)n_head, &g);
     e.scratch = (uint8_t *)room(e.scratch_bytes);
     lg_cuda_decode_attend(&e, &a);
@@ -307,6 +320,7 @@ static test_case draw(int64_t longest) {
         makes += c.n_make[h];
         c.window[h] = (int32_t)below(3 * LG_SHARE_ONE);
     }
+    c.sized = c.hybrid && (c.select.rule == LG_RULE_TOPK || c.select.rule == LG_RULE_RATIO) && below(3);
     for (int j = 0; j < SLOTS; j++) c.slot[j] = below(4) ? (int32_t)below(3 * LG_SHARE_ONE) : 0;
     c.n_slot = makes + (int32_t)below(3);
     for (int h = 0; h < c.n_kv; h++) {

@@ -35,6 +35,7 @@ typedef struct task {
     const int32_t *read_host, *make_host; /* hybrid */
     const int32_t *seq_host; const int64_t *idx_host; /* attend */
     bool decode;                /* attend: row s is the last of sequence s */
+    bool sized;                 /* hybrid: lg_cuda_decode.sized */
     bool early;                 /* attend: the op before wrote the sequences' newest rows alone (lg_cuda_decode.early) */
     bool top_k, top_p;          /* sample: some row has that limit */
     uint8_t *out;               /* argmax, sample, fetch: place in the pinned block of results */
@@ -524,10 +525,32 @@ static bool wrote_newest(const task *b, const lg_kv_layer *kv, const lg_kv_seq *
     return true;
 }
 
+/* Whether op a reads only sets that ops of this list make (maker[slot], -1: none), by the same rule and from the same lengths and budgets: their
+ * sizes follow from these. Then notes the sets it makes. */
+enum { MAKERS = 1024 };
+static bool sets_sized(const task *tasks, int i, int16_t *maker) {
+    const lg_op_attend_hybrid *a = &tasks[i].u.hybrid;
+    bool known = (a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO) && a->sets.n_slot <= MAKERS && i < INT16_MAX;
+    for (int h = 0; known && h < a->geom.n_head_kv; h++) {
+        const int32_t slot = a->read[h];
+        if (slot < 0) continue;
+        const lg_op_attend_hybrid *m = maker[slot] >= 0 ? &tasks[maker[slot]].u.hybrid : NULL;
+        known = m && m->sets.n == a->sets.n && m->sets.cap == a->sets.cap && m->sets.n_slot == a->sets.n_slot && m->sets.block == a->sets.block && m->seqs == a->seqs &&
+                m->n_seq == a->n_seq && m->budget == a->budget && m->dense == a->dense && m->select.rule == a->select.rule && m->select.sinks == a->select.sinks &&
+                m->select.recents == a->select.recents && !m->spread.slot == !a->spread.slot &&
+                (!a->spread.slot || (m->spread.least == a->spread.least && m->spread.slot[slot] == a->spread.slot[slot]));
+    }
+    for (int h = 0; a->sets.n_slot <= MAKERS && i < INT16_MAX && h < a->geom.n_head_kv; h++)
+        for (int32_t j = 0; a->make[h] >= 0 && j < lg_ops_n_make(&a->spread, h); j++) maker[a->make[h] + j] = (int16_t)i;
+    return known;
+}
+
 /* One pass over the list: host pointers become offsets in the staged block (c->dev is its base), results get their place. Run twice:
  * once to size the block (dry), once with its final address. Returns whether the list can be a graph. */
 static bool resolve(lg_ops_ctx *c, bool dry) {
     bool attends = false, graph_able = c->use_graph;
+    int16_t maker[MAKERS];
+    memset(maker, 0xff, sizeof maker);
     memset(c->slot, 0, HASH * sizeof *c->slot);
     c->n_array = 0;
     c->block_bytes = c->out_bytes = 0;
@@ -535,6 +558,7 @@ static bool resolve(lg_ops_ctx *c, bool dry) {
         task copy, *t = &c->tasks[i];
         if (dry) {
             if (t->k == K_ATTEND) t->early = i > 0 && wrote_newest(t - 1, &t->u.attend.kv, t->u.attend.seqs, t->u.attend.n_seq);
+            if (t->k == K_HYBRID) t->sized = sets_sized(c->tasks, i, maker);
             if (t->k == K_HYBRID) t->early = i > 0 && wrote_newest(t - 1, &t->u.hybrid.kv, t->u.hybrid.seqs, t->u.hybrid.n_seq);
             memcpy(&copy, t, sizeof copy);
             t = &copy;
@@ -904,6 +928,7 @@ template <typename O> static lg_cuda_decode decode_of(const lg_ops_ctx *c, const
     d.scale = a->scale;
     d.max_len = c->max_len;
     d.early = t->early;
+    d.sized = t->sized;
     const task *next = t + 1 < c->tasks + c->n_task ? t + 1 : NULL;
     d.release = a->n_seq == 1 && next && next->k == K_PRODUCT && next->u.product.n_tok == 1 && lg_cuda_streams(&c->env, next->u.product.w);
     return d;
@@ -1127,7 +1152,7 @@ static bool make_key(lg_ops_ctx *c) {
     c->key_bytes = 0;
     for (int i = 0; i < c->n_task; i++) {
         const task *t = &c->tasks[i];
-        keys(c, t->k, t->decode, t->early, t->out);
+        keys(c, t->k, t->decode, t->early, t->sized, t->out);
         for (int k = 0; k < 3; k++) keys(c, t->lora[k].rank, t->lora[k].scale, t->lora[k].a, t->lora[k].b);
         switch (t->k) {
         case K_EMBED: {

@@ -39,6 +39,7 @@ typedef struct lg_cuda_decode {
     lg_spread spread;                    /* host memory, fixed for a graph; with slot at most LG_CUDA_SPREAD heads, and sets made, of a layer */
     int64_t max_len;                     /* capacity (reserve's max_len), not the current length */
     float *score;                        /* device [n_seq, n_head_kv, max_len]: raw scores of heads that make a set */
+    bool sized; /* hybrid: a set that is read holds what lg_cuda_span says, with the share of its slot in `spread`: the kernel need not wait to know how much */
     bool early; /* the kernel before it in the stream wrote q and the newest row of each sequence and nothing else read here, and let
                  * dependents start only after its own wait: rows of old tokens may be read before it ends */
     bool release; /* the kernel behind it takes a whole multiprocessor for a block: its blocks may start as those of this one leave (smaller
@@ -50,6 +51,21 @@ enum { LG_CUDA_SPREAD = 128 };
 /* lg_ops_share in a kernel; least -1: no shares. */
 static __device__ __forceinline__ int64_t lg_cuda_share(int64_t budget, int64_t least, int64_t share) {
     return least >= 0 && budget > least ? least + (budget - least) * share / LG_SHARE_ONE : budget;
+}
+/* topk and ratio, in blocks of 1 << shift tokens: of n blocks the first `head` and those from `tail` on are in, and k of those between. */
+typedef struct lg_cuda_span { int64_t n, head, tail, k; } lg_cuda_span;
+static __device__ __forceinline__ lg_cuda_span lg_cuda_span_of(int64_t len, int64_t budget, int64_t sinks, int64_t recents, int32_t shift) {
+    lg_cuda_span s;
+    sinks = sinks < 0 ? 0 : sinks < len ? sinks : len;
+    recents = recents < 0 ? 0 : recents < len ? recents : len;
+    s.n = (len + (1 << shift) - 1) >> shift;
+    s.head = (sinks + (1 << shift) - 1) >> shift;
+    s.tail = recents ? (len - recents) >> shift : s.n;
+    if (s.tail < s.head) s.tail = s.head;
+    s.k = (budget >> shift) - s.head - (s.n - s.tail);
+    if (s.k > s.tail - s.head) s.k = s.tail - s.head;
+    if (s.k < 0) s.k = 0;
+    return s;
 }
 /* Picks the sets of all (sequence, head with make >= 0) of this layer from a->score; enqueued on `stream`, which core.cu forks
  * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own (about 7

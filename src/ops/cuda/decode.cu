@@ -496,7 +496,8 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     const int32_t n_warp = (int32_t)blockDim.x >> 5, row = MATH::row_room(a);
     const dec_room room = dec_rooms(smem, a, row, warp, n_warp);
     dec_shared *sh = room.sh;
-    if (a.hybrid) lg_dec_wait(); /* sets come from another stream: a captured graph may have made that edge programmatic, too */
+    bool waits = a.hybrid && !a.sized; /* sets come from another stream: a captured graph may have made that edge programmatic, too */
+    if (waits) lg_dec_wait();
     dec_feed feed;
     dec_stretch at;
     feed.g = &sh->ahead[warp];
@@ -513,13 +514,17 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
             for (int32_t i = 0; i < a.n_stage; i++) lg_bar_init(room.ring.bar + (lg_smem)(i * DEC_BAR));
         __syncwarp();
     }
+    if (a.sized && feed.g->ids) { /* few segments: the block has no other */
+        lg_dec_wait();
+        waits = true;
+    }
     dec_seg seg = dec_feed_begin<MATH::WHOLE>(&feed, a, at, warp, n_warp);
     int32_t ahead = 0, stage = 0;
     MATH math;
 #pragma unroll 1
-    for (int32_t waited = a.hybrid; waited < 2; waited++) { /* dense: first with rows of old tokens, before the wait */
+    for (int32_t waited = waits; waited < 2; waited++) { /* first with rows of old tokens, before the wait */
         if (waited) {
-            if (!a.hybrid) lg_dec_wait();
+            if (!waits) lg_dec_wait();
             if (a.release) lg_dec_go();
             math.load(a, seg); /* on their way while the rings are filled */
         }
@@ -889,18 +894,20 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
         d.n_set = a->sets.n_slot;
         while ((1 << d.block_shift) < a->sets.block) d.block_shift++;
         d.sinks = a->select.sinks;
+        d.recents = a->select.recents;
         d.score = a->score;
         d.least = a->spread.slot ? a->spread.least : -1;
         d.roles_in = a->read_host && a->make_host && d.n_kv <= DEC_ROLES;
         for (int32_t h = 0; d.roles_in && h < d.n_kv; h++) {
             d.role_read[h] = (int16_t)a->read_host[h];
             d.role_make[h] = (int16_t)a->make_host[h];
-            if (a->spread.slot) d.role_share[h] = a->spread.window[h];
+            if (a->spread.slot) d.role_share[h] = d.role_read[h] >= 0 ? a->spread.slot[d.role_read[h]] : a->spread.window[h];
         }
     }
     const int64_t n_seg = (int64_t)d.n_seq * d.n_kv * d.n_chunk;
     const dec_choice c = dec_choose(e, &a->geom, d.n_chunk > 1 ? DEC_HEADS : group);
     d.release = a->release;
+    d.sized = a->sized && d.roles_in && n_seg <= 32 && n_seg <= e->n_sm / 8; /* dec_few */
     d.slot_heads = group < d.per_chunk ? group : d.per_chunk;
     const dec_shape s = dec_shape_of(e, &c, d.hd, d.slot_heads);
     d.n_stage = s.n_stage;

@@ -597,11 +597,10 @@ static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh
     int64_t ties = 0;    /* how many of those equal to T */
     sel_mass above = 0, most = 0;
     if (RULE == LG_RULE_TOPK) {
-        const int64_t sinks = sel_min(sel_max(a.sinks, 0), r.len), recents = sel_min(sel_max(a.recents, 0), r.len);
-        head = (sinks + (1 << r.shift) - 1) >> r.shift;
-        tail = sel_max(head, recents ? (r.len - recents) >> r.shift : r.n);
-        const int64_t budget = lg_cuda_share(all_budget, a.least, a.share[item]);
-        k = sel_max(0, sel_min(tail - head, (budget >> r.shift) - head - (r.n - tail)));
+        const lg_cuda_span span = lg_cuda_span_of(r.len, lg_cuda_share(all_budget, a.least, a.share[item]), a.sinks, a.recents, r.shift);
+        head = span.head;
+        tail = span.tail;
+        k = span.k;
         if (k == 0 || k == tail - head) { /* known without a score */
             const int64_t count = head + k + r.n - tail;
             if (blockIdx.x == 0 && threadIdx.x == 0) a.set_n[slot] = (int32_t)sel_min(count, a.set_cap);

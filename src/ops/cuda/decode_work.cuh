@@ -13,7 +13,8 @@
  * merge a part each: the result depends on the grid, never on timing.
  *
  * Dense launches fill the rings before they wait for the op before them, which writes queries and the newest rows and nothing else
- * (lg_cuda_decode.early): lengths, pages and rows of old tokens are there. */
+ * (lg_cuda_decode.early): lengths, pages and rows of old tokens are there. So do hybrid ones whose sets are of known size, where a
+ * block reads no set. */
 #ifndef LG_CUDA_DECODE_WORK_CUH
 #define LG_CUDA_DECODE_WORK_CUH
 #include "ops/cuda/decode_ptx.cuh"
@@ -33,17 +34,17 @@ typedef struct dec_args {
     float *score;
     float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS maxima, DEC_HEADS totals */
     uint32_t *counter;                /* [segment][2]: blocks that have arrived, helpers that are done; zero between launches */
-    int64_t set_cap, max_len, row_bytes, sinks;
+    int64_t set_cap, max_len, row_bytes, sinks, recents;
     float scale2;                     /* scale * log2(e) */
     float group_rate;                 /* 1 / group */
     int32_t n_seq, n_head, n_kv, group, hd, n_set, block_shift;
     int32_t per_chunk, n_chunk;       /* query heads of a chunk; chunks of a group */
-    int32_t hybrid, roles_in, release;
+    int32_t hybrid, roles_in, release, sized; /* sized: lg_cuda_decode.sized */
     int32_t n_stage, row_room, row_chunks; /* stages of a warp; bytes a row takes in shared memory; 16-byte pieces of it */
     int32_t n_slot, slot_heads;       /* of a block; of a slot */
     int16_t role_read[DEC_ROLES], role_make[DEC_ROLES];
     int64_t least;                    /* -1: a window has the whole budget */
-    int32_t role_share[DEC_ROLES];    /* of a window, as in lg_ops_share */
+    int32_t role_share[DEC_ROLES];    /* of a window, or (sized) of the set that is read, as in lg_ops_share */
 } dec_args;
 
 static __device__ __forceinline__ int64_t dec_min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -79,10 +80,14 @@ static __device__ __forceinline__ dec_seg dec_seg_of(const dec_args &a, int32_t 
         const int64_t budget = a.budget[g.s];
         const int32_t read = a.roles_in ? a.role_read[g.h] : a.read[g.h];
         const int64_t slot = (int64_t)g.s * a.n_set + (read >= 0 ? read : 0);
-        const int32_t set_n = read >= 0 ? a.set_n[slot] : 0;
+        const int32_t set_n = read >= 0 && !a.sized ? a.set_n[slot] : 0;
         if (!dense && read >= 0) {
             g.ids = a.set_idx + slot * a.set_cap;
             g.n = q.len > 0 ? set_n << a.block_shift : 0;
+            if (a.sized && q.len > 0) {
+                const lg_cuda_span span = lg_cuda_span_of(q.len, lg_cuda_share(budget, a.least, a.role_share[g.h]), a.sinks, a.recents, a.block_shift);
+                g.n = (int32_t)dec_min(span.head + span.k + span.n - span.tail, a.set_cap) << a.block_shift;
+            }
         } else if (!dense && read == LG_HEAD_WINDOW) {
             const int64_t own = lg_cuda_share(budget, a.least, a.role_share[g.h]);
             g.sinks = (int32_t)dec_min(dec_max(a.sinks, 0), q.len);
