@@ -220,8 +220,8 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
         for (int i = R::before; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
     };
     const float *x = a.x + (a.row ? *a.row : 0) * (int64_t)a.n_in;
-    lg_warp_sum(tmp, a.norm ? lg_prepare_row<THREADS, 4>(xs, side, 1, 0, x, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest)
-                            : lg_prepare_row<THREADS, 7>(xs, side, 1, 0, x, NULL, a.n_in, a.n_chunk, lg_form_of<T>(), rest)); /* 14336 numbers in one round */
+    lg_warp_sum(tmp, a.norm ? lg_prepare_row<THREADS, 2>(xs, side, 1, 0, x, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest)
+                            : lg_prepare_row<THREADS, 7>(xs, side, 1, 0, x, NULL, a.n_in, a.n_chunk, lg_form_of<T>(), rest)); /* 4096 and 14336 numbers are a round */
     __syncthreads();
     const float factor = (a.norm ? lg_norm_factor<WARPS>(tmp, a.eps, a.n_in) : 1.0f) * (F::rows ? 1.0f : 16777216.0f);
     const uint16_t *x_lane = xs + t * 8; /* (lanes of columns other than the first feed zeros) */

@@ -28,8 +28,9 @@ template <int N_THREAD, int AHEAD, typename B>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f, B behind) {
     const int tid = threadIdx.x, lane = tid & 31, n_slot = n_chunk * 16, size = lg_side_floats(f.half_groups);
     float ss = 0;
-    bool asked = false;
-    for (int first = tid; first < n_slot; first += AHEAD * N_THREAD) {
+    int first = tid;
+#pragma unroll 1
+    do {
         float4 in[AHEAD][2], by[AHEAD][2];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
@@ -45,8 +46,7 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
                 }
             }
         }
-        if (!asked) behind();
-        asked = true;
+        if (first == tid) behind();
 #pragma unroll 1 /* short code: it comes from L2 */
         for (int slot = first, i = 0; i < AHEAD && slot < n_slot; slot += N_THREAD, i++) {
             const int group = slot >> 2;
@@ -113,8 +113,8 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
                     by[k][q] = by[k + 1][q];
                 }
         }
-    }
-    if (!asked) behind();
+        first += AHEAD * N_THREAD;
+    } while (first < n_slot);
     return ss;
 }
 template <int N_THREAD>
