@@ -27,7 +27,8 @@ template <int T> struct ring {
 #else
     static constexpr int room = 48 << 10;
 #endif
-    static constexpr int C = 2, stage = C * record<T>::bytes, depth = room / WARPS / stage, bytes = WARPS * depth * stage;
+    static constexpr bool four = !lg_fmt<T>::rows && room / WARPS / (4 * record<T>::bytes) >= 3; /* where three such stages fit */
+    static constexpr int C = four ? 4 : 2, stage = C * record<T>::bytes, depth = room / WARPS / stage, bytes = WARPS * depth * stage;
     static constexpr int before = depth * (lg_fmt<T>::rows ? 3 : 2) / 4; /* stages asked for before the input: behind all of them it came late */
 };
 
