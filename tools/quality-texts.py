@@ -4,8 +4,8 @@
     tools/quality-texts.py OUTDIR
 
 Writes OUTDIR/calibrate.txt (King James Bible, Genesis to 2 Chronicles, and the first half of the Jargon File),
-OUTDIR/calibrate-mixed.txt (the same with foldoc, the Anarchist FAQ and Perl's manual, in turn by blocks, so that the last
-quarter, which calibration holds out, has all of them) and OUTDIR/held-out/*.txt: Jane Austen's novels, WordNet's glosses,
+OUTDIR/calibrate-mixed.txt (the same with foldoc, the Anarchist FAQ, Perl's manual, Moby Dick and Tom Sawyer, in turn by
+blocks, so that the last quarter, which calibration holds out, has all of them) and OUTDIR/held-out/*.txt: Jane Austen's novels, WordNet's glosses,
 one Gospel, manual pages. Calibration sees none of the latter. Needs bible-kjv, dict-jargon, wordnet-base; the other packages
 are fetched and unpacked, not installed, and left out with a word where that fails."""
 import glob
@@ -56,14 +56,39 @@ def unpacked(package, tmp):
 
 
 def mixed(sources):
-    """Blocks of 60,000 characters in turn, ten of each."""
+    """Blocks of 60,000 characters in turn, ten of each; shorter ones where a source has less."""
     size, count = 60_000, 10
-    step = [max(size, len(s) // count) for s in sources]
-    return "\n\n".join(s[i * at : i * at + size] for i in range(count) for s, at in zip(sources, step))
+    step = [len(s) // count for s in sources]
+    return "\n\n".join(s[i * at : i * at + min(size, at)] for i in range(count) for s, at in zip(sources, step))
+
+
+def lazy_load(path, flags):
+    """The strings of every object in R's lazy-load file: per object a big-endian size and a zlib stream of XDR. flags: those of the
+    strings wanted, 0x40009 ASCII, 0x8009 UTF-8."""
+    data, objects = path.read_bytes(), []
+    while len(data) > 4:
+        z = zlib.decompressobj()
+        raw = z.decompress(data[4:])
+        data = z.unused_data
+        lines, at = [], 0
+        while (at := raw.find(struct.pack(">I", flags), at)) >= 0:
+            (n,) = struct.unpack_from(">i", raw, at + 4)
+            if 0 <= n <= len(raw) - at - 8:
+                lines.append(raw[at + 8:at + 8 + n].decode("utf-8", "replace"))
+            at += 8 + max(n, 0)
+        objects.append(lines)
+    return objects
+
+
+def plain_book(text):
+    """Without what Project Gutenberg says before and behind it."""
+    text = text.replace("\r", "")
+    first, last = (re.search(rf"\*\*\* ?{word} OF TH(?:E|IS) PROJECT GUTENBERG.*", text) for word in ("START", "END"))
+    return text[first.end() if first else 0 : last.start() if last else len(text)].strip() + "\n"
 
 
 def more():
-    """foldoc, the Anarchist FAQ and Perl's manual as plain text."""
+    """foldoc, the Anarchist FAQ, Perl's manual, Moby Dick and Tom Sawyer as plain text."""
     with tempfile.TemporaryDirectory() as tmp:
         foldoc = re.sub(r"[{}]", "", gzip.open(unpacked("dict-foldoc", tmp) / "usr/share/dictd/foldoc.dict.dz", "rt", encoding="utf-8", errors="replace").read())
         pages = []
@@ -74,27 +99,18 @@ def more():
         for path in sorted((unpacked("perl-doc", tmp) / "usr/share/perl").rglob("perl*.pod")):
             pod = re.sub(r"(?m)^=\w+ ?", "", path.read_text(encoding="utf-8", errors="replace"))
             pods.append(re.sub(r"[A-Z]<+ ?(.*?) ?>+", r"\1", pod))
-    return [foldoc, "\n".join(pages), "\n".join(pods)]
+        objects = lazy_load(unpacked("r-cran-tokenizers", tmp) / "usr/lib/R/site-library/tokenizers/data/Rdata.rdb", 0x8009)
+        whale = plain_book(max((line for lines in objects for line in lines), key=len))
+        go = unpacked("golang-github-klauspost-compress-dev", tmp) / "usr/share/gocode/src/github.com/klauspost/compress"
+        tom = plain_book((go / "testdata/Mark.Twain-Tom.Sawyer.txt").read_text(encoding="utf-8", errors="replace"))
+    return [foldoc, "\n".join(pages), "\n".join(pods), whale, tom]
 
 
 def austen():
-    """Novels out of R's lazy-load file: per object a big-endian size and a zlib stream of XDR strings."""
+    """Jane Austen's novels, the shortest first."""
     with tempfile.TemporaryDirectory() as tmp:
-        data = (unpacked("r-cran-janeaustenr", tmp) / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
-    novels = []
-    while len(data) > 4:
-        z = zlib.decompressobj()
-        raw = z.decompress(data[4:])
-        data = z.unused_data
-        lines, at = [], 0
-        while (at := raw.find(b"\x00\x04\x00\x09", at)) >= 0:
-            (n,) = struct.unpack_from(">i", raw, at + 4)
-            if 0 <= n <= len(raw) - at - 8:
-                lines.append(raw[at + 8:at + 8 + n].decode("utf-8", "replace"))
-            at += 8 + max(n, 0)
-        if len(lines) > 1000:
-            novels.append("\n".join(lines) + "\n")
-    return sorted(novels, key=len)
+        objects = lazy_load(unpacked("r-cran-janeaustenr", tmp) / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb", 0x40009)
+    return sorted(("\n".join(lines) + "\n" for lines in objects if len(lines) > 1000), key=len)
 
 
 def manuals():
