@@ -89,6 +89,7 @@ static int calibrate_with(const options *o, lg_model *m, const buf *text)
     p.search = o->search;
     p.refine = o->refine;
     p.spread = o->spread == 0;
+    p.rounds = o->rounds;
     p.also = also;
     p.n_also = n_also;
     p.progress = cli_progress;
@@ -111,6 +112,8 @@ static int run_calibrate(const options *o)
     if (!rc && o->sinks + o->recents > o->budget)
         rc = usage_error("--budget: %lld is less than sinks and recents together (%lld)", (long long)o->budget,
                          (long long)(o->sinks + o->recents));
+    if (!rc && o->rounds && o->spread)
+        rc = usage_error("--rounds moves budgets per head: it needs --spread on");
     if (!rc && o->budget >= o->ctx)
         rc = usage_error("--budget: %lld is not less than --ctx (%lld): every head would be dense",
                          (long long)o->budget, (long long)o->ctx);
@@ -144,6 +147,7 @@ static const opt calibrate_opts[] = {
     O_SIZE(0, "search", search, 0, 64, "2", NULL, "candidates per added head that are tried by real decoding"),
     O_SIZE(0, "refine", refine, 0, 64, "0", NULL, "rounds of swaps in the map of each asked count, by real decoding"),
     O_CHOICE("spread", spread, "on|off", "off", NULL, "budgets per head; with f32, many passages"),
+    O_SIZE(0, "rounds", rounds, 0, 64, "0", NULL, "rounds of moves of budgets and donors, by real decoding (--spread on)"),
     O_TEXT(0, "also", also, "N,N,..", NULL, "further counts to write, each beside the output as NAME-nN.json"),
     O_TEXT(0, "curve", curve, "CSV", NULL, "write KL over the number of retrieval heads"),
     O_END};

@@ -25,6 +25,7 @@ typedef struct lg_calibrate_params {
     int64_t search;        /* candidates per added head that are tried by real decoding (1: none, the cover alone decides) */
     bool spread;           /* budgets per head ("budget_share"), their mean the budget; wants f32 and much material (docs/SPARSE.md); default false */
     int64_t refine;        /* rounds of swaps in the map of each count asked for, by real decoding (0: none; maps are then nested) */
+    int64_t rounds;        /* with spread: rounds of moves of shares and donors in the map of each count asked for, by real decoding (0) */
     lg_progress_fn progress;
     void *progress_user;
 } lg_calibrate_params;

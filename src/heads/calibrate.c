@@ -11,6 +11,8 @@
  *   refine       for the counts that are written: the retrieval head whose loss hurts least makes room for the best of the
  *                cover's candidates, as long as real decoding gets better (--refine; such maps are not nested any more)
  *   settle       for the counts that are written: shares once more, from the loss of every head alone in the role it got
+ *   moves        for the counts that are written: the loss of the whole map with every head's share or donor changed; the best changes
+ *                together, as long as real decoding gets better (--rounds)
  *   curve        KL of every count on held-out material; the roles of the asked count are written */
 #include "longan/heads.h"
 
@@ -24,7 +26,7 @@
 
 enum {
     MAX_SEQ = 64,         /* passages of plain text at most */
-    N_PASSKEY = 6,        /* samples */
+    MIN_PASSKEY = 6, MAX_PASSKEY = 24, /* samples: three for eight passages */
     N_KEYS = 6, N_WORDS = 6, N_ASK = 2,
     PASSKEY_CTX = 1536,   /* small models lose passkeys beyond */
     HELD_OUT_SHARE = 4,   /* one in 4 */
@@ -39,8 +41,8 @@ void lg_calibrate_defaults(lg_calibrate_params *p) {
 typedef struct material {
     int64_t n_seq;
     lg_probe_seq seq[MAX_SEQ];
-    lg_passkey key[N_PASSKEY]; /* owns ids of passkey material */
-    uint8_t *flags[N_PASSKEY]; /* owned */
+    lg_passkey key[MAX_PASSKEY]; /* owns ids of passkey material */
+    uint8_t *flags[MAX_PASSKEY]; /* owned */
     int64_t budget;            /* scaled to the length, so that both kinds are equally sparse */
 } material;
 
@@ -119,12 +121,17 @@ static lg_status draw_passkey(calib *c, lg_passkey_params *q, lg_passkey *out) {
     }
 }
 
+static int64_t n_samples(const lg_calibrate_params *p) {
+    const int64_t n = p->n_passages * 3 / 8;
+    return n > MIN_PASSKEY ? n : MIN_PASSKEY;
+}
+
 static lg_status make_passkey(calib *c, material *mt, int64_t from, int64_t to, lg_split split) {
     lg_passkey_params q = { .encode = encode, .encode_user = c->m, .haystack = c->ids.data + from, .n_haystack = to - from,
                             .n_ctx = c->p->n_ctx < PASSKEY_CTX ? c->p->n_ctx : PASSKEY_CTX, .n_keys = N_KEYS,
                             .n_words = N_WORDS, .n_ask = N_ASK, .seed = c->p->seed, .split = split };
-    mt->n_seq = N_PASSKEY;
-    for (int64_t i = 0; i < N_PASSKEY; i++) {
+    mt->n_seq = n_samples(c->p);
+    for (int64_t i = 0; i < mt->n_seq; i++) {
         q.index = i;
         lg_status st = draw_passkey(c, &q, &mt->key[i]);
         if (st != LG_OK) return st;
@@ -139,7 +146,7 @@ static lg_status make_passkey(calib *c, material *mt, int64_t from, int64_t to, 
 }
 
 static void material_free(material *mt) {
-    for (int64_t i = 0; i < N_PASSKEY; i++) {
+    for (int64_t i = 0; i < MAX_PASSKEY; i++) {
         lg_tasks_passkey_free(&mt->key[i]);
         lg_base_free(mt->flags[i]);
     }
@@ -327,13 +334,16 @@ static double at_share(const double *v, int32_t share) {
     return v[k] + (v[k + 1] - v[k]) * (part < 1 ? part : 1);
 }
 
-/* What head i finds at a level on text of kind k in its role. */
-static double found(const calib *c, const lg_roles *r, int k, int64_t i, int level) {
-    const lg_role *e = &r->role[i];
+/* What head i finds at a level on text of kind k in a role. */
+static double found_in(const calib *c, const lg_role *e, int k, int64_t i, int level) {
     const lg_cover *cv = &c->cover[k];
     if (e->kind == LG_ROLE_RETRIEVAL) return 1;
     if (e->kind == LG_ROLE_WINDOW) return cv->all_w[level * c->n + i];
     return cv->all_c[(level * c->n + e->donor_layer * c->info.n_head_kv + e->donor_head) * c->n + i];
+}
+
+static double found(const calib *c, const lg_roles *r, int k, int64_t i, int level) {
+    return found_in(c, &r->role[i], k, i, level);
 }
 
 /* What every head finds in what it reads, both kinds of text alike. */
@@ -602,7 +612,6 @@ done:
 /* The last shares of a map: from the loss of every head alone in the role it got, in place of the one foreseen. */
 static lg_status settle(calib *c, int64_t count) {
     lg_status st = LG_OK;
-    if (c->settled[count]) return LG_OK;
     lg_roles *r = roles_of(c, count, NULL), *alone = lg_roles_new(c->info.n_layer, c->info.n_head_kv);
     double *loss[2] = { NULL, NULL }, *sum = lg_base_calloc(c->n, LG_COVER_LEVELS * (int64_t)sizeof *sum);
     for (int k = 0; k < 2; k++) loss[k] = lg_base_calloc(c->n, LG_COVER_LEVELS * (int64_t)sizeof *sum);
@@ -639,12 +648,115 @@ done:
     return st;
 }
 
+static lg_status loss_of_roles(calib *c, lg_roles *r, double *loss) {
+    lg_score score[2];
+    lg_status st = run_probes(c, r, score);
+    *loss = st == LG_OK ? loss_of((double[2]){ score[0].kl, score[1].kl }) : 0;
+    return st;
+}
+
+enum { OTHER_DONORS = 2, MOVES = 2 + OTHER_DONORS }; /* of a head in one round */
+
+/* Head i with a share half as large again, with one a third smaller, and with the donors, or the window, that coverage likes best beside the one
+ * it has. Fills in all but the loss. */
+static int64_t moves_of(const calib *c, const lg_roles *r, int64_t i, const double kl[2], lg_cover_move *out) {
+    const lg_role *now = &r->role[i];
+    const int32_t share = r->share[i], step = LG_SHARE_ONE / 8, up = share / 2 > step ? share / 2 : step, down = share / 3 > step ? share / 3 : step;
+    const int64_t heads = c->info.n_head_kv;
+    int64_t n = 0, first;
+    if (now->kind == LG_ROLE_RETRIEVAL) return 0;
+    if (share + up <= LG_SHARE_MAX) out[n++] = (lg_cover_move){ i, *now, share + up, 0 };
+    if (share > 0) out[n++] = (lg_cover_move){ i, *now, share > down ? share - down : 0, 0 };
+    first = n;
+    for (int64_t d = -1; d < i / heads * heads && !c->p->same_index; d++) {
+        if (d >= 0 && r->role[d].kind != LG_ROLE_RETRIEVAL) continue;
+        lg_role role = { LG_ROLE_WINDOW, -1, -1 };
+        if (d >= 0) role = (lg_role){ LG_ROLE_DONOR, (int16_t)(d / heads), (int16_t)(d % heads) };
+        if (role.kind == now->kind && (d < 0 || (role.donor_layer == now->donor_layer && role.donor_head == now->donor_head))) continue;
+        lg_cover_move x = { i, role, share, 0 };
+        for (int k = 0; k < 2; k++) {
+            double at[LG_COVER_LEVELS];
+            for (int level = 0; level < LG_COVER_LEVELS; level++) at[level] = found_in(c, &role, k, i, level);
+            x.loss += kind_weight[k] / kl[k] * foreseen(c, k, i, at_share(at, share));
+        }
+        int64_t at = n < first + OTHER_DONORS ? n++ : n;
+        for (; at > first && out[at - 1].loss > x.loss; at--)
+            if (at < n) out[at] = out[at - 1];
+        if (at < n) out[at] = x;
+    }
+    return n;
+}
+
+/* Rounds of moves in the map of a count: every head's are measured alone in the map, then as many at once as make real decoding better. */
+static lg_status move(calib *c, int64_t count) {
+    lg_status st = LG_OK;
+    lg_roles *best = NULL, *r = NULL;
+    lg_score score[2];
+    double now, loss;
+    lg_cover_move *list = lg_base_calloc(c->n * MOVES, (int64_t)sizeof *list);
+    if (!list) LG_TRY(nomem(c));
+    LG_TRY(run_probes(c, c->settled[count], score));
+    now = loss_of((double[2]){ score[0].kl, score[1].kl });
+    for (int64_t round = 0; round < c->p->rounds; round++) {
+        const double kl[2] = { score[0].kl > 1e-9 ? score[0].kl : 1e-9, score[1].kl > 1e-9 ? score[1].kl : 1e-9 };
+        int64_t n = 0, made;
+        double least = now;
+        for (int64_t i = 0; i < c->n; i++) n += moves_of(c, c->settled[count], i, kl, list + n);
+        for (int64_t j = 0; j < n; j++) {
+            LG_TRY(tell(c, "moves", round * n + j, c->p->rounds * n));
+            lg_roles_free(r);
+            r = lg_roles_clone(c->settled[count]);
+            if (!r) LG_TRY(nomem(c));
+            r->role[list[j].head] = list[j].role;
+            r->share[list[j].head] = list[j].share;
+            LG_TRY(loss_of_roles(c, r, &list[j].loss));
+        }
+        for (int64_t most = c->n; most > 0; most = made / 2) { /* losses of single moves do not quite add up: fewer at once, while that helps */
+            lg_roles_free(r);
+            r = lg_roles_clone(c->settled[count]);
+            if (!r) LG_TRY(nomem(c));
+            LG_TRY(lg_cover_moves(r, now, list, n, most, &made, c->err));
+            if (made == 0) break;
+            LG_TRY(loss_of_roles(c, r, &loss));
+            if (loss < least) {
+                least = loss;
+                lg_roles_free(best);
+                best = r;
+                r = NULL;
+            } else if (best) break;
+        }
+        if (!best) break;
+        lg_roles_free(c->settled[count]);
+        c->settled[count] = best;
+        best = NULL;
+        LG_TRY(run_probes(c, c->settled[count], score));
+        lg_base_log(LG_LOG_INFO, "%lld retrieval heads, round %lld of moves: loss %.4f, was %.4f (KL %.5f plain, %.5f passkey)", (long long)count,
+                    (long long)round + 1, least, now, score[0].kl, score[1].kl);
+        now = least;
+    }
+    LG_TRY(tell(c, "moves", 1, 1));
+done:
+    lg_roles_free(best);
+    lg_roles_free(r);
+    lg_base_free(list);
+    return st;
+}
+
+static lg_status settle_and_move(calib *c, int64_t count) {
+    lg_status st = LG_OK;
+    if (c->settled[count]) return LG_OK;
+    LG_TRY(settle(c, count));
+    if (c->p->rounds) LG_TRY(move(c, count));
+done:
+    return st;
+}
+
 static lg_status settle_all(calib *c) {
     lg_status st = LG_OK;
     if (!c->p->spread) return LG_OK;
-    if (c->p->n_retrieval) LG_TRY(settle(c, c->p->n_retrieval));
+    if (c->p->n_retrieval) LG_TRY(settle_and_move(c, c->p->n_retrieval));
     for (int64_t i = 0; i < c->p->n_also; i++)
-        LG_TRY(settle(c, c->p->also[i]));
+        LG_TRY(settle_and_move(c, c->p->also[i]));
 done:
     return st;
 }
@@ -717,10 +829,10 @@ static lg_status describe(const calib *c, int64_t count, lg_text *t) {
               lg_json_put_str(t, c->info.name, (int64_t)strlen(c->info.name)) && lg_base_text_printf(t, ", \"text\": ") &&
               lg_json_put_str(t, name, (int64_t)strlen(name)) &&
               lg_base_text_printf(t, ", \"text_bytes\": %lld, \"text_xxh3_128\": \"%s\",\n  \"n_ctx\": %lld, \"n_positions\": %lld, \"n_passages\": %lld, "
-                                  "\"seed\": %llu, \"search\": %lld, \"refine\": %lld, \"spread\": %s, \"passkey\": {\"samples\": %d, \"n_ctx\": %lld, \"keys\": %d, "
+                                  "\"seed\": %llu, \"search\": %lld, \"refine\": %lld, \"spread\": %s, \"rounds\": %lld, \"passkey\": {\"samples\": %lld, \"n_ctx\": %lld, \"keys\": %d, "
                                   "\"words\": %d, \"asked\": %d, \"budget\": %lld}",
                                   (long long)p->text_bytes, hash, (long long)p->n_ctx, (long long)p->n_positions, (long long)p->n_passages,
-                                  (unsigned long long)p->seed, (long long)p->search, (long long)p->refine, p->spread ? "true" : "false", N_PASSKEY,
+                                  (unsigned long long)p->seed, (long long)p->search, (long long)p->refine, p->spread ? "true" : "false", (long long)p->rounds, (long long)c->passkey.n_seq,
                                   (long long)c->passkey.seq[0].n_ctx, N_KEYS, N_WORDS, N_ASK, (long long)c->passkey.budget);
     if (ok && at->known)
         ok = lg_base_text_printf(t, ",\n  \"held_out\": {\"kl_plain\": %.6g, \"top1_plain\": %.6g, \"kl_passkey\": %.6g, "
@@ -789,6 +901,8 @@ static lg_status check(const calib *c) {
     if (p->n_ctx > c->info.n_ctx_train && !c->info.rope_scaled)
         return lg_base_fail(c->err, LG_ERR_LIMIT, -1, "a context of %lld tokens: the model was trained for %lld", (long long)p->n_ctx, (long long)c->info.n_ctx_train);
     if (p->refine < 0 || p->refine > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld rounds of refinement (0 to 64)", (long long)p->refine);
+    if (p->rounds < 0 || p->rounds > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld rounds of moves (0 to 64)", (long long)p->rounds);
+    if (p->rounds && !p->spread) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "rounds of moves need budgets per head (spread)");
     if (p->search < 0 || p->search > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "search over %lld candidates (0 to 64)", (long long)p->search);
     return LG_OK;
 }
@@ -837,7 +951,7 @@ static lg_status calibrate(calib *c, const char *out_path) {
         }
         if (c->p->spread) { /* the count was not known when the others got their last shares */
             LG_TRY(open_probes(c, &c->plain, &c->passkey));
-            LG_TRY(settle(c, count));
+            LG_TRY(settle_and_move(c, count));
             LG_TRY(open_probes(c, &c->plain_held, &c->passkey_held));
             LG_TRY(measure_count(c, count));
         }

@@ -340,3 +340,68 @@ lg_status lg_cover_spread(lg_roles *r, const double *loss, lg_error *err) {
     lg_base_free(at);
     return st;
 }
+
+/* ---- moves ------------------------------------------------------------------------------------------ */
+/* The best move of every head at a price of one share: -1 where none gains. Returns the shares they take together. */
+static int64_t best_moves(const lg_roles *r, double now, const lg_cover_move *move, int64_t n_move, const uint8_t *out, double price, int64_t *best,
+                          double *worth_of) {
+    int64_t sum = 0;
+    for (int64_t i = 0; i < r->n_layer * r->n_head_kv; i++) best[i] = -1, worth_of[i] = 0;
+    for (int64_t j = 0; j < n_move; j++) {
+        const int64_t i = move[j].head;
+        const double gain = now - move[j].loss - price * (double)(move[j].share - r->share[i]);
+        if (!out[i] && gain > worth_of[i]) best[i] = j, worth_of[i] = gain;
+    }
+    for (int64_t i = 0; i < r->n_layer * r->n_head_kv; i++)
+        if (best[i] >= 0) sum += move[best[i]].share - r->share[i];
+    return sum;
+}
+
+/* The lowest price at which they take no more than is left. */
+static double price_of(const lg_roles *r, double now, const lg_cover_move *move, int64_t n_move, const uint8_t *out, int64_t left, int64_t *best,
+                       double *worth_of) {
+    double low = 0, high = 1e-9;
+    if (best_moves(r, now, move, n_move, out, 0, best, worth_of) <= left) return 0;
+    while (best_moves(r, now, move, n_move, out, high, best, worth_of) > left) high *= 2; /* dear enough, nobody takes any: left >= 0 */
+    for (int i = 0; i < 60; i++) {
+        const double mid = 0.5 * (low + high);
+        if (best_moves(r, now, move, n_move, out, mid, best, worth_of) > left) low = mid;
+        else high = mid;
+    }
+    best_moves(r, now, move, n_move, out, high, best, worth_of);
+    return high;
+}
+
+lg_status lg_cover_moves(lg_roles *r, double now, const lg_cover_move *move, int64_t n_move, int64_t most, int64_t *made, lg_error *err) {
+    const int64_t n = r->n_layer * r->n_head_kv;
+    int64_t left = 0, *best = lg_base_calloc(n, (int64_t)sizeof *best);
+    double *worth_of = lg_base_calloc(n, (int64_t)sizeof *worth_of);
+    uint8_t *out = lg_base_alloc(n);
+    lg_status st = best && worth_of && out ? LG_OK : lg_base_fail(err, LG_ERR_NOMEM, -1, "calibration: out of memory for %lld heads", (long long)n);
+    *made = 0;
+    if (st != LG_OK) goto done;
+    for (int64_t i = 0; i < n; i++)
+        if (r->role[i].kind != LG_ROLE_RETRIEVAL) left += LG_SHARE_ONE - r->share[i];
+    price_of(r, now, move, n_move, out, left, best, worth_of);
+    int64_t n_best = 0;
+    for (int64_t i = 0; i < n; i++) n_best += best[i] >= 0;
+    for (; n_best > most; n_best--) { /* those that gain least stay as they are */
+        int64_t least = -1;
+        for (int64_t i = 0; i < n; i++)
+            if (best[i] >= 0 && !out[i] && (least < 0 || worth_of[i] < worth_of[least])) least = i;
+        out[least] = 1;
+    }
+    for (int64_t i = 0; i < n; i++) out[i] = out[i] || best[i] < 0;
+    price_of(r, now, move, n_move, out, left, best, worth_of);
+    for (int64_t i = 0; i < n; i++) {
+        if (best[i] < 0) continue;
+        r->role[i] = move[best[i]].role;
+        r->share[i] = move[best[i]].share;
+        ++*made;
+    }
+done:
+    lg_base_free(best);
+    lg_base_free(worth_of);
+    lg_base_free(out);
+    return st;
+}
