@@ -656,11 +656,24 @@ static lg_status loss_of_roles(calib *c, lg_roles *r, double *loss) {
 }
 
 enum { OTHER_DONORS = 2, MOVES = 2 + OTHER_DONORS }; /* of a head in one round */
+static const double FAR_OFF = 1.5;
 
-/* Head i with a share half as large again, with one a third smaller, and with the donors, or the window, that coverage likes best beside the one
- * it has. Fills in all but the loss. */
+/* The loss of head i in a role, as coverage foresees it, on the scale of the map's loss. */
+static double foreseen_of(const calib *c, const lg_role *role, int64_t i, int32_t share, const double kl[2]) {
+    double sum = 0;
+    for (int k = 0; k < 2; k++) {
+        double at[LG_COVER_LEVELS];
+        for (int level = 0; level < LG_COVER_LEVELS; level++) at[level] = found_in(c, role, k, i, level);
+        sum += kind_weight[k] / kl[k] * foreseen(c, k, i, at_share(at, share));
+    }
+    return sum;
+}
+
+/* Head i with a share half as large again, with one a third smaller, and with the donors, or the window, that come next to the one it has by the
+ * loss foreseen, where that is not far off. Fills in all but the loss. */
 static int64_t moves_of(const calib *c, const lg_roles *r, int64_t i, const double kl[2], lg_cover_move *out) {
     const lg_role *now = &r->role[i];
+    const double most = FAR_OFF * foreseen_of(c, now, i, r->share[i], kl);
     const int32_t share = r->share[i], step = LG_SHARE_ONE / 8, up = share / 2 > step ? share / 2 : step, down = share / 3 > step ? share / 3 : step;
     const int64_t heads = c->info.n_head_kv;
     int64_t n = 0, first;
@@ -673,12 +686,8 @@ static int64_t moves_of(const calib *c, const lg_roles *r, int64_t i, const doub
         lg_role role = { LG_ROLE_WINDOW, -1, -1 };
         if (d >= 0) role = (lg_role){ LG_ROLE_DONOR, (int16_t)(d / heads), (int16_t)(d % heads) };
         if (role.kind == now->kind && (d < 0 || (role.donor_layer == now->donor_layer && role.donor_head == now->donor_head))) continue;
-        lg_cover_move x = { i, role, share, 0 };
-        for (int k = 0; k < 2; k++) {
-            double at[LG_COVER_LEVELS];
-            for (int level = 0; level < LG_COVER_LEVELS; level++) at[level] = found_in(c, &role, k, i, level);
-            x.loss += kind_weight[k] / kl[k] * foreseen(c, k, i, at_share(at, share));
-        }
+        lg_cover_move x = { i, role, share, foreseen_of(c, &role, i, share, kl) };
+        if (x.loss > most) continue;
         int64_t at = n < first + OTHER_DONORS ? n++ : n;
         for (; at > first && out[at - 1].loss > x.loss; at--)
             if (at < n) out[at] = out[at - 1];
@@ -687,58 +696,91 @@ static int64_t moves_of(const calib *c, const lg_roles *r, int64_t i, const doub
     return n;
 }
 
-/* Rounds of moves in the map of a count: every head's are measured alone in the map, then as many at once as make real decoding better. */
+/* The moves of all heads in the map of a count; `loss` is relative to the map's, and stays for the heads that no move changed: losses add up. */
+typedef struct moves { lg_cover_move *list; int64_t *n; lg_cover_move *flat; } moves; /* [n_head, MOVES], [n_head]: -1 to be measured; [n_head * MOVES] */
+
+static lg_status measure_moves(calib *c, const lg_roles *r, moves *m, int64_t round, double now, const double kl[2]) {
+    lg_status st = LG_OK;
+    lg_roles *tried = lg_roles_clone(r);
+    if (!tried) LG_TRY(nomem(c));
+    for (int64_t i = 0; i < c->n; i++) {
+        LG_TRY(tell(c, "moves", round * c->n + i, c->p->rounds * c->n));
+        if (m->n[i] >= 0) continue;
+        lg_cover_move *list = m->list + i * MOVES;
+        m->n[i] = moves_of(c, r, i, kl, list);
+        for (int64_t j = 0; j < m->n[i]; j++) {
+            tried->role[i] = list[j].role;
+            tried->share[i] = list[j].share;
+            LG_TRY(loss_of_roles(c, tried, &list[j].loss));
+            list[j].loss -= now;
+        }
+        tried->role[i] = r->role[i];
+        tried->share[i] = r->share[i];
+    }
+done:
+    lg_roles_free(tried);
+    return st;
+}
+
+/* The best map that moves lead to, *best: NULL where none does. Fewer at once while that helps: what they gain does not quite add up. */
+static lg_status make_moves(calib *c, const lg_roles *r, moves *m, double now, lg_roles **best) {
+    lg_status st = LG_OK;
+    lg_roles *tried = NULL;
+    int64_t n = 0, made;
+    double least = now, loss;
+    for (int64_t i = 0; i < c->n; i++)
+        for (int64_t j = 0; j < m->n[i]; j++) m->flat[n++] = m->list[i * MOVES + j];
+    for (int64_t most = c->n; most > 0; most = made / 2) {
+        lg_roles_free(tried);
+        tried = lg_roles_clone(r);
+        if (!tried) LG_TRY(nomem(c));
+        LG_TRY(lg_cover_moves(tried, 0, m->flat, n, most, &made, c->err));
+        if (!made) break;
+        LG_TRY(loss_of_roles(c, tried, &loss));
+        if (loss >= least && *best) break;
+        if (loss >= least) continue;
+        least = loss;
+        lg_roles_free(*best);
+        *best = tried;
+        tried = NULL;
+    }
+done:
+    lg_roles_free(tried);
+    return st;
+}
+
+/* Rounds of moves in the map of a count, as long as real decoding gets better. */
 static lg_status move(calib *c, int64_t count) {
     lg_status st = LG_OK;
-    lg_roles *best = NULL, *r = NULL;
+    lg_roles *next = NULL;
     lg_score score[2];
-    double now, loss;
-    lg_cover_move *list = lg_base_calloc(c->n * MOVES, (int64_t)sizeof *list);
-    if (!list) LG_TRY(nomem(c));
+    moves m = { lg_base_calloc(c->n, MOVES * (int64_t)sizeof *m.list), lg_base_calloc(c->n, (int64_t)sizeof *m.n),
+                lg_base_calloc(c->n, MOVES * (int64_t)sizeof *m.flat) };
+    if (!m.list || !m.n || !m.flat) LG_TRY(nomem(c));
+    for (int64_t i = 0; i < c->n; i++) m.n[i] = -1;
     LG_TRY(run_probes(c, c->settled[count], score));
-    now = loss_of((double[2]){ score[0].kl, score[1].kl });
     for (int64_t round = 0; round < c->p->rounds; round++) {
-        const double kl[2] = { score[0].kl > 1e-9 ? score[0].kl : 1e-9, score[1].kl > 1e-9 ? score[1].kl : 1e-9 };
-        int64_t n = 0, made;
-        double least = now;
-        for (int64_t i = 0; i < c->n; i++) n += moves_of(c, c->settled[count], i, kl, list + n);
-        for (int64_t j = 0; j < n; j++) {
-            LG_TRY(tell(c, "moves", round * n + j, c->p->rounds * n));
-            lg_roles_free(r);
-            r = lg_roles_clone(c->settled[count]);
-            if (!r) LG_TRY(nomem(c));
-            r->role[list[j].head] = list[j].role;
-            r->share[list[j].head] = list[j].share;
-            LG_TRY(loss_of_roles(c, r, &list[j].loss));
-        }
-        for (int64_t most = c->n; most > 0; most = made / 2) { /* losses of single moves do not quite add up: fewer at once, while that helps */
-            lg_roles_free(r);
-            r = lg_roles_clone(c->settled[count]);
-            if (!r) LG_TRY(nomem(c));
-            LG_TRY(lg_cover_moves(r, now, list, n, most, &made, c->err));
-            if (made == 0) break;
-            LG_TRY(loss_of_roles(c, r, &loss));
-            if (loss < least) {
-                least = loss;
-                lg_roles_free(best);
-                best = r;
-                r = NULL;
-            } else if (best) break;
-        }
-        if (!best) break;
-        lg_roles_free(c->settled[count]);
-        c->settled[count] = best;
-        best = NULL;
-        LG_TRY(run_probes(c, c->settled[count], score));
-        lg_base_log(LG_LOG_INFO, "%lld retrieval heads, round %lld of moves: loss %.4f, was %.4f (KL %.5f plain, %.5f passkey)", (long long)count,
-                    (long long)round + 1, least, now, score[0].kl, score[1].kl);
-        now = least;
+        lg_roles *r = c->settled[count];
+        const double kl[2] = { score[0].kl > 1e-9 ? score[0].kl : 1e-9, score[1].kl > 1e-9 ? score[1].kl : 1e-9 }, now = loss_of(kl);
+        LG_TRY(measure_moves(c, r, &m, round, now, kl));
+        LG_TRY(make_moves(c, r, &m, now, &next));
+        if (!next) break;
+        LG_TRY(run_probes(c, next, score));
+        int64_t made = 0;
+        for (int64_t i = 0; i < c->n; i++)
+            if (r->share[i] != next->share[i] || memcmp(&r->role[i], &next->role[i], sizeof r->role[i])) m.n[i] = -1, made++;
+        lg_base_log(LG_LOG_INFO, "%lld retrieval heads, round %lld, %lld moves: KL %.4g plain, %.4g passkey (was %.4g, %.4g)", (long long)count,
+                    (long long)round + 1, (long long)made, score[0].kl, score[1].kl, kl[0], kl[1]);
+        lg_roles_free(r);
+        c->settled[count] = next;
+        next = NULL;
     }
     LG_TRY(tell(c, "moves", 1, 1));
 done:
-    lg_roles_free(best);
-    lg_roles_free(r);
-    lg_base_free(list);
+    lg_roles_free(next);
+    lg_base_free(m.list);
+    lg_base_free(m.n);
+    lg_base_free(m.flat);
     return st;
 }
 
