@@ -132,6 +132,7 @@ typedef struct options {
     double gate_threshold;
     bool keep_memory, trace, draft, weigh;
     int64_t refine, rounds;
+    const char *from;
     int spread;
     int64_t piece;
     /* what stood on the command line */

@@ -188,6 +188,23 @@ static void test_rounds(void **state) {
         }
         assert_true(n_better >= 1 && n_better <= 2);
         assert_true(changed > 0);
+        /* Of a map that exists: the same, with its donors as they are. */
+        lg_calibrate_params q = p;
+        q.from = OUT ".json";
+        q.seed = 7;
+        q.spread = false;
+        OK(lg_heads_calibrate(model, &q, OUT "-again.json", err));
+        lg_roles *same_donors = load(OUT "-again.json");
+        assert_memory_equal(r->role, same_donors->role, 15 * sizeof *r->role);
+        assert_int_not_equal(memcmp(r->share, same_donors->share, 15 * sizeof *r->share), 0);
+        lg_roles_free(same_donors);
+        q.rounds = 0;
+        assert_int_equal(lg_heads_calibrate(model, &q, OUT "-again.json", &why), LG_ERR_USAGE);
+        q.rounds = 1;
+        q.from = OUT "-none.json";
+        assert_int_equal(lg_heads_calibrate(model, &q, OUT "-again.json", &why), LG_ERR_IO);
+        q.from = FIXTURES "../../roles/smollm2-135m-donor-n8.json";
+        assert_int_equal(lg_heads_calibrate(model, &q, OUT "-again.json", &why), LG_ERR_MISMATCH);
         lg_roles_free(r);
         lg_roles_free(moved);
         p.spread = false;

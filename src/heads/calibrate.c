@@ -12,7 +12,7 @@
  *                cover's candidates, as long as real decoding gets better (--refine; such maps are not nested any more)
  *   settle       for the counts that are written: shares once more, from the loss of every head alone in the role it got
  *   moves        for the counts that are written: the loss of the whole map with every head's share or donor changed; the best changes
- *                together, as long as real decoding gets better (--rounds)
+ *                together, as long as real decoding gets better (--rounds); of a map that exists (--from): the shares alone
  *   curve        KL of every count on held-out material; the roles of the asked count are written */
 #include "longan/heads.h"
 
@@ -67,6 +67,7 @@ typedef struct calib {
     lg_probe *probe[2];
     struct point { bool known; lg_score plain, passkey; } *curve; /* [n + 1] by count */
     int64_t n_curve;
+    const char *out_path;
 } calib;
 
 static lg_status nomem(const calib *c) {
@@ -673,15 +674,16 @@ static double foreseen_of(const calib *c, const lg_role *role, int64_t i, int32_
  * loss foreseen, where that is not far off. Fills in all but the loss. */
 static int64_t moves_of(const calib *c, const lg_roles *r, int64_t i, const double kl[2], lg_cover_move *out) {
     const lg_role *now = &r->role[i];
-    const double most = FAR_OFF * foreseen_of(c, now, i, r->share[i], kl);
     const int32_t share = r->share[i], step = LG_SHARE_ONE / 8, up = share / 2 > step ? share / 2 : step, down = share / 3 > step ? share / 3 : step;
     const int64_t heads = c->info.n_head_kv;
     int64_t n = 0, first;
     if (now->kind == LG_ROLE_RETRIEVAL) return 0;
     if (share + up <= LG_SHARE_MAX) out[n++] = (lg_cover_move){ i, *now, share + up, 0 };
     if (share > 0) out[n++] = (lg_cover_move){ i, *now, share > down ? share - down : 0, 0 };
+    if (c->p->same_index || c->p->from) return n; /* of a map that exists coverage is not measured */
+    const double most = FAR_OFF * foreseen_of(c, now, i, share, kl);
     first = n;
-    for (int64_t d = -1; d < i / heads * heads && !c->p->same_index; d++) {
+    for (int64_t d = -1; d < i / heads * heads; d++) {
         if (d >= 0 && r->role[d].kind != LG_ROLE_RETRIEVAL) continue;
         lg_role role = { LG_ROLE_WINDOW, -1, -1 };
         if (d >= 0) role = (lg_role){ LG_ROLE_DONOR, (int16_t)(d / heads), (int16_t)(d % heads) };
@@ -749,6 +751,8 @@ done:
     return st;
 }
 
+static lg_status write_count(const calib *c, int64_t count, const char *path);
+
 /* Rounds of moves in the map of a count, as long as real decoding gets better. */
 static lg_status move(calib *c, int64_t count) {
     lg_status st = LG_OK;
@@ -774,6 +778,7 @@ static lg_status move(calib *c, int64_t count) {
         lg_roles_free(r);
         c->settled[count] = next;
         next = NULL;
+        if (c->p->from) LG_TRY(write_count(c, count, c->out_path)); /* a run may be stopped */
     }
     LG_TRY(tell(c, "moves", 1, 1));
 done:
@@ -876,6 +881,10 @@ static lg_status describe(const calib *c, int64_t count, lg_text *t) {
                                   (long long)p->text_bytes, hash, (long long)p->n_ctx, (long long)p->n_positions, (long long)p->n_passages,
                                   (unsigned long long)p->seed, (long long)p->search, (long long)p->refine, p->spread ? "true" : "false", (long long)p->rounds, (long long)c->passkey.n_seq,
                                   (long long)c->passkey.seq[0].n_ctx, N_KEYS, N_WORDS, N_ASK, (long long)c->passkey.budget);
+    if (ok && p->from) {
+        const char *slash = strrchr(p->from, '/'), *file = slash ? slash + 1 : p->from;
+        ok = lg_base_text_printf(t, ", \"from\": ") && lg_json_put_str(t, file, (int64_t)strlen(file));
+    }
     if (ok && at->known)
         ok = lg_base_text_printf(t, ",\n  \"held_out\": {\"kl_plain\": %.6g, \"top1_plain\": %.6g, \"kl_passkey\": %.6g, "
                                  "\"accuracy_passkey\": %.6g}", at->plain.kl, at->plain.top1, at->passkey.kl, at->passkey.accuracy);
@@ -886,8 +895,8 @@ static lg_status describe(const calib *c, int64_t count, lg_text *t) {
 static lg_status write_count(const calib *c, int64_t count, const char *path) {
     lg_status st = LG_OK;
     lg_text made = { 0 };
-    double *coverage = lg_base_calloc(c->n, (int64_t)sizeof *coverage);
-    lg_roles *r = coverage ? roles_of(c, count, coverage) : NULL;
+    double *coverage = c->p->from ? NULL : lg_base_calloc(c->n, (int64_t)sizeof *coverage);
+    lg_roles *r = coverage || c->p->from ? roles_of(c, count, coverage) : NULL;
     if (!r) {
         st = nomem(c);
         goto done;
@@ -897,7 +906,7 @@ static lg_status write_count(const calib *c, int64_t count, const char *path) {
     r->sinks = c->p->sinks;
     r->recents = c->p->recents;
     LG_TRY(describe(c, count, &made));
-    lg_roles_notes notes = { made.data, coverage, c->sens };
+    lg_roles_notes notes = { made.data, coverage, c->p->from ? NULL : c->sens };
     LG_TRY(lg_roles_write(path, r, &notes, c->err));
 done:
     lg_text_free(&made);
@@ -944,7 +953,8 @@ static lg_status check(const calib *c) {
         return lg_base_fail(c->err, LG_ERR_LIMIT, -1, "a context of %lld tokens: the model was trained for %lld", (long long)p->n_ctx, (long long)c->info.n_ctx_train);
     if (p->refine < 0 || p->refine > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld rounds of refinement (0 to 64)", (long long)p->refine);
     if (p->rounds < 0 || p->rounds > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld rounds of moves (0 to 64)", (long long)p->rounds);
-    if (p->rounds && !p->spread) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "rounds of moves need budgets per head (spread)");
+    if (p->from && !p->rounds) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "nothing to do with the map of %s: no rounds of moves", p->from);
+    if (p->rounds && !p->spread && !p->from) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "rounds of moves need budgets per head (spread)");
     if (p->search < 0 || p->search > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "search over %lld candidates (0 to 64)", (long long)p->search);
     return LG_OK;
 }
@@ -962,9 +972,32 @@ static int64_t curve_end(const calib *c) {
     return asked > most ? asked : most;
 }
 
-static lg_status calibrate(calib *c, const char *out_path) {
+/* Rounds of moves in a map that exists. */
+static lg_status calibrate_from(calib *c) {
+    lg_status st;
+    lg_roles *r = NULL;
+    LG_TRY(lg_roles_load(&r, c->p->from, c->err));
+    if (r->n_layer != c->info.n_layer || r->n_head_kv != c->info.n_head_kv || strcmp(r->family, c->info.family))
+        LG_TRY(lg_base_fail(c->err, LG_ERR_MISMATCH, -1, "%s: the roles belong to family %s, the model is of family %s", c->p->from, r->family, c->info.family));
+    if (!r->share) LG_TRY(lg_roles_spread(r, c->err));
+    const int64_t count = r->n_retrieval;
+    c->settled[count] = r;
+    r = NULL;
+    LG_TRY(make_material(c));
+    LG_TRY(open_probes(c, &c->plain, &c->passkey));
+    LG_TRY(move(c, count));
+    LG_TRY(open_probes(c, &c->plain_held, &c->passkey_held));
+    LG_TRY(measure_count(c, count));
+    LG_TRY(write_count(c, count, c->out_path));
+done:
+    lg_roles_free(r);
+    return st;
+}
+
+static lg_status calibrate(calib *c) {
     lg_status st;
     int64_t most, count = c->p->n_retrieval;
+    const char *out_path = c->out_path;
     LG_TRY(check(c));
     most = curve_end(c);
     c->sens = lg_base_calloc(c->n, (int64_t)sizeof *c->sens);
@@ -975,6 +1008,7 @@ static lg_status calibrate(calib *c, const char *out_path) {
     c->has = lg_base_alloc(c->n + 1);
     c->settled = lg_base_calloc(c->n + 1, (int64_t)sizeof *c->settled);
     if (!c->settled || !c->refined || !c->has || !c->sens || !c->objective || !c->order || !c->curve) LG_TRY(nomem(c));
+    if (c->p->from) return calibrate_from(c);
     LG_TRY(make_material(c));
     LG_TRY(cover_all(c));
     LG_TRY(open_probes(c, &c->plain, &c->passkey));
@@ -1006,11 +1040,11 @@ done:
 }
 
 lg_status lg_heads_calibrate(lg_model *m, const lg_calibrate_params *p, const char *out_path, lg_error *err) {
-    calib c = { .m = m, .p = p, .err = err };
+    calib c = { .m = m, .p = p, .err = err, .out_path = out_path };
     lg_model_get_info(m, &c.info);
     c.n = c.info.n_layer * c.info.n_head_kv;
     c.n_group = c.info.n_head / c.info.n_head_kv;
-    lg_status st = calibrate(&c, out_path);
+    lg_status st = calibrate(&c);
     for (int k = 0; k < 2; k++) lg_heads_probe_free(c.probe[k]);
     material_free(&c.plain);
     material_free(&c.passkey);
