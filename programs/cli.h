@@ -131,8 +131,7 @@ typedef struct options {
     int64_t memory_size, max_new, pad_id, second_look, gate_batch, top;
     double gate_threshold;
     bool keep_memory, trace, draft, weigh;
-    int64_t refine, rounds;
-    const char *from;
+    int64_t refine;
     int spread;
     int64_t piece;
     /* what stood on the command line */

@@ -89,8 +89,6 @@ static int calibrate_with(const options *o, lg_model *m, const buf *text)
     p.search = o->search;
     p.refine = o->refine;
     p.spread = o->spread == 0;
-    p.rounds = o->rounds;
-    p.from = o->from;
     p.also = also;
     p.n_also = n_also;
     p.progress = cli_progress;
@@ -113,12 +111,6 @@ static int run_calibrate(const options *o)
     if (!rc && o->sinks + o->recents > o->budget)
         rc = usage_error("--budget: %lld is less than sinks and recents together (%lld)", (long long)o->budget,
                          (long long)(o->sinks + o->recents));
-    if (!rc && o->from && (opt_given(o, "retrieval") || opt_given(o, "kl-bound") || opt_given(o, "also") || opt_given(o, "curve")))
-        rc = usage_error("--from keeps the retrieval heads of its map: no --retrieval, --kl-bound, --also, --curve");
-    if (!rc && o->from && !o->rounds)
-        rc = usage_error("--from: no --rounds, so there is nothing to do");
-    if (!rc && o->rounds && o->spread && !o->from)
-        rc = usage_error("--rounds moves budgets per head: it needs --spread on");
     if (!rc && o->budget >= o->ctx)
         rc = usage_error("--budget: %lld is not less than --ctx (%lld): every head would be dense",
                          (long long)o->budget, (long long)o->ctx);
@@ -152,8 +144,6 @@ static const opt calibrate_opts[] = {
     O_SIZE(0, "search", search, 0, 64, "2", NULL, "candidates per added head that are tried by real decoding"),
     O_SIZE(0, "refine", refine, 0, 64, "0", NULL, "rounds of swaps in the map of each asked count, by real decoding"),
     O_CHOICE("spread", spread, "on|off", "off", NULL, "budgets per head; with f32, many passages"),
-    O_SIZE(0, "rounds", rounds, 0, 64, "0", NULL, "rounds of moves of budgets and donors, by real decoding (--spread on)"),
-    O_TEXT(0, "from", from, "ROLES.json", NULL, "no new map: only --rounds of moves of budgets in this one"),
     O_TEXT(0, "also", also, "N,N,..", NULL, "further counts to write, each beside the output as NAME-nN.json"),
     O_TEXT(0, "curve", curve, "CSV", NULL, "write KL over the number of retrieval heads"),
     O_END};

@@ -153,70 +153,6 @@ static void test_refine(void **state) {
     remove(OUT ".json");
 }
 
-static int n_better;
-static void on_round(void *user, lg_log_level level, const char *line) {
-    (void)user;
-    double is[2], was[2];
-    const char *at = strstr(line, "moves: KL");
-    if (level != LG_LOG_INFO || !at) return;
-    assert_int_equal(sscanf(at, "moves: KL %lf plain, %lf passkey (was %lf, %lf)", &is[0], &is[1], &was[0], &was[1]), 4);
-    assert_true(is[0] * is[0] * is[1] < was[0] * was[0] * was[1]); /* plain text counts twice */
-    n_better++;
-}
-
-/* Moves lower the loss round by round, leave the retrieval heads alone and keep to the budget (lg_roles_load looks). */
-static void test_rounds(void **state) {
-    (void)state;
-    lg_error why;
-    for (int same = 0; same < SHARES; same++) {
-        lg_calibrate_params p = small();
-        p.same_index = same;
-        p.n_passages = 2;
-        OK(lg_heads_calibrate(model, &p, OUT ".json", err));
-        p.rounds = 2;
-        lg_log_set(on_round, NULL);
-        n_better = 0;
-        OK(lg_heads_calibrate(model, &p, OUT "-again.json", err));
-        lg_log_set(NULL, NULL);
-        lg_roles *r = load(OUT ".json"), *moved = load(OUT "-again.json");
-        int64_t changed = 0;
-        assert_int_equal(moved->n_retrieval, 5);
-        for (int64_t i = 0; i < 15; i++) {
-            assert_int_equal(r->role[i].kind == LG_ROLE_RETRIEVAL, moved->role[i].kind == LG_ROLE_RETRIEVAL);
-            changed += r->share[i] != moved->share[i] || memcmp(&r->role[i], &moved->role[i], sizeof r->role[i]);
-            if (same) assert_memory_equal(&r->role[i], &moved->role[i], sizeof r->role[i]);
-        }
-        assert_true(n_better >= 1 && n_better <= 2);
-        assert_true(changed > 0);
-        /* Of a map that exists: the same, with its donors as they are. */
-        lg_calibrate_params q = p;
-        q.from = OUT ".json";
-        q.seed = 7;
-        q.spread = false;
-        OK(lg_heads_calibrate(model, &q, OUT "-again.json", err));
-        lg_roles *same_donors = load(OUT "-again.json");
-        assert_memory_equal(r->role, same_donors->role, 15 * sizeof *r->role);
-        assert_int_not_equal(memcmp(r->share, same_donors->share, 15 * sizeof *r->share), 0);
-        lg_roles_free(same_donors);
-        q.rounds = 0;
-        assert_int_equal(lg_heads_calibrate(model, &q, OUT "-again.json", &why), LG_ERR_USAGE);
-        q.rounds = 1;
-        q.from = OUT "-none.json";
-        assert_int_equal(lg_heads_calibrate(model, &q, OUT "-again.json", &why), LG_ERR_IO);
-        q.from = FIXTURES "../../roles/smollm2-135m-donor-n8.json";
-        assert_int_equal(lg_heads_calibrate(model, &q, OUT "-again.json", &why), LG_ERR_MISMATCH);
-        lg_roles_free(r);
-        lg_roles_free(moved);
-        p.spread = false;
-        assert_int_equal(lg_heads_calibrate(model, &p, OUT ".json", &why), LG_ERR_USAGE);
-        p.spread = true;
-        p.rounds = 65;
-        assert_int_equal(lg_heads_calibrate(model, &p, OUT ".json", &why), LG_ERR_USAGE);
-    }
-    remove(OUT ".json");
-    remove(OUT "-again.json");
-}
-
 static void test_bound(void **state) {
     (void)state;
     lg_calibrate_params p = small();
@@ -350,7 +286,7 @@ static void test_probe(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_probe), cmocka_unit_test(test_run), cmocka_unit_test(test_refine), cmocka_unit_test(test_rounds), cmocka_unit_test(test_bound),
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_probe), cmocka_unit_test(test_run), cmocka_unit_test(test_refine), cmocka_unit_test(test_bound),
                                         cmocka_unit_test(test_refused) };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }

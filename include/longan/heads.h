@@ -25,8 +25,6 @@ typedef struct lg_calibrate_params {
     int64_t search;        /* candidates per added head that are tried by real decoding (1: none, the cover alone decides) */
     bool spread;           /* budgets per head ("budget_share"), their mean the budget; wants f32 and much material (docs/SPARSE.md); default false */
     int64_t refine;        /* rounds of swaps in the map of each count asked for, by real decoding (0: none; maps are then nested) */
-    int64_t rounds;        /* with spread: rounds of moves of shares and donors in the map of each count asked for, by real decoding (0) */
-    const char *from;      /* a roles file: only rounds of moves of shares in its map, which is written after each of them; NULL: a new map */
     lg_progress_fn progress;
     void *progress_user;
 } lg_calibrate_params;

@@ -11,8 +11,6 @@
  *   refine       for the counts that are written: the retrieval head whose loss hurts least makes room for the best of the
  *                cover's candidates, as long as real decoding gets better (--refine; such maps are not nested any more)
  *   settle       for the counts that are written: shares once more, from the loss of every head alone in the role it got
- *   moves        for the counts that are written: the loss of the whole map with every head's share or donor changed; the best changes
- *                together, as long as real decoding gets better (--rounds); of a map that exists (--from): the shares alone
  *   curve        KL of every count on held-out material; the roles of the asked count are written */
 #include "longan/heads.h"
 
@@ -26,7 +24,7 @@
 
 enum {
     MAX_SEQ = 64,         /* passages of plain text at most */
-    MIN_PASSKEY = 6, MAX_PASSKEY = 24, /* samples: three for eight passages */
+    N_PASSKEY = 6,        /* samples */
     N_KEYS = 6, N_WORDS = 6, N_ASK = 2,
     PASSKEY_CTX = 1536,   /* small models lose passkeys beyond */
     HELD_OUT_SHARE = 4,   /* one in 4 */
@@ -41,8 +39,8 @@ void lg_calibrate_defaults(lg_calibrate_params *p) {
 typedef struct material {
     int64_t n_seq;
     lg_probe_seq seq[MAX_SEQ];
-    lg_passkey key[MAX_PASSKEY]; /* owns ids of passkey material */
-    uint8_t *flags[MAX_PASSKEY]; /* owned */
+    lg_passkey key[N_PASSKEY]; /* owns ids of passkey material */
+    uint8_t *flags[N_PASSKEY]; /* owned */
     int64_t budget;            /* scaled to the length, so that both kinds are equally sparse */
 } material;
 
@@ -67,7 +65,6 @@ typedef struct calib {
     lg_probe *probe[2];
     struct point { bool known; lg_score plain, passkey; } *curve; /* [n + 1] by count */
     int64_t n_curve;
-    const char *out_path;
 } calib;
 
 static lg_status nomem(const calib *c) {
@@ -122,17 +119,12 @@ static lg_status draw_passkey(calib *c, lg_passkey_params *q, lg_passkey *out) {
     }
 }
 
-static int64_t n_samples(const lg_calibrate_params *p) {
-    const int64_t n = p->n_passages * 3 / 8;
-    return n > MIN_PASSKEY ? n : MIN_PASSKEY;
-}
-
 static lg_status make_passkey(calib *c, material *mt, int64_t from, int64_t to, lg_split split) {
     lg_passkey_params q = { .encode = encode, .encode_user = c->m, .haystack = c->ids.data + from, .n_haystack = to - from,
                             .n_ctx = c->p->n_ctx < PASSKEY_CTX ? c->p->n_ctx : PASSKEY_CTX, .n_keys = N_KEYS,
                             .n_words = N_WORDS, .n_ask = N_ASK, .seed = c->p->seed, .split = split };
-    mt->n_seq = n_samples(c->p);
-    for (int64_t i = 0; i < mt->n_seq; i++) {
+    mt->n_seq = N_PASSKEY;
+    for (int64_t i = 0; i < N_PASSKEY; i++) {
         q.index = i;
         lg_status st = draw_passkey(c, &q, &mt->key[i]);
         if (st != LG_OK) return st;
@@ -147,7 +139,7 @@ static lg_status make_passkey(calib *c, material *mt, int64_t from, int64_t to, 
 }
 
 static void material_free(material *mt) {
-    for (int64_t i = 0; i < MAX_PASSKEY; i++) {
+    for (int64_t i = 0; i < N_PASSKEY; i++) {
         lg_tasks_passkey_free(&mt->key[i]);
         lg_base_free(mt->flags[i]);
     }
@@ -335,16 +327,13 @@ static double at_share(const double *v, int32_t share) {
     return v[k] + (v[k + 1] - v[k]) * (part < 1 ? part : 1);
 }
 
-/* What head i finds at a level on text of kind k in a role. */
-static double found_in(const calib *c, const lg_role *e, int k, int64_t i, int level) {
+/* What head i finds at a level on text of kind k in its role. */
+static double found(const calib *c, const lg_roles *r, int k, int64_t i, int level) {
+    const lg_role *e = &r->role[i];
     const lg_cover *cv = &c->cover[k];
     if (e->kind == LG_ROLE_RETRIEVAL) return 1;
     if (e->kind == LG_ROLE_WINDOW) return cv->all_w[level * c->n + i];
     return cv->all_c[(level * c->n + e->donor_layer * c->info.n_head_kv + e->donor_head) * c->n + i];
-}
-
-static double found(const calib *c, const lg_roles *r, int k, int64_t i, int level) {
-    return found_in(c, &r->role[i], k, i, level);
 }
 
 /* What every head finds in what it reads, both kinds of text alike. */
@@ -613,6 +602,7 @@ done:
 /* The last shares of a map: from the loss of every head alone in the role it got, in place of the one foreseen. */
 static lg_status settle(calib *c, int64_t count) {
     lg_status st = LG_OK;
+    if (c->settled[count]) return LG_OK;
     lg_roles *r = roles_of(c, count, NULL), *alone = lg_roles_new(c->info.n_layer, c->info.n_head_kv);
     double *loss[2] = { NULL, NULL }, *sum = lg_base_calloc(c->n, LG_COVER_LEVELS * (int64_t)sizeof *sum);
     for (int k = 0; k < 2; k++) loss[k] = lg_base_calloc(c->n, LG_COVER_LEVELS * (int64_t)sizeof *sum);
@@ -649,161 +639,12 @@ done:
     return st;
 }
 
-static lg_status loss_of_roles(calib *c, lg_roles *r, double *loss) {
-    lg_score score[2];
-    lg_status st = run_probes(c, r, score);
-    *loss = st == LG_OK ? loss_of((double[2]){ score[0].kl, score[1].kl }) : 0;
-    return st;
-}
-
-enum { OTHER_DONORS = 2, MOVES = 2 + OTHER_DONORS }; /* of a head in one round */
-static const double FAR_OFF = 1.5;
-
-/* The loss of head i in a role, as coverage foresees it, on the scale of the map's loss. */
-static double foreseen_of(const calib *c, const lg_role *role, int64_t i, int32_t share, const double kl[2]) {
-    double sum = 0;
-    for (int k = 0; k < 2; k++) {
-        double at[LG_COVER_LEVELS];
-        for (int level = 0; level < LG_COVER_LEVELS; level++) at[level] = found_in(c, role, k, i, level);
-        sum += kind_weight[k] / kl[k] * foreseen(c, k, i, at_share(at, share));
-    }
-    return sum;
-}
-
-/* Head i with a share half as large again, with one a third smaller, and with the donors, or the window, that come next to the one it has by the
- * loss foreseen, where that is not far off. Fills in all but the loss. */
-static int64_t moves_of(const calib *c, const lg_roles *r, int64_t i, const double kl[2], lg_cover_move *out) {
-    const lg_role *now = &r->role[i];
-    const int32_t share = r->share[i], step = LG_SHARE_ONE / 8, up = share / 2 > step ? share / 2 : step, down = share / 3 > step ? share / 3 : step;
-    const int64_t heads = c->info.n_head_kv;
-    int64_t n = 0, first;
-    if (now->kind == LG_ROLE_RETRIEVAL) return 0;
-    if (share + up <= LG_SHARE_MAX) out[n++] = (lg_cover_move){ i, *now, share + up, 0 };
-    if (share > 0) out[n++] = (lg_cover_move){ i, *now, share > down ? share - down : 0, 0 };
-    if (c->p->same_index || c->p->from) return n; /* of a map that exists coverage is not measured */
-    const double most = FAR_OFF * foreseen_of(c, now, i, share, kl);
-    first = n;
-    for (int64_t d = -1; d < i / heads * heads; d++) {
-        if (d >= 0 && r->role[d].kind != LG_ROLE_RETRIEVAL) continue;
-        lg_role role = { LG_ROLE_WINDOW, -1, -1 };
-        if (d >= 0) role = (lg_role){ LG_ROLE_DONOR, (int16_t)(d / heads), (int16_t)(d % heads) };
-        if (role.kind == now->kind && (d < 0 || (role.donor_layer == now->donor_layer && role.donor_head == now->donor_head))) continue;
-        lg_cover_move x = { i, role, share, foreseen_of(c, &role, i, share, kl) };
-        if (x.loss > most) continue;
-        int64_t at = n < first + OTHER_DONORS ? n++ : n;
-        for (; at > first && out[at - 1].loss > x.loss; at--)
-            if (at < n) out[at] = out[at - 1];
-        if (at < n) out[at] = x;
-    }
-    return n;
-}
-
-/* The moves of all heads in the map of a count; `loss` is relative to the map's, and stays for the heads that no move changed: losses add up. */
-typedef struct moves { lg_cover_move *list; int64_t *n; lg_cover_move *flat; } moves; /* [n_head, MOVES], [n_head]: -1 to be measured; [n_head * MOVES] */
-
-static lg_status measure_moves(calib *c, const lg_roles *r, moves *m, int64_t round, double now, const double kl[2]) {
-    lg_status st = LG_OK;
-    lg_roles *tried = lg_roles_clone(r);
-    if (!tried) LG_TRY(nomem(c));
-    for (int64_t i = 0; i < c->n; i++) {
-        LG_TRY(tell(c, "moves", round * c->n + i, c->p->rounds * c->n));
-        if (m->n[i] >= 0) continue;
-        lg_cover_move *list = m->list + i * MOVES;
-        m->n[i] = moves_of(c, r, i, kl, list);
-        for (int64_t j = 0; j < m->n[i]; j++) {
-            tried->role[i] = list[j].role;
-            tried->share[i] = list[j].share;
-            LG_TRY(loss_of_roles(c, tried, &list[j].loss));
-            list[j].loss -= now;
-        }
-        tried->role[i] = r->role[i];
-        tried->share[i] = r->share[i];
-    }
-done:
-    lg_roles_free(tried);
-    return st;
-}
-
-/* The best map that moves lead to, *best: NULL where none does. Fewer at once while that helps: what they gain does not quite add up. */
-static lg_status make_moves(calib *c, const lg_roles *r, moves *m, double now, lg_roles **best) {
-    lg_status st = LG_OK;
-    lg_roles *tried = NULL;
-    int64_t n = 0, made;
-    double least = now, loss;
-    for (int64_t i = 0; i < c->n; i++)
-        for (int64_t j = 0; j < m->n[i]; j++) m->flat[n++] = m->list[i * MOVES + j];
-    for (int64_t most = c->n; most > 0; most = made / 2) {
-        lg_roles_free(tried);
-        tried = lg_roles_clone(r);
-        if (!tried) LG_TRY(nomem(c));
-        LG_TRY(lg_cover_moves(tried, 0, m->flat, n, most, &made, c->err));
-        if (!made) break;
-        LG_TRY(loss_of_roles(c, tried, &loss));
-        if (loss >= least && *best) break;
-        if (loss >= least) continue;
-        least = loss;
-        lg_roles_free(*best);
-        *best = tried;
-        tried = NULL;
-    }
-done:
-    lg_roles_free(tried);
-    return st;
-}
-
-static lg_status write_count(const calib *c, int64_t count, const char *path);
-
-/* Rounds of moves in the map of a count, as long as real decoding gets better. */
-static lg_status move(calib *c, int64_t count) {
-    lg_status st = LG_OK;
-    lg_roles *next = NULL;
-    lg_score score[2];
-    moves m = { lg_base_calloc(c->n, MOVES * (int64_t)sizeof *m.list), lg_base_calloc(c->n, (int64_t)sizeof *m.n),
-                lg_base_calloc(c->n, MOVES * (int64_t)sizeof *m.flat) };
-    if (!m.list || !m.n || !m.flat) LG_TRY(nomem(c));
-    for (int64_t i = 0; i < c->n; i++) m.n[i] = -1;
-    LG_TRY(run_probes(c, c->settled[count], score));
-    for (int64_t round = 0; round < c->p->rounds; round++) {
-        lg_roles *r = c->settled[count];
-        const double kl[2] = { score[0].kl > 1e-9 ? score[0].kl : 1e-9, score[1].kl > 1e-9 ? score[1].kl : 1e-9 }, now = loss_of(kl);
-        LG_TRY(measure_moves(c, r, &m, round, now, kl));
-        LG_TRY(make_moves(c, r, &m, now, &next));
-        if (!next) break;
-        LG_TRY(run_probes(c, next, score));
-        int64_t made = 0;
-        for (int64_t i = 0; i < c->n; i++)
-            if (r->share[i] != next->share[i] || memcmp(&r->role[i], &next->role[i], sizeof r->role[i])) m.n[i] = -1, made++;
-        lg_base_log(LG_LOG_INFO, "%lld retrieval heads, round %lld, %lld moves: KL %.4g plain, %.4g passkey (was %.4g, %.4g)", (long long)count,
-                    (long long)round + 1, (long long)made, score[0].kl, score[1].kl, kl[0], kl[1]);
-        lg_roles_free(r);
-        c->settled[count] = next;
-        next = NULL;
-        if (c->p->from) LG_TRY(write_count(c, count, c->out_path)); /* a run may be stopped */
-    }
-    LG_TRY(tell(c, "moves", 1, 1));
-done:
-    lg_roles_free(next);
-    lg_base_free(m.list);
-    lg_base_free(m.n);
-    lg_base_free(m.flat);
-    return st;
-}
-
-static lg_status settle_and_move(calib *c, int64_t count) {
-    lg_status st = LG_OK;
-    if (c->settled[count]) return LG_OK;
-    LG_TRY(settle(c, count));
-    if (c->p->rounds) LG_TRY(move(c, count));
-done:
-    return st;
-}
-
 static lg_status settle_all(calib *c) {
     lg_status st = LG_OK;
     if (!c->p->spread) return LG_OK;
-    if (c->p->n_retrieval) LG_TRY(settle_and_move(c, c->p->n_retrieval));
+    if (c->p->n_retrieval) LG_TRY(settle(c, c->p->n_retrieval));
     for (int64_t i = 0; i < c->p->n_also; i++)
-        LG_TRY(settle_and_move(c, c->p->also[i]));
+        LG_TRY(settle(c, c->p->also[i]));
 done:
     return st;
 }
@@ -876,15 +717,11 @@ static lg_status describe(const calib *c, int64_t count, lg_text *t) {
               lg_json_put_str(t, c->info.name, (int64_t)strlen(c->info.name)) && lg_base_text_printf(t, ", \"text\": ") &&
               lg_json_put_str(t, name, (int64_t)strlen(name)) &&
               lg_base_text_printf(t, ", \"text_bytes\": %lld, \"text_xxh3_128\": \"%s\",\n  \"n_ctx\": %lld, \"n_positions\": %lld, \"n_passages\": %lld, "
-                                  "\"seed\": %llu, \"search\": %lld, \"refine\": %lld, \"spread\": %s, \"rounds\": %lld, \"passkey\": {\"samples\": %lld, \"n_ctx\": %lld, \"keys\": %d, "
+                                  "\"seed\": %llu, \"search\": %lld, \"refine\": %lld, \"spread\": %s, \"passkey\": {\"samples\": %d, \"n_ctx\": %lld, \"keys\": %d, "
                                   "\"words\": %d, \"asked\": %d, \"budget\": %lld}",
                                   (long long)p->text_bytes, hash, (long long)p->n_ctx, (long long)p->n_positions, (long long)p->n_passages,
-                                  (unsigned long long)p->seed, (long long)p->search, (long long)p->refine, p->spread ? "true" : "false", (long long)p->rounds, (long long)c->passkey.n_seq,
+                                  (unsigned long long)p->seed, (long long)p->search, (long long)p->refine, p->spread ? "true" : "false", N_PASSKEY,
                                   (long long)c->passkey.seq[0].n_ctx, N_KEYS, N_WORDS, N_ASK, (long long)c->passkey.budget);
-    if (ok && p->from) {
-        const char *slash = strrchr(p->from, '/'), *file = slash ? slash + 1 : p->from;
-        ok = lg_base_text_printf(t, ", \"from\": ") && lg_json_put_str(t, file, (int64_t)strlen(file));
-    }
     if (ok && at->known)
         ok = lg_base_text_printf(t, ",\n  \"held_out\": {\"kl_plain\": %.6g, \"top1_plain\": %.6g, \"kl_passkey\": %.6g, "
                                  "\"accuracy_passkey\": %.6g}", at->plain.kl, at->plain.top1, at->passkey.kl, at->passkey.accuracy);
@@ -895,8 +732,8 @@ static lg_status describe(const calib *c, int64_t count, lg_text *t) {
 static lg_status write_count(const calib *c, int64_t count, const char *path) {
     lg_status st = LG_OK;
     lg_text made = { 0 };
-    double *coverage = c->p->from ? NULL : lg_base_calloc(c->n, (int64_t)sizeof *coverage);
-    lg_roles *r = coverage || c->p->from ? roles_of(c, count, coverage) : NULL;
+    double *coverage = lg_base_calloc(c->n, (int64_t)sizeof *coverage);
+    lg_roles *r = coverage ? roles_of(c, count, coverage) : NULL;
     if (!r) {
         st = nomem(c);
         goto done;
@@ -906,7 +743,7 @@ static lg_status write_count(const calib *c, int64_t count, const char *path) {
     r->sinks = c->p->sinks;
     r->recents = c->p->recents;
     LG_TRY(describe(c, count, &made));
-    lg_roles_notes notes = { made.data, coverage, c->p->from ? NULL : c->sens };
+    lg_roles_notes notes = { made.data, coverage, c->sens };
     LG_TRY(lg_roles_write(path, r, &notes, c->err));
 done:
     lg_text_free(&made);
@@ -952,9 +789,6 @@ static lg_status check(const calib *c) {
     if (p->n_ctx > c->info.n_ctx_train && !c->info.rope_scaled)
         return lg_base_fail(c->err, LG_ERR_LIMIT, -1, "a context of %lld tokens: the model was trained for %lld", (long long)p->n_ctx, (long long)c->info.n_ctx_train);
     if (p->refine < 0 || p->refine > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld rounds of refinement (0 to 64)", (long long)p->refine);
-    if (p->rounds < 0 || p->rounds > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld rounds of moves (0 to 64)", (long long)p->rounds);
-    if (p->from && !p->rounds) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "nothing to do with the map of %s: no rounds of moves", p->from);
-    if (p->rounds && !p->spread && !p->from) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "rounds of moves need budgets per head (spread)");
     if (p->search < 0 || p->search > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "search over %lld candidates (0 to 64)", (long long)p->search);
     return LG_OK;
 }
@@ -972,32 +806,9 @@ static int64_t curve_end(const calib *c) {
     return asked > most ? asked : most;
 }
 
-/* Rounds of moves in a map that exists. */
-static lg_status calibrate_from(calib *c) {
-    lg_status st;
-    lg_roles *r = NULL;
-    LG_TRY(lg_roles_load(&r, c->p->from, c->err));
-    if (r->n_layer != c->info.n_layer || r->n_head_kv != c->info.n_head_kv || strcmp(r->family, c->info.family))
-        LG_TRY(lg_base_fail(c->err, LG_ERR_MISMATCH, -1, "%s: the roles belong to family %s, the model is of family %s", c->p->from, r->family, c->info.family));
-    if (!r->share) LG_TRY(lg_roles_spread(r, c->err));
-    const int64_t count = r->n_retrieval;
-    c->settled[count] = r;
-    r = NULL;
-    LG_TRY(make_material(c));
-    LG_TRY(open_probes(c, &c->plain, &c->passkey));
-    LG_TRY(move(c, count));
-    LG_TRY(open_probes(c, &c->plain_held, &c->passkey_held));
-    LG_TRY(measure_count(c, count));
-    LG_TRY(write_count(c, count, c->out_path));
-done:
-    lg_roles_free(r);
-    return st;
-}
-
-static lg_status calibrate(calib *c) {
+static lg_status calibrate(calib *c, const char *out_path) {
     lg_status st;
     int64_t most, count = c->p->n_retrieval;
-    const char *out_path = c->out_path;
     LG_TRY(check(c));
     most = curve_end(c);
     c->sens = lg_base_calloc(c->n, (int64_t)sizeof *c->sens);
@@ -1008,7 +819,6 @@ static lg_status calibrate(calib *c) {
     c->has = lg_base_alloc(c->n + 1);
     c->settled = lg_base_calloc(c->n + 1, (int64_t)sizeof *c->settled);
     if (!c->settled || !c->refined || !c->has || !c->sens || !c->objective || !c->order || !c->curve) LG_TRY(nomem(c));
-    if (c->p->from) return calibrate_from(c);
     LG_TRY(make_material(c));
     LG_TRY(cover_all(c));
     LG_TRY(open_probes(c, &c->plain, &c->passkey));
@@ -1027,7 +837,7 @@ static lg_status calibrate(calib *c) {
         }
         if (c->p->spread) { /* the count was not known when the others got their last shares */
             LG_TRY(open_probes(c, &c->plain, &c->passkey));
-            LG_TRY(settle_and_move(c, count));
+            LG_TRY(settle(c, count));
             LG_TRY(open_probes(c, &c->plain_held, &c->passkey_held));
             LG_TRY(measure_count(c, count));
         }
@@ -1040,11 +850,11 @@ done:
 }
 
 lg_status lg_heads_calibrate(lg_model *m, const lg_calibrate_params *p, const char *out_path, lg_error *err) {
-    calib c = { .m = m, .p = p, .err = err, .out_path = out_path };
+    calib c = { .m = m, .p = p, .err = err };
     lg_model_get_info(m, &c.info);
     c.n = c.info.n_layer * c.info.n_head_kv;
     c.n_group = c.info.n_head / c.info.n_head_kv;
-    lg_status st = calibrate(&c);
+    lg_status st = calibrate(&c, out_path);
     for (int k = 0; k < 2; k++) lg_heads_probe_free(c.probe[k]);
     material_free(&c.plain);
     material_free(&c.passkey);

@@ -45,11 +45,6 @@ lg_roles *lg_cover_roles(int64_t n_layer, int64_t n_head_kv, const double *c, co
 /* Shares of the budget, of mean one, for the heads that do not retrieve: those of the least sum of loss[i * LG_COVER_LEVELS + level], what
  * head i loses where it has the share of that level. Greedy by loss over tokens, on the lower convex hull of each head's losses. */
 lg_status lg_cover_spread(lg_roles *r, const double *loss, lg_error *err);
-/* Another role or share of a head that does not retrieve, and the loss of the whole map with it alone. */
-typedef struct lg_cover_move { int64_t head; lg_role role; int32_t share; double loss; } lg_cover_move;
-/* Makes at most one move of each head, and of at most `most` heads: those whose gains over `now`, added up, are largest while the shares stay
- * at most one on average. r has shares. *made: how many. */
-lg_status lg_cover_moves(lg_roles *r, double now, const lg_cover_move *move, int64_t n_move, int64_t most, int64_t *made, lg_error *err);
 /* sum_i sens[i]/(1-w[i]) * (cov[i]-w[i]) of the roles lg_cover_roles would give. */
 double lg_cover_objective(int64_t n_layer, int64_t n_head_kv, const double *c, const double *w, const double *sens,
                           const uint8_t *retrieval, bool same_index);
