@@ -5,7 +5,7 @@
 
 Writes OUTDIR/calibrate.txt (King James Bible, Genesis to 2 Chronicles, and the first half of the Jargon File),
 OUTDIR/calibrate-mixed.txt (the same with foldoc, the Anarchist FAQ and Perl's manual, in turn by blocks, so that the last
-quarter, which calibration holds out, has all of them) and OUTDIR/held-out/*.txt: Jane Austen's novels, WordNet's glosses,
+quarter, which calibration holds out, has all of them), OUTDIR/calibrate-fiction.txt (with Moby Dick and Tom Sawyer, too) and OUTDIR/held-out/*.txt: Jane Austen's novels, WordNet's glosses,
 one Gospel, manual pages. Calibration sees none of the latter. Needs bible-kjv, dict-jargon, wordnet-base; the other packages
 are fetched and unpacked, not installed, and left out with a word where that fails."""
 import glob
@@ -56,10 +56,35 @@ def unpacked(package, tmp):
 
 
 def mixed(sources):
-    """Blocks of 60,000 characters in turn, ten of each."""
+    """Blocks of 60,000 characters in turn, ten of each; shorter ones where a source has less."""
     size, count = 60_000, 10
-    step = [max(size, len(s) // count) for s in sources]
-    return "\n\n".join(s[i * at : i * at + size] for i in range(count) for s, at in zip(sources, step))
+    step = [len(s) // count for s in sources]
+    return "\n\n".join(s[i * at : i * at + min(size, at)] for i in range(count) for s, at in zip(sources, step))
+
+
+def lazy_load(path, flags):
+    """The strings of every object in R's lazy-load file: per object a big-endian size and a zlib stream of XDR. flags: those of the
+    strings wanted, 0x40009 ASCII, 0x8009 UTF-8."""
+    data, objects = path.read_bytes(), []
+    while len(data) > 4:
+        z = zlib.decompressobj()
+        raw = z.decompress(data[4:])
+        data = z.unused_data
+        lines, at = [], 0
+        while (at := raw.find(struct.pack(">I", flags), at)) >= 0:
+            (n,) = struct.unpack_from(">i", raw, at + 4)
+            if 0 <= n <= len(raw) - at - 8:
+                lines.append(raw[at + 8:at + 8 + n].decode("utf-8", "replace"))
+            at += 8 + max(n, 0)
+        objects.append(lines)
+    return objects
+
+
+def plain_book(text):
+    """Without what Project Gutenberg says before and behind it."""
+    text = text.replace("\r", "")
+    first, last = (re.search(rf"\*\*\* ?{word} OF TH(?:E|IS) PROJECT GUTENBERG.*", text) for word in ("START", "END"))
+    return text[first.end() if first else 0 : last.start() if last else len(text)].strip() + "\n"
 
 
 def more():
@@ -77,24 +102,21 @@ def more():
     return [foldoc, "\n".join(pages), "\n".join(pods)]
 
 
-def austen():
-    """Novels out of R's lazy-load file: per object a big-endian size and a zlib stream of XDR strings."""
+def fiction():
+    """Moby Dick and Tom Sawyer."""
     with tempfile.TemporaryDirectory() as tmp:
-        data = (unpacked("r-cran-janeaustenr", tmp) / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb").read_bytes()
-    novels = []
-    while len(data) > 4:
-        z = zlib.decompressobj()
-        raw = z.decompress(data[4:])
-        data = z.unused_data
-        lines, at = [], 0
-        while (at := raw.find(b"\x00\x04\x00\x09", at)) >= 0:
-            (n,) = struct.unpack_from(">i", raw, at + 4)
-            if 0 <= n <= len(raw) - at - 8:
-                lines.append(raw[at + 8:at + 8 + n].decode("utf-8", "replace"))
-            at += 8 + max(n, 0)
-        if len(lines) > 1000:
-            novels.append("\n".join(lines) + "\n")
-    return sorted(novels, key=len)
+        objects = lazy_load(unpacked("r-cran-tokenizers", tmp) / "usr/lib/R/site-library/tokenizers/data/Rdata.rdb", 0x8009)
+        whale = plain_book(max((line for lines in objects for line in lines), key=len))
+        go = unpacked("golang-github-klauspost-compress-dev", tmp) / "usr/share/gocode/src/github.com/klauspost/compress"
+        tom = plain_book((go / "testdata/Mark.Twain-Tom.Sawyer.txt").read_text(encoding="utf-8", errors="replace"))
+    return [whale, tom]
+
+
+def austen():
+    """Jane Austen's novels, the shortest first."""
+    with tempfile.TemporaryDirectory() as tmp:
+        objects = lazy_load(unpacked("r-cran-janeaustenr", tmp) / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb", 0x40009)
+    return sorted(("\n".join(lines) + "\n" for lines in objects if len(lines) > 1000), key=len)
 
 
 def manuals():
@@ -117,9 +139,11 @@ def main():
     verses, words = bible("gen1:1-2chr36:23"), words[: len(words) // 2]
     (out / "calibrate.txt").write_text(verses + words)
     try:
-        (out / "calibrate-mixed.txt").write_text(mixed([verses, words] + more()))
+        facts = [verses, words] + more()
+        (out / "calibrate-mixed.txt").write_text(mixed(facts))
+        (out / "calibrate-fiction.txt").write_text(mixed(facts + fiction()))
     except (subprocess.CalledProcessError, OSError) as e:
-        print(f"no calibrate-mixed.txt: {e}", file=sys.stderr)
+        print(f"no calibrate-mixed.txt or no calibrate-fiction.txt: {e}", file=sys.stderr)
     (held / "luke.txt").write_text(bible("luke1:1-luke24:53"))
     (held / "glosses-noun.txt").write_text(wordnet("noun")[2_000_000:3_000_000])
     (held / "glosses-verb.txt").write_text(wordnet("verb")[:1_000_000])

@@ -351,7 +351,7 @@ static list parse_list(const char *text) {
 static const struct option options[] = {
     { "roles", 1, NULL, 'r' }, { "dir", 1, NULL, 'd' }, { "ctx", 1, NULL, 'c' }, { "budgets", 1, NULL, 'b' }, { "n", 1, NULL, 'n' },
     { "passages", 1, NULL, 'p' }, { "positions", 1, NULL, 'P' }, { "samples", 1, NULL, 's' }, { "passkey-ctx", 1, NULL, 'k' },
-    { "passkey-budgets", 1, NULL, 'B' }, { "threads", 1, NULL, 't' }, { "part", 1, NULL, 'i' }, { "compute", 1, NULL, 'C' },
+    { "passkey-budgets", 1, NULL, 'B' }, { "threads", 1, NULL, 't' }, { "part", 1, NULL, 'i' }, { "compute", 1, NULL, 'C' }, { "device", 1, NULL, 'D' },
     { "report", 0, NULL, 'R' }, { "bare", 0, NULL, 'w' }, { "quick", 0, NULL, 'q' }, { "help", 0, NULL, 'h' }, { 0 },
 };
 
@@ -362,6 +362,7 @@ static void help(void) {
          "  --samples 64 --passkey-ctx 1536 --passkey-budgets 192,512   multi-passkey samples\n"
          "  --bare                                                without the rows of 128 sinks and 256 recents\n"
          "  --compute f32|auto                                    f32: no rounding of activations beside the method's loss\n"
+         "  --device cpu|cuda|cuda:N\n"
          "  --threads N   --part I/N (0 <= I < N)   --report (sum what is there)   --quick (a small study)");
 }
 
@@ -396,6 +397,7 @@ int main(int argc, char **argv) {
             if (strcmp(optarg, "f32") && strcmp(optarg, "auto")) die("--compute takes f32 or auto", NULL);
             mp.compute = strcmp(optarg, "f32") ? LG_COMPUTE_AUTO : LG_COMPUTE_F32;
             break;
+        case 'D': mp.device = optarg; break;
         case 'R': only_report = true; break;
         case 'w': s.bare = true; break;
         case 'q': s.passages = 2; s.positions = 100; s.samples = BATCH; break;
