@@ -528,9 +528,11 @@ static bool wrote_newest(const task *b, const lg_kv_layer *kv, const lg_kv_seq *
 /* Whether op a reads only sets that ops of this list make (maker[slot], -1: none), by the same rule and from the same lengths and budgets: their
  * sizes follow from these. Then notes the sets it makes. */
 enum { MAKERS = 1024 };
+static_assert(MAX_OPS <= INT16_MAX, "an op's place in int16");
 static bool sets_sized(const task *tasks, int i, int16_t *maker) {
     const lg_op_attend_hybrid *a = &tasks[i].u.hybrid;
-    bool known = (a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO) && a->sets.n_slot <= MAKERS && i < INT16_MAX;
+    if (a->sets.n_slot > MAKERS) return false;
+    bool known = a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO;
     for (int h = 0; known && h < a->geom.n_head_kv; h++) {
         const int32_t slot = a->read[h];
         if (slot < 0) continue;
@@ -540,7 +542,7 @@ static bool sets_sized(const task *tasks, int i, int16_t *maker) {
                 m->select.recents == a->select.recents && !m->spread.slot == !a->spread.slot &&
                 (!a->spread.slot || (m->spread.least == a->spread.least && m->spread.slot[slot] == a->spread.slot[slot]));
     }
-    for (int h = 0; a->sets.n_slot <= MAKERS && i < INT16_MAX && h < a->geom.n_head_kv; h++)
+    for (int h = 0; h < a->geom.n_head_kv; h++)
         for (int32_t j = 0; a->make[h] >= 0 && j < lg_ops_n_make(&a->spread, h); j++) maker[a->make[h] + j] = (int16_t)i;
     return known;
 }

@@ -501,7 +501,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     dec_feed feed;
     dec_stretch at;
     feed.g = &sh->ahead[warp];
-    if (dec_few(a)) {
+    if (a.few) {
         if (!dec_cut_few(a, sh, &at, feed.g)) return; /* the whole block */
     } else {
         if (!dec_cut_many(a, sh)) return;
@@ -907,7 +907,8 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     const int64_t n_seg = (int64_t)d.n_seq * d.n_kv * d.n_chunk;
     const dec_choice c = dec_choose(e, &a->geom, d.n_chunk > 1 ? DEC_HEADS : group);
     d.release = a->release;
-    d.sized = a->sized && d.roles_in && n_seg <= 32 && n_seg <= e->n_sm / 8; /* dec_few */
+    d.few = n_seg <= 32 && n_seg <= e->n_sm / 8;
+    d.sized = a->sized && d.roles_in && d.few;
     d.slot_heads = group < d.per_chunk ? group : d.per_chunk;
     const dec_shape s = dec_shape_of(e, &c, d.hd, d.slot_heads);
     d.n_stage = s.n_stage;

@@ -20,7 +20,10 @@
 #include "ops/cuda/decode_ptx.cuh"
 #include "ops/cuda/kv.cuh"
 
-enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = LG_CUDA_SPREAD, DEC_WARPS = 12, DEC_HELPERS = 8, DEC_MANY = 48 }; /* warps: at most; helpers where a segment has so many blocks */
+enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = LG_CUDA_SPREAD, DEC_WARPS = 12, DEC_HELPERS = 8 }; /* warps, helpers: at most */
+#ifndef DEC_MANY
+#define DEC_MANY 48 /* blocks of a segment from which on helpers merge it */
+#endif
 
 typedef struct dec_args {
     float *out;
@@ -39,7 +42,7 @@ typedef struct dec_args {
     float group_rate;                 /* 1 / group */
     int32_t n_seq, n_head, n_kv, group, hd, n_set, block_shift;
     int32_t per_chunk, n_chunk;       /* query heads of a chunk; chunks of a group */
-    int32_t hybrid, roles_in, release, sized; /* sized: lg_cuda_decode.sized */
+    int32_t hybrid, roles_in, release, few, sized; /* few: segments have blocks of their own; sized: lg_cuda_decode.sized, and few */
     int32_t n_stage, row_room, row_chunks; /* stages of a warp; bytes a row takes in shared memory; 16-byte pieces of it */
     int32_t n_slot, slot_heads;       /* of a block; of a slot */
     int16_t role_read[DEC_ROLES], role_make[DEC_ROLES];
@@ -123,12 +126,12 @@ static __device__ __forceinline__ dec_size dec_size_of(const dec_seg &g) {
 /* Units before this one are 16 counted rows that lie side by side in a page. */
 static __device__ __forceinline__ int32_t dec_full(const dec_seg &g) { return g.begin + (g.ids || g.jump ? 0 : g.n / DEC_UNIT); }
 
-/* Sums over segments: units, their weight, blocks of a segment's own. */
-typedef struct dec_sums { uint32_t units, weight, blocks; } dec_sums;
-static __device__ __forceinline__ dec_sums dec_add(const dec_sums &a, const dec_sums &b) { return dec_sums{ a.units + b.units, a.weight + b.weight, a.blocks + b.blocks }; }
-/* How the list is cut, the same in all blocks. */
+/* Sums over segments: units, their weight. */
+typedef struct dec_sums { uint32_t units, weight; } dec_sums;
+static __device__ __forceinline__ dec_sums dec_add(const dec_sums &a, const dec_sums &b) { return dec_sums{ a.units + b.units, a.weight + b.weight }; }
+static __device__ __forceinline__ dec_sums dec_sums_of(const dec_size &g) { return dec_sums{ g.units, g.units * g.weight }; }
+/* How the list is cut where segments share blocks, the same in all blocks. */
 typedef struct dec_plan {
-    float rate;               /* blocks per weight; 0: segments share blocks */
     int32_t blocks;           /* that have a stretch */
     dec_sums all;
 } dec_plan;
@@ -157,33 +160,19 @@ static __device__ __forceinline__ int32_t dec_block_of(const dec_plan &p, uint32
     return (int32_t)((((uint64_t)at + 1) * (uint32_t)p.blocks - 1) / p.all.weight);
 }
 
-static __device__ __forceinline__ dec_sums dec_sums_of(const dec_plan &p, const dec_size &g) {
-    dec_sums x = { g.units, g.units * g.weight, 0 };
-    if (p.rate > 0) { /* in all at most gridDim.x; none takes much more than its share */
-        const uint32_t n = (uint32_t)((float)x.weight * p.rate) + 1;
-        x.blocks = n < x.units ? n : x.units;
-    }
-    return x;
-}
-/* before: of the segments before g, own: of g. */
-static __device__ __forceinline__ dec_join dec_join_of(const dec_plan &p, const dec_size &g, const dec_sums &before, const dec_sums &own) {
-    dec_join j = { (int32_t)before.blocks, (int32_t)own.blocks, 0, own.blocks >= DEC_MANY ? DEC_HELPERS : 1 };
-    if (!(p.rate > 0)) {
-        j.helpers = 1; /* who helps waits: not a block that has another segment to go on with */
-        j.first = dec_block_of(p, before.weight + g.weight - 1);
-        j.blocks = dec_block_of(p, before.weight + own.weight - 1) - j.first + 1;
-        j.late = dec_share(p.all.weight, (uint32_t)p.blocks, (uint32_t)j.first) < before.weight;
-    }
-    return j;
+/* Where segments share blocks. before: of the segments before g. One helper: who helps waits, and may have another segment to go on with. */
+static __device__ __forceinline__ dec_join dec_join_of(const dec_plan &p, const dec_size &g, const dec_sums &before) {
+    const int32_t first = dec_block_of(p, before.weight + g.weight - 1), last = dec_block_of(p, before.weight + g.units * g.weight - 1);
+    return dec_join{ first, last - first + 1, dec_share(p.all.weight, (uint32_t)p.blocks, (uint32_t)first) < before.weight, 1 };
 }
 
 /* Sums over the threads before this one and (all) over the block; those from the n_warp'th warp on have nothing. */
 static __device__ __forceinline__ dec_sums dec_scan(const dec_sums &own, dec_sums *all, dec_sums *room, int32_t n_warp) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5;
-    dec_sums x = own, before = { 0, 0, 0 };
+    dec_sums x = own, before = { 0, 0 };
 #pragma unroll
     for (int32_t d = 1; d < 32; d <<= 1) {
-        const dec_sums y = { __shfl_up_sync(0xffffffffu, x.units, d), __shfl_up_sync(0xffffffffu, x.weight, d), __shfl_up_sync(0xffffffffu, x.blocks, d) };
+        const dec_sums y = { __shfl_up_sync(0xffffffffu, x.units, d), __shfl_up_sync(0xffffffffu, x.weight, d) };
         if (lane >= d) x = dec_add(x, y);
     }
     __syncthreads(); /* room is free */
@@ -195,44 +184,44 @@ static __device__ __forceinline__ dec_sums dec_scan(const dec_sums &own, dec_sum
         *all = dec_add(*all, room[w]);
     }
     before = dec_add(before, x);
-    return dec_sums{ before.units - own.units, before.weight - own.weight, before.blocks - own.blocks };
+    return dec_sums{ before.units - own.units, before.weight - own.weight };
 }
 
 /* Few segments: a lane looks after one, and every warp does it for itself. Fills sh (by the first warp: seen after the next barrier of the block), *at and
  * *first, the segment at `at`, in shared memory. Returns false for a block without work. */
-static __device__ __forceinline__ bool dec_few(const dec_args &a) { return a.n_seq * a.n_kv * a.n_chunk <= (int32_t)dec_min(gridDim.x / 8, 32); }
 static __device__ __forceinline__ bool dec_cut_few(const dec_args &a, dec_shared *sh, dec_stretch *at, dec_seg *first) {
     const int32_t lane = (int32_t)threadIdx.x & 31, n_seg = a.n_seq * a.n_kv * a.n_chunk, block = (int32_t)blockIdx.x;
     dec_seg g = {};
     if (lane < n_seg) g = dec_seg_of(a, lane, 0);
     const dec_size size = dec_size_of(g);
-    uint32_t all = size.units * size.weight;
+    const uint32_t weight = size.units * size.weight;
+    uint32_t all = weight;
 #pragma unroll
     for (int32_t d = 16; d; d >>= 1) all += __shfl_xor_sync(0xffffffffu, all, d);
-    const dec_plan p = { (float)((int32_t)gridDim.x - n_seg) / (float)all, 0, {} };
-    const dec_sums own = dec_sums_of(p, size);
-    uint32_t units = own.units, blocks = own.blocks; /* with those of the lanes before */
+    /* Blocks of its own: in all at most gridDim.x; none takes much more than its share. */
+    const uint32_t n = (uint32_t)((float)weight * ((float)((int32_t)gridDim.x - n_seg) / (float)all)) + 1, own = n < size.units ? n : size.units;
+    uint32_t units = size.units, blocks = own; /* with those of the lanes before */
 #pragma unroll
     for (int32_t d = 1; d < 32; d <<= 1) {
         const uint32_t u = __shfl_up_sync(0xffffffffu, units, d), b = __shfl_up_sync(0xffffffffu, blocks, d);
         units += lane >= d ? u : 0;
         blocks += lane >= d ? b : 0;
     }
-    const dec_sums before = { units - own.units, 0, blocks - own.blocks };
-    const bool here = (int32_t)before.blocks <= block && block < (int32_t)blocks;
+    const int32_t first_block = (int32_t)(blocks - own);
+    const bool here = first_block <= block && block < (int32_t)blocks;
     const uint32_t who = __ballot_sync(0xffffffffu, here);
     if (!who) return false;
     if (here) {
-        const uint32_t k = (uint32_t)block - before.blocks;
+        const uint32_t k = (uint32_t)(block - first_block);
         at->index = lane;
-        at->begin = g.begin = (int32_t)before.units;
+        at->begin = g.begin = (int32_t)(units - size.units);
         g.end = (int32_t)units;
-        at->lo = g.begin + (int32_t)dec_share(own.units, own.blocks, k);
-        at->hi = g.begin + (int32_t)dec_share(own.units, own.blocks, k + 1);
+        at->lo = g.begin + (int32_t)dec_share(size.units, own, k);
+        at->hi = g.begin + (int32_t)dec_share(size.units, own, k + 1);
         *first = g;
         if (threadIdx.x < 32) {
             sh->at = *at;
-            sh->join = dec_join_of(p, size, before, own);
+            sh->join = dec_join{ first_block, (int32_t)own, 0, own >= DEC_MANY ? (int32_t)dec_min(own, DEC_HELPERS) : 1 };
         }
     }
     at->lo = __shfl_sync(0xffffffffu, at->lo, __ffs((int)who) - 1);
@@ -247,12 +236,11 @@ static __device__ LG_NOINLINE bool dec_cut_many(const dec_args &a, dec_shared *s
     const int32_t i0 = (int32_t)threadIdx.x * per < n_seg ? (int32_t)threadIdx.x * per : n_seg, i1 = i0 + per < n_seg ? i0 + per : n_seg; /* this thread's segments */
     const int32_t used = per > 1 ? (int32_t)blockDim.x >> 5 : (n_seg + 31) >> 5; /* warps that have segments */
     dec_plan p = {};
-    dec_sums at = { 0, 0, 0 };
     dec_size first = { 0, 0 }; /* of this thread; more than one are rare */
     if (i0 < i1) first = dec_size_of(a, i0);
-    dec_sums mine = { 0, 0, 0 };
-    for (int32_t i = i0; i < i1; i++) mine = dec_add(mine, dec_sums_of(p, i > i0 ? dec_size_of(a, i) : first));
-    at = dec_scan(mine, &p.all, sh->scan, used);
+    dec_sums mine = { 0, 0 };
+    for (int32_t i = i0; i < i1; i++) mine = dec_add(mine, dec_sums_of(i > i0 ? dec_size_of(a, i) : first));
+    dec_sums at = dec_scan(mine, &p.all, sh->scan, used);
     p.blocks = (int32_t)(p.all.weight / DEC_WEIGHT_SET); /* every share holds a unit */
     p.blocks = p.blocks > n_block ? n_block : p.blocks < 1 ? 1 : p.blocks;
     if ((int32_t)blockIdx.x >= p.blocks) return false; /* the whole block */
@@ -261,14 +249,14 @@ static __device__ LG_NOINLINE bool dec_cut_many(const dec_args &a, dec_shared *s
     for (int32_t i = i0; i < i1; i++) { /* whoever looks after the segment where the stretch begins, and after that where it ends */
         const dec_size g = i > i0 ? dec_size_of(a, i) : first;
         const int32_t begin = (int32_t)at.units;
-        const dec_sums own = dec_sums_of(p, g);
+        const dec_sums own = dec_sums_of(g);
         const uint32_t w = at.weight, end = w + own.weight;
         if (w <= from && from < end) {
             sh->at.index = i;
             sh->at.begin = begin;
             sh->at.lo = begin + (int32_t)((from - w) / g.weight);
             sh->after = dec_add(at, own);
-            sh->join = dec_join_of(p, g, at, own);
+            sh->join = dec_join_of(p, g, at);
         }
         if (w < to && to <= end) sh->at.hi = begin + (int32_t)(to == end ? own.units : (to - w) / g.weight);
         at = dec_add(at, own);
@@ -279,9 +267,8 @@ static __device__ LG_NOINLINE bool dec_cut_many(const dec_args &a, dec_shared *s
 /* One thread: the stretch goes on with segment g. */
 static __device__ LG_NOINLINE void dec_follow(dec_shared *sh, const dec_seg &g) {
     const dec_size size = dec_size_of(g);
-    const dec_sums own = dec_sums_of(sh->plan, size);
-    sh->join = dec_join_of(sh->plan, size, sh->after, own);
-    sh->after = dec_add(sh->after, own);
+    sh->join = dec_join_of(sh->plan, size, sh->after);
+    sh->after = dec_add(sh->after, dec_sums_of(size));
 }
 
 /* ---- feed: rows of the units to come ----
