@@ -37,7 +37,7 @@ LG_INLINE __m512i bf16_pairs(__m512 even, __m512 odd) {
             });                                                                                       \
         }                                                                                             \
     }
-ZMM_QUANTISED(X)
+LG_GEMM_QUANTISED(X)
 X(f32, LG_CODE_F32, LG_SCALE_NONE, -1, 2048)
 X(f16, LG_CODE_F16, LG_SCALE_NONE, -1, 1024)
 #undef X
@@ -114,7 +114,7 @@ static void square(const lg_gemm_job *j, const uint8_t *w, float *sums, int64_t 
 void lg_gemm_bf16_amx(const lg_gemm_job *j) {
     void (*tiles)(uint8_t *, int64_t, const uint8_t *, int64_t) = tiles_bf16;
 #define X(name, c, s, zero, bytes) if (j->f->code == c && j->f->scale == s) tiles = tiles_##name;
-    ZMM_QUANTISED(X)
+    LG_GEMM_QUANTISED(X)
     ZMM_FLOATS(X)
 #undef X
     uint8_t *w = j->scratch;

@@ -217,26 +217,17 @@ LG_INLINE void q8_product(ymm_kind k, const lg_gemm_job *j) {
     }
 }
 
-#define QUANTISED(X)                                       \
-    X(q8_0, LG_CODE_8, LG_SCALE_D, 7, 512)                 \
-    X(q4_0, LG_CODE_4, LG_SCALE_D, 3, 256)                 \
-    X(q4_1, LG_CODE_4, LG_SCALE_DM, -1, 256)               \
-    X(q5_0, LG_CODE_5, LG_SCALE_D, 4, 320)                 \
-    X(q5_1, LG_CODE_5, LG_SCALE_DM, -1, 320)               \
-    X(q4_k, LG_CODE_4, LG_SCALE_KSM, -1, 256)              \
-    X(q5_k, LG_CODE_5, LG_SCALE_KSM, -1, 320)              \
-    X(q6_k, LG_CODE_6, LG_SCALE_K6, 5, 384)
 #define X(name, code, scale, zero, bytes)                                         \
     static void q8_##name(const lg_gemm_job *j) {                                 \
         const ymm_kind k = { code, scale, zero, bytes };                          \
         q8_product(k, j);                                                         \
     }
-QUANTISED(X)
+LG_GEMM_QUANTISED(X)
 #undef X
 
 void lg_gemm_q8_avx2(const lg_gemm_job *j) {
 #define X(name, c, s, zero, bytes) if (j->f->code == c && j->f->scale == s) q8_##name(j);
-    QUANTISED(X)
+    LG_GEMM_QUANTISED(X)
 #undef X
 }
 
@@ -381,13 +372,13 @@ static void float_tiles(const lg_gemm_job *j, const float *w, int64_t p) {
             float_tiles(j, w, p);                                                                                      \
         }                                                                                                              \
     }
-QUANTISED(X)
+LG_GEMM_QUANTISED(X)
 FLOATS(X)
 #undef X
 
 void lg_gemm_float_avx2(const lg_gemm_job *j) {
 #define X(name, c, s, zero, bytes) if (j->f->code == c && j->f->scale == s) float_##name(j);
-    QUANTISED(X)
+    LG_GEMM_QUANTISED(X)
     FLOATS(X)
 #undef X
 }

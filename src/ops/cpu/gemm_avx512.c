@@ -105,7 +105,7 @@ LG_INLINE void float_tile(zmm_kind k, const lg_gemm_job *j, int64_t p, int64_t t
         const zmm_kind k = { code, scale, zero, bytes };                          \
         TILES(q8_tile, k, j)                                                      \
     }
-ZMM_QUANTISED(X)
+LG_GEMM_QUANTISED(X)
 #undef X
 #define X(name, code, scale, zero, bytes)                                         \
     static void float_##name(const lg_gemm_job *j) {                              \
@@ -121,13 +121,13 @@ ZMM_QUANTISED(X)
         }                                                                         \
     }
 enum { PANELS = 3, WIDE = PANELS * LG_GEMM_NR, DEEP = 8 /* blocks of n_in: 48 KB of scratch */, MANY_TOK = 17 };
-ZMM_QUANTISED(X)
+LG_GEMM_QUANTISED(X)
 ZMM_FLOATS(X)
 #undef X
 
 void lg_gemm_q8_avx512(const lg_gemm_job *j) {
 #define X(name, c, s, zero, bytes) if (j->f->code == c && j->f->scale == s) q8_##name(j);
-    ZMM_QUANTISED(X)
+    LG_GEMM_QUANTISED(X)
 #undef X
 }
 
@@ -178,7 +178,7 @@ void lg_gemm_float_avx512(const lg_gemm_job *j) {
         if (j->n_tok >= MANY_TOK) float_wide(j, fill_##name);        \
         else float_##name(j);                                        \
     }
-    ZMM_QUANTISED(X)
+    LG_GEMM_QUANTISED(X)
     ZMM_FLOATS(X)
 #undef X
 }

@@ -30,6 +30,16 @@ typedef struct lg_gemm_format {
     int group, group_bytes, scale_bytes; /* group blocks share group_bytes, then scale_bytes for each */
 } lg_gemm_format;
 const lg_gemm_format *lg_gemm_format_of(lg_dtype t); /* NULL: no weight dtype */
+/* The quantised formats, for kernels that have an instance for each: X(name, code, scale, zero_log2, code_bytes). */
+#define LG_GEMM_QUANTISED(X)                               \
+    X(q8_0, LG_CODE_8, LG_SCALE_D, 7, 512)                 \
+    X(q4_0, LG_CODE_4, LG_SCALE_D, 3, 256)                 \
+    X(q4_1, LG_CODE_4, LG_SCALE_DM, -1, 256)               \
+    X(q5_0, LG_CODE_5, LG_SCALE_D, 4, 320)                 \
+    X(q5_1, LG_CODE_5, LG_SCALE_DM, -1, 320)               \
+    X(q4_k, LG_CODE_4, LG_SCALE_KSM, -1, 256)              \
+    X(q5_k, LG_CODE_5, LG_SCALE_KSM, -1, 320)              \
+    X(q6_k, LG_CODE_6, LG_SCALE_K6, 5, 384)
 
 /* Input forms. F32: rows of f32. Q8: a row is [f32 x][int8 q][f32 s per block][f32 s*sum q per block][int32 sum q per
  * half block]. BF16: tiles [16 rows][32 inputs] of bf16, tile (t/16)*nb + block, rows past n_tok are zeros. */

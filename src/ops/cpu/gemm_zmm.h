@@ -94,16 +94,7 @@ LG_INLINE __m512 zmm_weight(zmm_kind k, const uint8_t *c, __m512i q, int i, __m5
     return _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(byte), m);
 }
 
-/* Chooses the instance of a kernel for the format: X(name, code, scale, zero_log2, code_bytes). */
-#define ZMM_QUANTISED(X)                                   \
-    X(q8_0, LG_CODE_8, LG_SCALE_D, 7, 512)                 \
-    X(q4_0, LG_CODE_4, LG_SCALE_D, 3, 256)                 \
-    X(q4_1, LG_CODE_4, LG_SCALE_DM, -1, 256)               \
-    X(q5_0, LG_CODE_5, LG_SCALE_D, 4, 320)                 \
-    X(q5_1, LG_CODE_5, LG_SCALE_DM, -1, 320)               \
-    X(q4_k, LG_CODE_4, LG_SCALE_KSM, -1, 256)              \
-    X(q5_k, LG_CODE_5, LG_SCALE_KSM, -1, 320)              \
-    X(q6_k, LG_CODE_6, LG_SCALE_K6, 5, 384)
+/* As LG_GEMM_QUANTISED, for the rest. */
 #define ZMM_FLOATS(X)                                      \
     X(f32, LG_CODE_F32, LG_SCALE_NONE, -1, 2048)           \
     X(f16, LG_CODE_F16, LG_SCALE_NONE, -1, 1024)           \
