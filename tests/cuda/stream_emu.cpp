@@ -1,6 +1,7 @@
-/* src/ops/cuda/stream.cu on the CPU (emu.h) against exact products of the dequantised weights: every format, one to three weights that
- * share an input, gate and up, added results, norms, sizes that are no whole tiles or pieces, few multiprocessors. Weights, inputs and
- * outputs are blocks of their own, so that ASan sees a byte too much. Inputs are rounded to bf16 or f16: the bound is 6e-3.
+/* src/ops/cuda/stream.cu and stream_rows.cu on the CPU (emu.h) against exact products of the dequantised weights: every format, one to three
+ * weights that share an input, gate and up, added results, norms, sizes that are no whole tiles or pieces, few multiprocessors. Weights, inputs
+ * and outputs are blocks of their own, so that ASan sees a byte too much. Inputs of one row are rounded to bf16 or f16: the bound is 6e-3.
+ * Several rows come as bf16: 1e-5, and their bf16 twin is the rounded result.
  * (On a GPU: ops test.) The emulation has shuffles of whole warps only, so the number of chunks is even. */
 #include "ops/cuda/stream.cuh"
 #include <math.h>
@@ -133,6 +134,76 @@ static bool test(lg_dtype t, const shape &s) {
     return ok;
 }
 
+/* Several rows, bf16 weights. */
+static bool test_rows(const shape &s, int n_tok) {
+    const int64_t n_in = s.n_in, stride = n_in + 8;
+    lg_cuda_weight p[3];
+    lg_weight w[3] = {};
+    const lg_weight *pw[3];
+    float *y[3], *want[3], *factor = floats(n_tok, 0.5f, 1.5f), *row = floats(n_in, 0, 0);
+    uint16_t *x = (uint16_t *)room(n_tok * stride * 2), *twin = (uint16_t *)room(n_tok * s.n_out[0] * 2);
+    lg_cuda_env e = {};
+    double worst = 0;
+    bool same = true;
+    e.n_sm = s.n_sm;
+    e.smem_max = 227 << 10;
+    for (int64_t i = 0; i < n_tok * stride; i++) x[i] = i % stride < n_in ? lg_base_f32_to_bf16(uniform(-1, 1)) : 0x7fc0;
+    for (int k = 0; k < s.n; k++) {
+        const int64_t n_out = s.n_out[k];
+        uint8_t *raw = make_raw(LG_DTYPE_BF16, n_out, n_in);
+        p[k] = packed(LG_DTYPE_BF16, raw, n_out, n_in);
+        w[k].dtype = LG_DTYPE_BF16;
+        w[k].n_out = n_out;
+        w[k].n_in = n_in;
+        w[k].packed = &p[k];
+        pw[k] = &w[k];
+        y[k] = floats(n_tok * n_out, -1, 1);
+        want[k] = floats(n_tok * n_out, 0, 0);
+        for (int64_t o = 0; o < n_out; o++) {
+            lg_base_dequant(LG_DTYPE_BF16, raw + o * n_in * 2, row, n_in);
+            for (int64_t t = 0; t < n_tok; t++) {
+                double sum = 0;
+                for (int64_t i = 0; i < n_in; i++) sum += (double)row[i] * (double)lg_base_bf16_to_f32(x[t * stride + i]);
+                want[k][t * n_out + o] = (float)(sum * (s.norm ? (double)factor[t] : 1) + (s.add ? (double)y[k][t * n_out + o] : 0));
+                if (!s.add) y[k][t * n_out + o] = NAN;
+            }
+        }
+        cudaFree(raw);
+    }
+    float *second = y[1];
+    if (s.gate_up) y[1] = y[0];
+    const lg_cuda_rows in = { x, stride, s.norm ? factor : NULL, n_tok, s.gate_up ? twin : NULL };
+    const bool taken = lg_cuda_streams_rows(&e, pw, s.n, n_tok, s.add);
+    if (taken) lg_cuda_stream_rows(&e, &in, pw, y, s.n, s.gate_up, s.add);
+    for (int64_t o = 0; s.gate_up && o < n_tok * s.n_out[0]; o++) {
+        want[0][o] = (float)((double)want[0][o] / (1 + exp(-(double)want[0][o])) * (double)want[1][o]);
+        same = same && twin[o] == lg_base_f32_to_bf16(y[0][o]);
+    }
+    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) {
+        double d = 0, all = 0;
+        for (int64_t o = 0; o < n_tok * s.n_out[k]; o++) {
+            const double off = (double)y[k][o] - (double)want[k][o];
+            d += off * off;
+            all += (double)want[k][o] * (double)want[k][o];
+        }
+        const double err = sqrt(d / all);
+        worst = err <= worst ? worst : err; /* (also where it is no number) */
+    }
+    const bool ok = taken && same && worst < 1e-5;
+    if (!ok) printf("stream_emu: %d rows, %d weights of %lld x %lld%s%s%s, %d multiprocessors: %s, error %.2e%s\n", n_tok, s.n, (long long)s.n_out[0], (long long)n_in,
+                    s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", factor" : "", s.n_sm, taken ? "wrong" : "not taken", worst, same ? "" : ", another twin");
+    for (int k = 0; k < s.n; k++) {
+        release(&p[k]);
+        cudaFree(k == 1 ? second : y[k]);
+        cudaFree(want[k]);
+    }
+    cudaFree(factor);
+    cudaFree(row);
+    cudaFree(x);
+    cudaFree(twin);
+    return ok;
+}
+
 int main(void) {
     static const lg_dtype types[] = { LG_DTYPE_BF16, LG_DTYPE_F16, LG_DTYPE_Q8_0, LG_DTYPE_Q4_0, LG_DTYPE_Q4_1, LG_DTYPE_Q5_0, LG_DTYPE_Q5_1, LG_DTYPE_Q4_K, LG_DTYPE_Q5_K, LG_DTYPE_Q6_K };
     static const shape shapes[] = {
@@ -149,6 +220,19 @@ int main(void) {
             if (lg_base_row_bytes(types[i], shapes[k].n_in) < 0) continue;
             cases++;
             failed += !test(types[i], shapes[k]);
+        }
+    static const shape several[] = {
+        { 3, { 121, 16, 33 }, 512, false, false, true, 3 },
+        { 2, { 140, 140 }, 264, true, false, true, 2 },
+        { 1, { 203 }, 200, false, true, false, 2 },      /* warps without columns */
+        { 1, { 90 }, 4136, false, true, false, 4 },      /* more columns than are kept */
+        { 3, { 33, 17, 40 }, 4096, false, false, true, 2 },
+        { 2, { 50, 50 }, 4608, true, false, false, 7 },
+    };
+    for (size_t k = 0; k < sizeof several / sizeof several[0]; k++)
+        for (int n = 2; n <= 16; n += n == 2 ? 3 : n == 5 ? 3 : n == 8 ? 1 : 7) {
+            cases++;
+            failed += !test_rows(several[k], n);
         }
     printf("stream_emu: %d cases, %d failed\n", cases, failed);
     return failed != 0;

@@ -215,8 +215,8 @@ static const lg_cuda_weight *packed(const lg_weight *w) { return (const lg_cuda_
 static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float *side, float *inv, const float *x, const int32_t *row, const float *norm, float eps,
                                                             int n_in, int n_chunk, int stride, lg_form f) {
     __shared__ float tmp[WARPS];
+    lg_pdl_go(); /* to k_direct, which reads nothing but weights before its own wait, and starts others only after it */
     lg_pdl_wait();
-    lg_pdl_go();
     const int n = blockIdx.x;
     lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs + (int64_t)n * stride, side, (int)(gridDim.x + 1) >> 1, n, x + (row ? row[n] : n) * (int64_t)n_in, norm, n_in, n_chunk, f));
     __syncthreads();
@@ -438,6 +438,12 @@ static int64_t product_smem(const product_args *a, bool fused) {
     return n;
 }
 
+/* The input's rows into k->x, what stands beside them into k->sums. */
+static void prepare(const lg_cuda_env *e, lg_cuda_work *k, const product_args *a) {
+    lg_cuda_launch(k_prepare, dim3((unsigned)a->n_tok), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, k->sums + 16, k->sums, a->x, a->row, a->norm, a->eps, (int)a->n_in,
+                   (int)a->n_chunk, (int)a->stride, a->f);
+}
+
 template <int T, int NW, int NC>
 static void launch_product(const lg_cuda_env *e, lg_cuda_work *k, product_args *a) {
     static bool raised[16];
@@ -454,8 +460,7 @@ static void launch_product(const lg_cuda_env *e, lg_cuda_work *k, product_args *
         a->xs = (const uint16_t *)k->x;
         a->inv = k->sums;
         a->side = k->sums + 16;
-        lg_cuda_launch(k_prepare, dim3((unsigned)a->n_tok), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, k->sums + 16, k->sums, a->x, a->row, a->norm, a->eps, (int)a->n_in,
-                       (int)a->n_chunk, (int)a->stride, a->f);
+        prepare(e, k, a);
     }
     const size_t smem = (size_t)product_smem<T, NW>(a, a->fused);
     cudaOccupancyMaxActiveBlocksPerMultiprocessor(&beside, kernel, THREADS, smem);
@@ -692,14 +697,14 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     n->sums_bytes = max64(n->sums_bytes, (chunk * 4 * (MAX_COLS / 2) * lg_side_floats(true) + 16) * 4);
     n->y_bytes = max64(n->y_bytes, n_tok * w->n_out * 4);
     n->lora_bytes = max64(n->lora_bytes, min64(n_tok, 65535) * LG_LORA_RANK * 4);
+    if (n_tok > 1 && way_of(e, w, n_tok) != EXACT) n->ready_bytes = max64(n->ready_bytes, n_tok * w->n_out * 2);
     if (wide && way_of(e, w, n_tok) == MATRIX) {
-        n->ready_bytes = max64(n->ready_bytes, n_tok * w->n_out * 2);
         if (w->dtype != (blas_f32(e, w) ? LG_DTYPE_F32 : LG_DTYPE_BF16)) n->wide_bytes = max64(n->wide_bytes, min64(w->n_out * w->n_in * 4, max64(SLICE * 2, w->n_in * 4 * 16)));
     }
 }
 
-/* Up to 16 rows of input; same format. */
-static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t first, int n_tok, const lg_weight *const *w, float *const *y, int n, int nw, bool add) {
+/* Up to 16 rows of input; same format. Returns whether k->ready has the bf16 twin of these rows' result. */
+static bool decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t first, int n_tok, const lg_weight *const *w, float *const *y, int n, int nw, bool add) {
     const lg_cuda_weight *p0 = packed(w[0]);
     if (n_tok == 1) {
         lg_cuda_in one = *in;
@@ -708,7 +713,7 @@ static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
         if (in->row) one.row = in->row + first;
         else one.x = in->x + first * p0->n_in;
         for (int i = 0; i < n; i++) to[i] = y[i] + first * w[i]->n_out;
-        if (lg_cuda_stream(e, &one, w, to, n, nw == 2, add)) return;
+        if (lg_cuda_stream(e, &one, w, to, n, nw == 2, add)) return false;
     }
     product_args a = {};
     a.n_in = p0->n_in;
@@ -726,7 +731,23 @@ static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
         a.n_tile = nw == 2 ? p->n_tile : a.n_tile + p->n_tile;
         a.p[i] = lg_part{ p->codes, p->high, p->scale, p->super, y[i] + first * p->n_out, p->n_out, a.n_tile };
     }
-    run_product(e, k, p0->dtype, nw, &a);
+    if (!lg_cuda_streams_rows(e, w, n, n_tok, add)) {
+        run_product(e, k, p0->dtype, nw, &a);
+        return false;
+    }
+    lg_cuda_rows rows = { (const uint16_t *)k->x, a.stride, k->sums, n_tok, nw == 2 ? (uint16_t *)k->ready + first * w[0]->n_out : NULL };
+    float *to[3];
+    for (int i = 0; i < n; i++) to[i] = a.p[i].out;
+    if (!in->norm && !in->row && k->ready_of == in->x && k->ready_rows >= in->n_tok) {
+        rows.x = (const uint16_t *)k->ready + first * a.n_in;
+        rows.stride = a.n_in;
+        rows.factor = NULL;
+    } else {
+        a.f = lg_form_of<LG_DTYPE_BF16>();
+        prepare(e, k, &a);
+    }
+    lg_cuda_stream_rows(e, &rows, w, to, n, nw == 2, add);
+    return nw == 2;
 }
 
 /* The (normed, gathered) input as f32 or bf16 rows in k->x. */
@@ -818,7 +839,12 @@ void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
     if (!low && same && way_of(e, gate->w, in->n_tok) == DECODE) {
         const lg_weight *w[2] = { gate->w, up->w };
         float *y[2] = { h, h };
-        for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, 2, 2, false);
+        bool twin = true;
+        for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) twin = decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, 2, 2, false) && twin;
+        if (twin) {
+            k->ready_of = h;
+            k->ready_rows = in->n_tok;
+        }
         return;
     }
     const bool halves = (!has_lora(gate->lora) || gate->lora->packed) && (!has_lora(up->lora) || up->lora->packed);

@@ -61,6 +61,12 @@ void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int
 bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w); /* whether it takes this weight alone */
 bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
+/* stream_rows.cu: the same for 2 to 16 rows of input and bf16 weights. x: bf16 rows, `stride` elements apart; factor [n_tok]: of each row's
+ * results, NULL: 1; twin: where gate_up leaves its result as bf16 too, or NULL. */
+typedef struct lg_cuda_rows { const uint16_t *x; int64_t stride; const float *factor; int32_t n_tok; uint16_t *twin; } lg_cuda_rows;
+bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add); /* whether it takes them */
+void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
+
 /* cublas.cu: row-major y[n_tok, n_out] = beta*y + x[n_tok, n_in] w[n_out, n_in]^T through cuBLASLt, opened at run time. */
 typedef enum lg_blas_kind { LG_BLAS_BF16_F32, LG_BLAS_BF16_BF16, LG_BLAS_F32 } lg_blas_kind; /* inputs_output */
 lg_status lg_cuda_blas_open(lg_error *err);
