@@ -85,6 +85,13 @@ static void product_cases(visit_fn f, void *u) {
         if (c.w < LG_DTYPE_Q4_K) named(f, u, (c.k = PRODUCT, c.n_out = 9001, c.n_in = 1056, c)); /* an odd number of chunks, the last one not whole */
         if (c.w <= LG_DTYPE_BF16) named(f, u, (c.n_out = 5003, c.n_in = 1000, c));
     }
+    for (int n = 0; n < 4; n++) { /* several rows of such weights */
+        cas c = { .w = LG_DTYPE_BF16, .n_out = 8003, .n_in = 1280, .n_tok = (int64_t[]){ 2, 8, 9, 16 }[n] };
+        for (int k = PRODUCT; k <= LOGITS; k++) named(f, u, (c.k = (what)k, c));
+        named(f, u, (c.k = PRODUCT, c.n_out = 5003, c.n_in = 1000, c));
+        named(f, u, (c.n_out = 300, c.n_in = 14336, c)); /* inputs too wide to be kept */
+        named(f, u, (c.k = GATE_UP, c));
+    }
     for (int w = 0; w < N_WEIGHT; w++) { /* odd sizes where rows need not be whole blocks, low rank */
         if (weights[w] <= LG_DTYPE_BF16) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 17, .n_in = 37, .n_tok = 3 });
         if (weights[w] <= LG_DTYPE_BF16) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 17, .n_in = 37, .n_tok = 30 });
@@ -134,6 +141,7 @@ static void layer_cases(visit_fn f, void *u) {
         named(f, u, c);
         named(f, u, (c.rank = 0, c.n_tok = 2, c));
         if (w <= 4) named(f, u, (c.n_tok = 1, c.n_in = 4096, c.n_out = 14336, c.d = 128, c.n_kv = 8, c.group = 4, c));
+        if (w == 2) named(f, u, (c.n_tok = 8, c.n_in = 2048, c.n_out = 8000, c.d = 128, c.n_kv = 4, c));
     }
 }
 

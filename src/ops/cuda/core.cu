@@ -932,7 +932,8 @@ template <typename O> static lg_cuda_decode decode_of(const lg_ops_ctx *c, const
     d.early = t->early;
     d.sized = t->sized;
     const task *next = t + 1 < c->tasks + c->n_task ? t + 1 : NULL;
-    d.release = a->n_seq == 1 && next && next->k == K_PRODUCT && next->u.product.n_tok == 1 && lg_cuda_streams(&c->env, next->u.product.w);
+    const lg_op_product_add *p = next && next->k == K_PRODUCT ? &next->u.product : NULL;
+    d.release = p && p->n_tok == a->n_seq && (p->n_tok == 1 ? lg_cuda_streams(&c->env, p->w) : lg_cuda_streams_rows(&c->env, &p->w, 1, p->n_tok, true));
     return d;
 }
 
