@@ -1,7 +1,7 @@
 /* src/ops/cuda/stream.cu and stream_rows.cu on the CPU (emu.h) against exact products of the dequantised weights: every format, one to three
  * weights that share an input, gate and up, added results, norms, sizes that are no whole tiles or pieces, few multiprocessors. Weights, inputs
  * and outputs are blocks of their own, so that ASan sees a byte too much. Inputs of one row are rounded to bf16 or f16: the bound is 6e-3.
- * Several rows come as bf16: 1e-5, and their bf16 twin is the rounded result.
+ * Several rows come as bf16: 1e-5; the twin they leave is the rounded result, or that times a norm with its squares.
  * (On a GPU: ops test.) The emulation has shuffles of whole warps only, so the number of chunks is even. */
 #include "ops/cuda/stream.cuh"
 #include <math.h>
@@ -134,19 +134,27 @@ static bool test(lg_dtype t, const shape &s) {
     return ok;
 }
 
-/* Several rows, bf16 weights. */
+/* Several rows, bf16 weights. norm: factors, given for some numbers of rows, else as squares; one weight that adds leaves a twin for a norm. */
 static bool test_rows(const shape &s, int n_tok) {
     const int64_t n_in = s.n_in, stride = n_in + 8;
     lg_cuda_weight p[3];
     lg_weight w[3] = {};
     const lg_weight *pw[3];
     float *y[3], *want[3], *factor = floats(n_tok, 0.5f, 1.5f), *row = floats(n_in, 0, 0);
+    const bool left = s.add && s.n == 1, given = n_tok % 2 != 0;
+    const int64_t n_sum = (n_in + 15) / 16, n_sum_out = (s.n_out[0] + 15) / 16;
+    float *squares = floats(n_tok * n_sum, 0, 16), *norm = floats(s.n_out[0], 0.5f, 1.5f), *squares_out = floats(n_tok * n_sum_out, NAN, NAN);
     uint16_t *x = (uint16_t *)room(n_tok * stride * 2), *twin = (uint16_t *)room(n_tok * s.n_out[0] * 2);
     lg_cuda_env e = {};
     double worst = 0;
     bool same = true;
     e.n_sm = s.n_sm;
     e.smem_max = 227 << 10;
+    for (int t = 0; t < n_tok && s.norm && !given; t++) {
+        double sum = 0;
+        for (int64_t i = 0; i < n_sum; i++) sum += (double)squares[t * n_sum + i];
+        factor[t] = (float)(1 / sqrt(sum / (double)n_in + 1e-5));
+    }
     for (int64_t i = 0; i < n_tok * stride; i++) x[i] = i % stride < n_in ? lg_base_f32_to_bf16(uniform(-1, 1)) : 0x7fc0;
     for (int k = 0; k < s.n; k++) {
         const int64_t n_out = s.n_out[k];
@@ -172,13 +180,24 @@ static bool test_rows(const shape &s, int n_tok) {
     }
     float *second = y[1];
     if (s.gate_up) y[1] = y[0];
-    const lg_cuda_rows in = { x, stride, s.norm ? factor : NULL, n_tok, s.gate_up ? twin : NULL };
+    const lg_cuda_rows in = { x, stride, n_tok, s.norm && given ? factor : NULL, s.norm && !given ? squares : NULL, 1e-5f,
+                              s.gate_up || left ? twin : NULL, left ? norm : NULL, squares_out };
     const bool taken = lg_cuda_streams_rows(&e, pw, s.n, n_tok, s.add);
     if (taken) lg_cuda_stream_rows(&e, &in, pw, y, s.n, s.gate_up, s.add);
     for (int64_t o = 0; s.gate_up && o < n_tok * s.n_out[0]; o++) {
         want[0][o] = (float)((double)want[0][o] / (1 + exp(-(double)want[0][o])) * (double)want[1][o]);
         same = same && twin[o] == lg_base_f32_to_bf16(y[0][o]);
     }
+    for (int t = 0; t < n_tok && left; t++)
+        for (int64_t i = 0; i < n_sum_out; i++) {
+            double sum = 0;
+            for (int64_t o = i * 16; o < i * 16 + 16 && o < s.n_out[0]; o++) {
+                const float v = y[0][t * s.n_out[0] + o];
+                sum += (double)v * (double)v;
+                same = same && twin[t * s.n_out[0] + o] == lg_base_f32_to_bf16(v * norm[o]);
+            }
+            same = same && fabs((double)squares_out[t * n_sum_out + i] - sum) <= 1e-5 * sum;
+        }
     for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) {
         double d = 0, all = 0;
         for (int64_t o = 0; o < n_tok * s.n_out[k]; o++) {
@@ -198,6 +217,9 @@ static bool test_rows(const shape &s, int n_tok) {
         cudaFree(want[k]);
     }
     cudaFree(factor);
+    cudaFree(squares);
+    cudaFree(squares_out);
+    cudaFree(norm);
     cudaFree(row);
     cudaFree(x);
     cudaFree(twin);

@@ -894,7 +894,7 @@ static void run_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
     const int64_t d = a->geom.head_dim, nkv = a->geom.n_head_kv * d;
     float *k = c->kv_rows, *v = k + a->n_tok * nkv;
     const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, a->n_tok };
-    const lg_cuda_out out[3] = { { a->wq, a->q, a->lora_q }, { a->wk, k, a->lora_k }, { a->wv, v, a->lora_v } };
+    const lg_cuda_out out[3] = { { a->wq, a->q, a->lora_q, NULL }, { a->wk, k, a->lora_k, NULL }, { a->wv, v, a->lora_v, NULL } };
     lg_cuda_product(&c->env, &c->work, &in, out, 3, false);
     const finish_args f = { a->q, k, v, a->bq, a->bk, a->bv, a->q_norm, a->k_norm, a->eps, a->rope_cos, a->rope_sin, a->rope_interleaved, a->kv, a->geom,
                             a->dst_page, a->dst_slot, a->n_head, a->n_tok * (a->n_head + 2 * a->geom.n_head_kv), a->k_raw, a->v_raw };
@@ -1001,6 +1001,15 @@ static void run_fetch(lg_ops_ctx *c, const task *t) {
         stick(c, cudaMemcpyAsync(t->out, f->src, (size_t)f->bytes, cudaMemcpyDeviceToHost, c->stream), "fetch");
 }
 
+/* The norm that the result of a product goes through in the next op. */
+static const float *next_norm(const lg_ops_ctx *c, const task *t) {
+    const lg_op_product_add *a = &t->u.product;
+    if (++t == c->tasks + c->n_task) return NULL;
+    if (t->k == K_GATE_UP && t->u.gate_up.x == a->y && t->u.gate_up.n_tok == a->n_tok) return t->u.gate_up.norm;
+    if (t->k == K_QKV && t->u.qkv.x == a->y && t->u.qkv.n_tok == a->n_tok) return t->u.qkv.norm;
+    return NULL;
+}
+
 static void run_list(lg_ops_ctx *c, bool decode_step) {
     if (c->block_bytes) {
         if (decode_step) /* pinned memory is mapped: a kernel reads it, so that a graph can */
@@ -1009,9 +1018,11 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
         else
             stick(c, cudaMemcpyAsync(c->dev, c->pin, (size_t)c->block_bytes, cudaMemcpyHostToDevice, c->stream), "staging");
     }
-    c->work.ready_of = NULL;
+    c->work.left.of = NULL;
     for (int i = 0; i < c->n_task && c->failed == LG_OK; i++) {
         const task *t = &c->tasks[i];
+        c->work.twin = c->work.left;
+        c->work.left.of = NULL;
         switch (t->k) {
         case K_EMBED: lg_cuda_embed(&c->env, t->u.embed.x, t->u.embed.w, t->u.embed.ids, t->u.embed.n_tok); break;
         case K_QKV: run_qkv(c, &t->u.qkv); break;
@@ -1020,21 +1031,21 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
         case K_PRODUCT: {
             const lg_op_product_add *a = &t->u.product;
             const lg_cuda_in in = { a->x, NULL, 0, NULL, a->n_tok };
-            const lg_cuda_out out = { a->w, a->y, a->lora };
+            const lg_cuda_out out = { a->w, a->y, a->lora, next_norm(c, t) };
             lg_cuda_product(&c->env, &c->work, &in, &out, 1, true);
             break;
         }
         case K_GATE_UP: {
             const lg_op_gate_up *a = &t->u.gate_up;
             const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, a->n_tok };
-            const lg_cuda_out gate = { a->gate, NULL, a->lora_gate }, up = { a->up, NULL, a->lora_up };
+            const lg_cuda_out gate = { a->gate, NULL, a->lora_gate, NULL }, up = { a->up, NULL, a->lora_up, NULL };
             lg_cuda_gate_up(&c->env, &c->work, &in, &gate, &up, a->h);
             break;
         }
         case K_LOGITS: {
             const lg_op_logits *a = &t->u.logits;
             const lg_cuda_in in = { a->x, a->norm, a->eps, a->row, a->n_row };
-            const lg_cuda_out out = { a->w, a->logits, NULL };
+            const lg_cuda_out out = { a->w, a->logits, NULL, NULL };
             lg_cuda_product(&c->env, &c->work, &in, &out, 1, false);
             break;
         }
@@ -1054,7 +1065,6 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
         }
         case K_FETCH: run_fetch(c, t); break;
         }
-        if (t->k != K_GATE_UP) c->work.ready_of = t->k == K_PRODUCT ? NULL : c->work.ready_of;
         cudaError_t e = cudaGetLastError();
         if (e == cudaSuccess && *lg_cuda_blas_problem()) e = cudaErrorUnknown;
         if (e == cudaSuccess && c->each) e = cudaStreamSynchronize(c->stream);

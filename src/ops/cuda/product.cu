@@ -440,6 +440,7 @@ static int64_t product_smem(const product_args *a, bool fused) {
 
 /* The input's rows into k->x, what stands beside them into k->sums. */
 static void prepare(const lg_cuda_env *e, lg_cuda_work *k, const product_args *a) {
+    k->twin.of = NULL; /* (it may lie there) */
     lg_cuda_launch(k_prepare, dim3((unsigned)a->n_tok), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, k->sums + 16, k->sums, a->x, a->row, a->norm, a->eps, (int)a->n_in,
                    (int)a->n_chunk, (int)a->stride, a->f);
 }
@@ -697,14 +698,43 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     n->sums_bytes = max64(n->sums_bytes, (chunk * 4 * (MAX_COLS / 2) * lg_side_floats(true) + 16) * 4);
     n->y_bytes = max64(n->y_bytes, n_tok * w->n_out * 4);
     n->lora_bytes = max64(n->lora_bytes, min64(n_tok, 65535) * LG_LORA_RANK * 4);
-    if (n_tok > 1 && way_of(e, w, n_tok) != EXACT) n->ready_bytes = max64(n->ready_bytes, n_tok * w->n_out * 2);
+    if (n_tok > 1 && n_tok <= MAX_COLS && !wide) { /* twins */
+        n->ready_bytes = max64(n->ready_bytes, n_tok * w->n_out * 2);
+        n->x_bytes = max64(n->x_bytes, n_tok * w->n_out * 2);
+        n->sums_bytes = max64(n->sums_bytes, (MAX_COLS + n_tok * ((w->n_out + 15) / 16)) * 4);
+    }
     if (wide && way_of(e, w, n_tok) == MATRIX) {
         if (w->dtype != (blas_f32(e, w) ? LG_DTYPE_F32 : LG_DTYPE_BF16)) n->wide_bytes = max64(n->wide_bytes, min64(w->n_out * w->n_in * 4, max64(SLICE * 2, w->n_in * 4 * 16)));
     }
 }
 
-/* Up to 16 rows of input; same format. Returns whether k->ready has the bf16 twin of these rows' result. */
-static bool decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t first, int n_tok, const lg_weight *const *w, float *const *y, int n, int nw, bool add) {
+static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in) { return k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows >= in->n_tok && !in->row; }
+
+/* 2 to 16 rows, bf16. norm: as in lg_cuda_out, for one weight. */
+static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, product_args *a, const lg_weight *const *w, float *const *y, int n, int nw, const float *norm) {
+    const bool twin = has_twin(k, in);
+    float *squares = k->sums + MAX_COLS;
+    lg_cuda_rows rows = { (const uint16_t *)k->x, a->stride, a->n_tok, k->sums, NULL, a->eps, NULL, norm, squares };
+    if (twin) {
+        rows.x = (const uint16_t *)k->twin.at;
+        rows.stride = a->n_in;
+        rows.factor = NULL;
+        rows.squares = in->norm ? squares : NULL;
+    } else {
+        a->f = lg_form_of<LG_DTYPE_BF16>();
+        prepare(e, k, a);
+    }
+    const bool leaves = nw == 2 || (norm && !rows.squares);
+    uint8_t *to = twin && k->twin.at == k->ready ? k->x : k->ready;
+    if (leaves) rows.twin = (uint16_t *)to;
+    lg_cuda_stream_rows(e, &rows, w, y, n, nw == 2, a->add);
+    if (!leaves) return;
+    k->left = lg_cuda_twin{ y[0], norm, a->n_tok, to };
+}
+
+/* Up to 16 rows of input; same format. */
+static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t first, int n_tok, const lg_weight *const *w, float *const *y, int n, int nw, bool add,
+                   const float *norm) {
     const lg_cuda_weight *p0 = packed(w[0]);
     if (n_tok == 1) {
         lg_cuda_in one = *in;
@@ -713,7 +743,7 @@ static bool decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
         if (in->row) one.row = in->row + first;
         else one.x = in->x + first * p0->n_in;
         for (int i = 0; i < n; i++) to[i] = y[i] + first * w[i]->n_out;
-        if (lg_cuda_stream(e, &one, w, to, n, nw == 2, add)) return false;
+        if (lg_cuda_stream(e, &one, w, to, n, nw == 2, add)) return;
     }
     product_args a = {};
     a.n_in = p0->n_in;
@@ -731,28 +761,14 @@ static bool decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
         a.n_tile = nw == 2 ? p->n_tile : a.n_tile + p->n_tile;
         a.p[i] = lg_part{ p->codes, p->high, p->scale, p->super, y[i] + first * p->n_out, p->n_out, a.n_tile };
     }
-    if (!lg_cuda_streams_rows(e, w, n, n_tok, add)) {
-        run_product(e, k, p0->dtype, nw, &a);
-        return false;
-    }
-    lg_cuda_rows rows = { (const uint16_t *)k->x, a.stride, k->sums, n_tok, nw == 2 ? (uint16_t *)k->ready + first * w[0]->n_out : NULL };
-    float *to[3];
-    for (int i = 0; i < n; i++) to[i] = a.p[i].out;
-    if (!in->norm && !in->row && k->ready_of == in->x && k->ready_rows >= in->n_tok) {
-        rows.x = (const uint16_t *)k->ready + first * a.n_in;
-        rows.stride = a.n_in;
-        rows.factor = NULL;
-    } else {
-        a.f = lg_form_of<LG_DTYPE_BF16>();
-        prepare(e, k, &a);
-    }
-    lg_cuda_stream_rows(e, &rows, w, to, n, nw == 2, add);
-    return nw == 2;
+    if (n_tok == in->n_tok && lg_cuda_streams_rows(e, w, n, n_tok, add)) decode_rows(e, k, in, &a, w, y, n, nw, norm);
+    else run_product(e, k, p0->dtype, nw, &a);
 }
 
 /* The (normed, gathered) input as f32 or bf16 rows in k->x. */
 template <typename O> static O *rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t n_in) {
     O *out = (O *)k->x;
+    k->twin.of = NULL;
     lg_cuda_launch(k_rows<O>, dim3((unsigned)in->n_tok), dim3(n_in >= 2048 ? 512 : 128), 0, e->stream, true, out, in->x, in->row, in->norm, in->eps, (int)n_in);
     return out;
 }
@@ -794,7 +810,7 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
                     y[m++] = out[j].y;
                     done[j] = 1;
                 }
-            for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, m, 1, add);
+            for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, m, 1, add, n == 1 && !low ? out->norm : NULL);
             plain = NULL; /* k->x was overwritten */
             half = NULL;
             continue;
@@ -807,8 +823,8 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
             else matrix(e, k, LG_BLAS_F32, out[i].y, plain, out[i].w, in->n_tok, add);
             continue;
         }
-        const bool twin = !in->norm && !in->row && k->ready_of == in->x && k->ready_rows >= in->n_tok;
-        const __nv_bfloat16 *x = (const __nv_bfloat16 *)k->ready;
+        const bool twin = !in->norm && has_twin(k, in);
+        const __nv_bfloat16 *x = (const __nv_bfloat16 *)k->twin.at;
         if (!twin) x = rows<__nv_bfloat16>(e, k, in, n_in);
         plain = NULL;
         half = x;
@@ -835,16 +851,10 @@ void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
     const int64_t n = in->n_tok * gate->w->n_out;
     const bool low = has_lora(gate->lora) || has_lora(up->lora), same = gate->w->dtype == up->w->dtype;
     if (in->n_tok < 1) return;
-    k->ready_of = NULL;
     if (!low && same && way_of(e, gate->w, in->n_tok) == DECODE) {
         const lg_weight *w[2] = { gate->w, up->w };
         float *y[2] = { h, h };
-        bool twin = true;
-        for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) twin = decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, 2, 2, false) && twin;
-        if (twin) {
-            k->ready_of = h;
-            k->ready_rows = in->n_tok;
-        }
+        for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, 2, 2, false, NULL);
         return;
     }
     const bool halves = (!has_lora(gate->lora) || gate->lora->packed) && (!has_lora(up->lora) || up->lora->packed);
@@ -856,8 +866,7 @@ void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
         if (has_lora(up->lora)) lg_cuda_lora_rows(e, k, up->lora, LG_BLAS_BF16_BF16, k->y1, x, up->w, in->n_tok);
         lg_cuda_launch(k_silu_bf16, dim3(blocks_of(n / 4, 256)), dim3(256), 0, e->stream, true, h, (__nv_bfloat16 *)k->ready, (const __nv_bfloat16 *)k->y0,
                        (const __nv_bfloat16 *)k->y1, n);
-        k->ready_of = h;
-        k->ready_rows = in->n_tok;
+        k->left = lg_cuda_twin{ h, NULL, in->n_tok, k->ready };
         return;
     }
     lg_cuda_out both[2] = { *gate, *up };

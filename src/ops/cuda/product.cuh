@@ -31,23 +31,26 @@ lg_status lg_cuda_new(void **out, int64_t bytes, const char *what, lg_error *err
 lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *w, lg_error *err);
 void lg_cuda_weight_unbind(lg_weight *w);
 
+/* Rows of `of` (NULL: of nothing) in bf16, at x or ready of the scratch: as they are, or times the weights of a norm, with their squares in sums. */
+typedef struct lg_cuda_twin { const float *of, *norm; int64_t rows; uint8_t *at; } lg_cuda_twin;
+
 /* Scratch of products; core.cu makes it as large as lg_cuda_work_need says before a list runs. */
 typedef struct lg_cuda_work {
     uint8_t *x;      /* the input in the form its product takes */
     float *sums;     /* of decode inputs: factors of the norm [16], scales and sums of groups */
     uint8_t *y0, *y1; /* gate and up */
-    uint8_t *ready;  /* bf16 twin of the last gate_up's h */
+    uint8_t *ready;  /* bf16 rows that an op leaves for the next one (twin) */
     uint8_t *wide;   /* a slice of an expanded weight */
     uint8_t *lora;   /* A x */
     int64_t x_bytes, sums_bytes, y_bytes, ready_bytes, wide_bytes, lora_bytes;
-    const float *ready_of; int64_t ready_rows; /* what `ready` twins, NULL: nothing */
+    lg_cuda_twin twin, left; /* what the op before left, what this one leaves (core.cu hands it on) */
 } lg_cuda_work;
 enum { LG_LORA_RANK = 256 };
 
 typedef struct lg_cuda_in { /* normed where norm is given; rows taken through `row` (device) where it is given */
     const float *x; const float *norm; float eps; const int32_t *row; int64_t n_tok;
 } lg_cuda_in;
-typedef struct lg_cuda_out { const lg_weight *w; float *y; const lg_lora *lora; } lg_cuda_out; /* y [n_tok, n_out] */
+typedef struct lg_cuda_out { const lg_weight *w; float *y; const lg_lora *lora; const float *norm; } lg_cuda_out; /* y [n_tok, n_out]; norm: y goes through next, or NULL */
 
 /* Bytes of each scratch field for products of n_tok rows of one weight. */
 void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *need, const lg_weight *w, int64_t n_tok);
@@ -61,9 +64,14 @@ void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int
 bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w); /* whether it takes this weight alone */
 bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
-/* stream_rows.cu: the same for 2 to 16 rows of input and bf16 weights. x: bf16 rows, `stride` elements apart; factor [n_tok]: of each row's
- * results, NULL: 1; twin: where gate_up leaves its result as bf16 too, or NULL. */
-typedef struct lg_cuda_rows { const uint16_t *x; int64_t stride; const float *factor; int32_t n_tok; uint16_t *twin; } lg_cuda_rows;
+/* stream_rows.cu: the same for 2 to 16 rows of input and bf16 weights. x: bf16 rows, `stride` elements apart. The factor of a row's results is 1, or
+ * factor [n_tok], or what the squares say: the norm of x, sums over 16 columns each. Where twin is given the result goes there as bf16 too: as
+ * it is, or (one weight, no gate_up) times norm [n_out], with its sums of squares over 16 columns. Squares: [n_tok][n / 16, rounded up]. */
+typedef struct lg_cuda_rows {
+    const uint16_t *x; int64_t stride; int32_t n_tok;
+    const float *factor, *squares; float eps;
+    uint16_t *twin; const float *twin_norm; float *twin_squares;
+} lg_cuda_rows;
 bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add); /* whether it takes them */
 void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 

@@ -42,8 +42,11 @@ typedef struct rows_args {
     bool gate_up, add;
     int64_t stride;          /* of x, in elements */
     const uint16_t *x;
-    const float *factor;
+    const float *factor, *squares;
+    float eps;
     uint16_t *twin;
+    const float *twin_norm;
+    float *twin_squares;
 } rows_args;
 
 /* A weight's tile: tile m of an item. Past the last: that one once more, which nobody writes. */
@@ -116,7 +119,8 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
     constexpr int C = R::C, COLS = NT * 8, PITCH = R::pitch, OUTS = M * NT * 128 > THREADS ? M * NT * 128 / THREADS : 1;
     LG_SMEM(ring_s);                             /* [WARPS][depth][stage] */
     float *red = (float *)(ring_s + R::bytes);
-    uint8_t *kept = ring_s + R::bytes + R::red;  /* [WARPS][stages of a warp][x_bytes] */
+    float *factor_s = red + R::red / 4;          /* [COLS] */
+    uint8_t *kept = (uint8_t *)(factor_s + COLS); /* [WARPS][stages of a warp][x_bytes] */
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
     const uint8_t *mine = ring_s + warp * R::depth * R::stage, *mine_x = kept + warp * ((a.n_stage + WARPS - 1) / WARPS) * R::x_bytes;
     const lg_smem mine_at = lg_smem_of(mine);
@@ -152,18 +156,28 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
 
     const int r = tid & 15, n = (tid >> 4) % COLS; /* outputs of this thread: row r of tiles m0, m0 + 1 .. for input n */
     const int m0 = (tid >> 4) / COLS;
-    const float factor = a.factor && n < a.n_tok ? __ldcg(a.factor + n) : 1.0f;
     const auto out_of = [&](int item, int j) -> float * {
         if (m0 + j >= (a.gate_up ? 1 : M) || n >= a.n_tok) return NULL;
         const spot s = spot_of<M>(a, item, m0 + j);
         const int row = s.tile * 16 + r;
         return s.live && row < a.p[s.part].n_out ? a.p[s.part].out + (int64_t)n * a.p[s.part].n_out + row : NULL;
     };
+    if (a.squares) {
+        const int n_sum = (a.n_in + 15) >> 4;
+        for (int i = warp; i < a.n_tok; i += WARPS) {
+            float s = 0.0f;
+#pragma unroll 4
+            for (int k = lane; k < n_sum; k += 32) s += __ldcg(a.squares + (int64_t)i * n_sum + k);
+#pragma unroll
+            for (int m = 16; m; m >>= 1) s += __shfl_xor_sync(0xffffffffu, s, m);
+            if (lane == 0) factor_s[i] = rsqrtf(s / (float)a.n_in + a.eps);
+        }
+    } else if (tid < a.n_tok) factor_s[tid] = a.factor ? __ldcg(a.factor + tid) : 1.0f;
     lg_copy_wait<R::depth - R::before>();
     int stage = 0;
 #pragma unroll 1
     for (int item = blockIdx.x; item < a.n_item; item += gridDim.x) {
-        float acc[M][NT][4], old[OUTS];
+        float acc[M][NT][4], old[OUTS], by[OUTS];
         float *out[OUTS];
 #pragma unroll
         for (int m = 0; m < M; m++)
@@ -173,6 +187,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
         for (int j = 0; j < OUTS; j++) {
             out[j] = out_of(item, j);
             old[j] = a.add && out[j] ? __ldcg(out[j]) : 0.0f; /* asked for before the weights are multiplied */
+            by[j] = a.twin_norm && out[j] ? a.twin_norm[(out[j] - a.p[0].out) - (int64_t)n * a.p[0].n_out] : 0.0f;
         }
 #pragma unroll 1
         for (int at = warp, i = 0; at < a.n_stage; at += WARPS, i++) {
@@ -201,22 +216,30 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < OUTS; j++) {
-            if (!out[j]) continue;
             const float *from = red + ((m0 + j) * 16 + r) * PITCH + n;
             float v = 0.0f, up = 0.0f;
+            if (out[j]) {
 #pragma unroll
-            for (int k = 0; k < WARPS; k++) v += from[k * M * 16 * PITCH];
-            v *= factor;
-            if (M == 2 && a.gate_up) {
+                for (int k = 0; k < WARPS; k++) v += from[k * M * 16 * PITCH];
+                v *= factor_s[n];
+                if (M == 2 && a.gate_up) {
 #pragma unroll
-                for (int k = 0; k < WARPS; k++) up += from[(k * M + 1) * 16 * PITCH];
-                v = v / (1.0f + __expf(-v)) * (up * factor);
+                    for (int k = 0; k < WARPS; k++) up += from[(k * M + 1) * 16 * PITCH];
+                    v = v / (1.0f + __expf(-v)) * (up * factor_s[n]);
+                }
+                v += old[j];
+                *out[j] = v;
                 if (a.twin) {
-                    const __nv_bfloat16 h = __float2bfloat16_rn(v);
+                    const __nv_bfloat16 h = __float2bfloat16_rn(a.twin_norm ? v * by[j] : v);
                     a.twin[out[j] - a.p[0].out] = *(const uint16_t *)&h;
                 }
             }
-            *out[j] = old[j] + v;
+            if (a.twin_norm) {
+                float s = v * v;
+#pragma unroll
+                for (int m = 8; m; m >>= 1) s += __shfl_xor_sync(0xffffffffu, s, m);
+                if (r == 0 && out[j]) a.twin_squares[(int64_t)n * a.p[0].tile_end + item * M + m0 + j] = s;
+            }
         }
         __syncthreads();
     }
@@ -230,7 +253,7 @@ template <int NT, int M, bool KEPT> static void launch(const lg_cuda_env *e, row
     const int tiles = a->p[a->n_part - 1].tile_end;
     a->n_item = a->gate_up ? tiles : (tiles + M - 1) / M;
     a->n_stage = (a->n_piece + R::C - 1) / R::C;
-    const int bytes = R::bytes + R::red + (KEPT ? (a->n_stage + WARPS - 1) / WARPS * WARPS * R::x_bytes : 0);
+    const int bytes = R::bytes + R::red + NT * 32 + (KEPT ? (a->n_stage + WARPS - 1) / WARPS * WARPS * R::x_bytes : 0);
     cudaFuncSetAttribute((const void *)k_stream_rows<NT, M, KEPT>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     lg_cuda_launch(k_stream_rows<NT, M, KEPT>, dim3((unsigned)(a->n_item < e->n_sm ? a->n_item : e->n_sm)), dim3(THREADS), (size_t)bytes, e->stream, true, *a);
 }
@@ -243,7 +266,8 @@ template <int NT> static void with_columns(const lg_cuda_env *e, rows_args *a) {
 }
 
 bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add) {
-    constexpr int64_t kept = ring<2, 2, true>::bytes + KEEP + WARPS * 2048, most = (kept > ring<2, 2, false>::bytes ? kept : ring<2, 2, false>::bytes) + ring<2, 2, false>::red;
+    constexpr int64_t kept = ring<2, 2, true>::bytes + KEEP + WARPS * 2048, streamed = ring<2, 2, false>::bytes;
+    constexpr int64_t most = (kept > streamed ? kept : streamed) + ring<2, 2, false>::red + 64;
     int64_t bytes = 0;
     for (int i = 0; i < n; i++) {
         if (w[i]->dtype != LG_DTYPE_BF16 || w[i]->n_in % 8) return false;
@@ -265,7 +289,11 @@ void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_
     a.x = in->x;
     a.stride = in->stride;
     a.factor = in->factor;
+    a.squares = in->squares;
+    a.eps = in->eps;
     a.twin = in->twin;
+    a.twin_norm = in->twin ? in->twin_norm : NULL;
+    a.twin_squares = in->twin_squares;
     for (int i = 0; i < n; i++) {
         const lg_cuda_weight *p = packed(w[i]);
         end = gate_up ? p->n_tile : end + p->n_tile;
