@@ -1,39 +1,36 @@
 /* A product of 2 to 16 rows of input with large bf16 weights: the weights stream through rings in shared memory, as in stream.cu.
  *
  * One block of 8 warps a multiprocessor takes items of M tiles of 16 weight rows in turn; its warps split the columns, and each has a ring
- * of its own that is always full of what it takes next, across items, and is filled before the kernel waits for the one before it. Inputs
- * (bf16, made by k_prepare or by the product before) lie in shared memory in the order of the tensor cores' fragments, every warp's
- * columns apart. They are kept there for the whole launch where that leaves room for rings; else they come through the ring beside their
- * weights, for M tiles at once. A lane reads nothing but what it copied itself: no barrier but that around the sums of an item. */
+ * of its own that is always full of what it takes next, across items, and is filled with weights before the kernel waits for the one before
+ * it. The inputs (bf16, made by k_prepare or by the product before) come through the ring beside the weights of M tiles that they meet, in
+ * the order of the tensor cores' fragments. A lane reads nothing but what it copied itself: no barrier but those around the sums of an item. */
 #include "ops/cuda/stream.cuh"
 #include <string.h>
 
 #ifndef STREAM_LEAST
 #define STREAM_LEAST (4 << 20)
 #endif
-#ifndef ROWS_KEPT_ROOM
-#define ROWS_KEPT_ROOM 96
+#ifndef ROWS_ROOM
+#define ROWS_ROOM 144
 #endif
-#ifndef ROWS_RING_ROOM
-#define ROWS_RING_ROOM 144
+#ifndef ROWS_BEFORE
+#define ROWS_BEFORE 75
 #endif
-#ifndef ROWS_KEEP
-#define ROWS_KEEP 64
-#endif
-enum { WARPS = 8, THREADS = WARPS * 32, MOST_ROWS = 16, LEAST = STREAM_LEAST, RECORD = 1024, /* 16 rows, 32 columns */
-       KEEP = ROWS_KEEP << 10 };                                                           /* bytes of inputs that are kept */
+enum { WARPS = 8, THREADS = WARPS * 32, MOST_ROWS = 16, MOST_TILES = 3, LEAST = STREAM_LEAST, RECORD = 1024 }; /* (16 rows, 32 columns) */
 
-/* NT: inputs / 8; M: tiles of an item; kept: inputs are, and not in the ring. */
-template <int NT, int M, bool KEPT> struct ring {
+/* NT: inputs / 8; M: tiles of an item. */
+template <int NT, int M> struct ring {
 #ifdef LG_CUDA_ARCH_90a
-    static constexpr int room = (KEPT ? ROWS_KEPT_ROOM : ROWS_RING_ROOM) << 10;
+    static constexpr int room = ROWS_ROOM << 10;
 #else
-    static constexpr int room = 48 << 10;
+    static constexpr int room = 64 << 10;
 #endif
     static constexpr int C = M == 1 ? 2 : 1, x_bytes = C * NT * 512; /* records of a tile in a stage, inputs for them */
-    static constexpr int weights = M * C * RECORD, stage = weights + (KEPT ? 0 : x_bytes), depth = room / WARPS / stage, bytes = WARPS * depth * stage;
-    static constexpr int before = depth * 3 / 4;               /* stages asked for before the inputs */
+    static constexpr int weights = M * C * RECORD, stage = weights + x_bytes, depth = room / WARPS / stage, bytes = WARPS * depth * stage;
+    static constexpr int before = depth * ROWS_BEFORE / 100;       /* stages asked for before the inputs */
     static constexpr int pitch = NT * 8 + 2, red = WARPS * M * 16 * pitch * 4; /* sums of warps: [WARPS][M][16][pitch] floats */
+    static constexpr int shared = bytes + red + NT * 32;
+    static_assert(depth > 1, "a ring");
 };
 
 typedef struct rows_args {
@@ -113,16 +110,15 @@ template <int NT, int C> static __device__ __forceinline__ void fetch_x(const ro
     }
 }
 
-template <int NT, int M, bool KEPT>
+template <int NT, int M>
 static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_constant__ rows_args a) {
-    typedef ring<NT, M, KEPT> R;
-    constexpr int C = R::C, COLS = NT * 8, PITCH = R::pitch, OUTS = M * NT * 128 > THREADS ? M * NT * 128 / THREADS : 1;
+    typedef ring<NT, M> R;
+    constexpr int C = R::C, COLS = NT * 8, PITCH = R::pitch, STEP = THREADS / 16 / COLS, OUTS = (M + STEP - 1) / STEP;
     LG_SMEM(ring_s);                             /* [WARPS][depth][stage] */
     float *red = (float *)(ring_s + R::bytes);
     float *factor_s = red + R::red / 4;          /* [COLS] */
-    uint8_t *kept = (uint8_t *)(factor_s + COLS); /* [WARPS][stages of a warp][x_bytes] */
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
-    const uint8_t *mine = ring_s + warp * R::depth * R::stage, *mine_x = kept + warp * ((a.n_stage + WARPS - 1) / WARPS) * R::x_bytes;
+    const uint8_t *mine = ring_s + warp * R::depth * R::stage;
     const lg_smem mine_at = lg_smem_of(mine);
     place ahead = first_place(a), late = ahead;
     weights<M> w;
@@ -133,20 +129,14 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 
-    if (KEPT) {
-        const lg_smem to = lg_smem_of(mine_x);
 #pragma unroll 1
-        for (int at = warp, i = 0; at < a.n_stage; at += WARPS, i++) fetch_x<NT, C>(a, at, to + (lg_smem)(i * R::x_bytes));
-    } else {
-#pragma unroll 1
-        for (int i = 0; i < R::before && late.item < a.n_item; i++, step(late, a)) fetch_x<NT, C>(a, late.at, mine_at + (lg_smem)(i * R::stage + R::weights));
-    }
+    for (int i = 0; i < R::before && late.item < a.n_item; i++, step(late, a)) fetch_x<NT, C>(a, late.at, mine_at + (lg_smem)(i * R::stage + R::weights));
     lg_cp_commit(); /* all that as one group */
     const auto fetch = [&](int stage) {
         if (ahead.item < a.n_item) {
             const lg_smem to = mine_at + (lg_smem)(stage * R::stage);
             w.template fetch<C>(a, ahead, to);
-            if (!KEPT) fetch_x<NT, C>(a, ahead.at, to + (lg_smem)R::weights);
+            fetch_x<NT, C>(a, ahead.at, to + (lg_smem)R::weights);
             on();
         }
         lg_cp_commit();
@@ -154,11 +144,11 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
 #pragma unroll 1
     for (int i = R::before; i < R::depth; i++) fetch(i);
 
-    const int r = tid & 15, n = (tid >> 4) % COLS; /* outputs of this thread: row r of tiles m0, m0 + 1 .. for input n */
-    const int m0 = (tid >> 4) / COLS;
+    const int r = tid & 15, n = (tid >> 4) % COLS, m0 = (tid >> 4) / COLS; /* outputs of this thread: row r of tiles m0, m0 + STEP .. for input n */
     const auto out_of = [&](int item, int j) -> float * {
-        if (m0 + j >= (a.gate_up ? 1 : M) || n >= a.n_tok) return NULL;
-        const spot s = spot_of<M>(a, item, m0 + j);
+        const int m = m0 + j * STEP;
+        if (m >= (a.gate_up ? 1 : M) || n >= a.n_tok) return NULL;
+        const spot s = spot_of<M>(a, item, m);
         const int row = s.tile * 16 + r;
         return s.live && row < a.p[s.part].n_out ? a.p[s.part].out + (int64_t)n * a.p[s.part].n_out + row : NULL;
     };
@@ -190,9 +180,9 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
             by[j] = a.twin_norm && out[j] ? a.twin_norm[(out[j] - a.p[0].out) - (int64_t)n * a.p[0].n_out] : 0.0f;
         }
 #pragma unroll 1
-        for (int at = warp, i = 0; at < a.n_stage; at += WARPS, i++) {
+        for (int at = warp; at < a.n_stage; at += WARPS) {
             lg_copy_wait<R::depth - 1>();
-            const uint8_t *from = mine + stage * R::stage, *x = KEPT ? mine_x + i * R::x_bytes : from + R::weights;
+            const uint8_t *from = mine + stage * R::stage, *x = from + R::weights;
 #pragma unroll
             for (int c = 0; c < C; c++)
 #pragma unroll
@@ -216,7 +206,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < OUTS; j++) {
-            const float *from = red + ((m0 + j) * 16 + r) * PITCH + n;
+            const float *from = red + ((m0 + j * STEP) * 16 + r) * PITCH + n;
             float v = 0.0f, up = 0.0f;
             if (out[j]) {
 #pragma unroll
@@ -238,7 +228,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
                 float s = v * v;
 #pragma unroll
                 for (int m = 8; m; m >>= 1) s += __shfl_xor_sync(0xffffffffu, s, m);
-                if (r == 0 && out[j]) a.twin_squares[(int64_t)n * a.p[0].tile_end + item * M + m0 + j] = s;
+                if (r == 0 && out[j]) a.twin_squares[(int64_t)n * a.p[0].tile_end + item * M + m0 + j * STEP] = s;
             }
         }
         __syncthreads();
@@ -248,32 +238,41 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
 /* ---- host ---- */
 static const lg_cuda_weight *packed(const lg_weight *w) { return (const lg_cuda_weight *)w->packed; }
 
-template <int NT, int M, bool KEPT> static void launch(const lg_cuda_env *e, rows_args *a) {
-    typedef ring<NT, M, KEPT> R;
+template <int NT, int M> static void launch(const lg_cuda_env *e, rows_args *a) {
+    typedef ring<NT, M> R;
     const int tiles = a->p[a->n_part - 1].tile_end;
     a->n_item = a->gate_up ? tiles : (tiles + M - 1) / M;
     a->n_stage = (a->n_piece + R::C - 1) / R::C;
-    const int bytes = R::bytes + R::red + NT * 32 + (KEPT ? (a->n_stage + WARPS - 1) / WARPS * WARPS * R::x_bytes : 0);
-    cudaFuncSetAttribute((const void *)k_stream_rows<NT, M, KEPT>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    lg_cuda_launch(k_stream_rows<NT, M, KEPT>, dim3((unsigned)(a->n_item < e->n_sm ? a->n_item : e->n_sm)), dim3(THREADS), (size_t)bytes, e->stream, true, *a);
+    cudaFuncSetAttribute((const void *)k_stream_rows<NT, M>, cudaFuncAttributeMaxDynamicSharedMemorySize, R::shared);
+    lg_cuda_launch(k_stream_rows<NT, M>, dim3((unsigned)(a->n_item < e->n_sm ? a->n_item : e->n_sm)), dim3(THREADS), (size_t)R::shared, e->stream, true, *a);
+}
+
+/* Tiles of an item: what the busiest block reads, weights of its tiles and (they come from L2: half) their inputs, is least. */
+static int tiles_of(const rows_args *a, int n_sm, int nt) {
+    int best = 2, least = INT32_MAX;
+    for (int m = 1; m <= MOST_TILES && !a->gate_up; m++) {
+        const int items = (a->p[a->n_part - 1].tile_end + m - 1) / m, cost = (items + n_sm - 1) / n_sm * (4 * m + nt);
+        if (cost > least) continue;
+        least = cost;
+        best = m;
+    }
+    return best;
 }
 
 template <int NT> static void with_columns(const lg_cuda_env *e, rows_args *a) {
-    const bool kept = (int64_t)a->n_piece * NT * 512 <= KEEP;
-    if (!kept) launch<NT, 2, false>(e, a);
-    else if (a->gate_up) launch<NT, 2, true>(e, a);
-    else launch<NT, 1, true>(e, a);
+    const int m = tiles_of(a, e->n_sm, NT);
+    if (m == 1) launch<NT, 1>(e, a);
+    else if (m == 2) launch<NT, 2>(e, a);
+    else launch<NT, 3>(e, a);
 }
 
 bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add) {
-    constexpr int64_t kept = ring<2, 2, true>::bytes + KEEP + WARPS * 2048, streamed = ring<2, 2, false>::bytes;
-    constexpr int64_t most = (kept > streamed ? kept : streamed) + ring<2, 2, false>::red + 64;
     int64_t bytes = 0;
     for (int i = 0; i < n; i++) {
         if (w[i]->dtype != LG_DTYPE_BF16 || w[i]->n_in % 8) return false;
         bytes += packed(w[i])->bytes;
     }
-    return n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && !(add && n > 1) && most <= e->smem_max;
+    return n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && !(add && n > 1) && ring<2, 3>::shared <= e->smem_max;
 }
 
 void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
