@@ -6,6 +6,7 @@ static inline void lg_copy16(lg_smem to, const uint8_t *from, uint32_t size) {
     EMU_CHECK(size == 0 || size == 16);
     emu_cp16(to, size ? from : zeros);
 }
+static inline void lg_copy16_shared(lg_smem to, const void *from, uint32_t size) { lg_copy16(to, (const uint8_t *)from, size); }
 template <int N> static inline void lg_copy_wait(void) { emu_cp_wait(N); }
 static inline void lg_prefetch(const void *) {}
 template <bool BF16>

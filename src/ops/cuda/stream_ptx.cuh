@@ -7,6 +7,10 @@
 static __device__ __forceinline__ void lg_copy16(lg_smem to, const uint8_t *from, uint32_t size) {
     asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" : : "r"(to), "l"(from), "r"(size), "l"(LG_EVICT_FIRST) : "memory");
 }
+/* The same for what others read too. */
+static __device__ __forceinline__ void lg_copy16_shared(lg_smem to, const void *from, uint32_t size) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(to), "l"(from), "r"(size) : "memory");
+}
 template <int N> static __device__ __forceinline__ void lg_copy_wait(void) { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
 static __device__ __forceinline__ void lg_prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" : : "l"(p)); }
 /* d = a b + c, [16 x 8] = [16 x 16] [16 x 8] */

@@ -11,10 +11,10 @@
 #define STREAM_LEAST (4 << 20)
 #endif
 #ifndef ROWS_ROOM
-#define ROWS_ROOM 144
+#define ROWS_ROOM 168
 #endif
 #ifndef ROWS_BEFORE
-#define ROWS_BEFORE 75
+#define ROWS_BEFORE 100
 #endif
 enum { WARPS = 8, THREADS = WARPS * 32, MOST_ROWS = 16, MOST_TILES = 3, LEAST = STREAM_LEAST, RECORD = 1024 }; /* (16 rows, 32 columns) */
 
@@ -105,7 +105,7 @@ template <int NT, int C> static __device__ __forceinline__ void fetch_x(const ro
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
             const bool live = nt * 8 + g < a.n_tok && k < a.n_in;
-            lg_copy16(to + (c * NT + nt) * 512 + lane * 16, (const uint8_t *)(a.x + (live ? (nt * 8 + g) * a.stride + k : 0)), live ? 16 : 0);
+            lg_copy16_shared(to + (c * NT + nt) * 512 + lane * 16, a.x + (live ? (nt * 8 + g) * a.stride + k : 0), live ? 16 : 0);
         }
     }
 }
