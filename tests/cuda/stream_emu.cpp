@@ -136,7 +136,8 @@ static bool test(lg_dtype t, const shape &s) {
 
 /* Several rows, bf16 weights. norm: factors, given for some numbers of rows, else as squares; one weight that adds leaves a twin for a norm. */
 static bool test_rows(const shape &s, int n_tok) {
-    const int64_t n_in = s.n_in, stride = n_in + 8;
+    const int64_t n_in = s.n_in;
+    const int beside = lg_beside(n_tok);
     lg_cuda_weight p[3];
     lg_weight w[3] = {};
     const lg_weight *pw[3];
@@ -144,7 +145,7 @@ static bool test_rows(const shape &s, int n_tok) {
     const bool left = s.add && s.n == 1, given = n_tok % 2 != 0;
     const int64_t n_sum = (n_in + 15) / 16, n_sum_out = (s.n_out[0] + 15) / 16;
     float *squares = floats(n_tok * n_sum, 0, 16), *norm = floats(s.n_out[0], 0.5f, 1.5f), *squares_out = floats(n_tok * n_sum_out, NAN, NAN);
-    uint16_t *x = (uint16_t *)room(n_tok * stride * 2), *twin = (uint16_t *)room(n_tok * s.n_out[0] * 2);
+    uint16_t *x = (uint16_t *)room((n_in + 31) / 32 * beside * 64), *twin = (uint16_t *)room((s.n_out[0] + 31) / 32 * beside * 64);
     lg_cuda_env e = {};
     double worst = 0;
     bool same = true;
@@ -155,7 +156,9 @@ static bool test_rows(const shape &s, int n_tok) {
         for (int64_t i = 0; i < n_sum; i++) sum += (double)squares[t * n_sum + i];
         factor[t] = (float)(1 / sqrt(sum / (double)n_in + 1e-5));
     }
-    for (int64_t i = 0; i < n_tok * stride; i++) x[i] = i % stride < n_in ? lg_base_f32_to_bf16(uniform(-1, 1)) : 0x7fc0;
+    for (int64_t i = 0; i < (n_in + 31) / 32 * beside * 32; i++) x[i] = 0x7fc0; /* what nobody wrote: NaN */
+    for (int t = 0; t < n_tok; t++)
+        for (int i = 0; i < n_in; i++) x[lg_beside_at(beside, t, i)] = lg_base_f32_to_bf16(uniform(-1, 1));
     for (int k = 0; k < s.n; k++) {
         const int64_t n_out = s.n_out[k];
         uint8_t *raw = make_raw(LG_DTYPE_BF16, n_out, n_in);
@@ -171,7 +174,7 @@ static bool test_rows(const shape &s, int n_tok) {
             lg_base_dequant(LG_DTYPE_BF16, raw + o * n_in * 2, row, n_in);
             for (int64_t t = 0; t < n_tok; t++) {
                 double sum = 0;
-                for (int64_t i = 0; i < n_in; i++) sum += (double)row[i] * (double)lg_base_bf16_to_f32(x[t * stride + i]);
+                for (int64_t i = 0; i < n_in; i++) sum += (double)row[i] * (double)lg_base_bf16_to_f32(x[lg_beside_at(beside, (int)t, (int)i)]);
                 want[k][t * n_out + o] = (float)(sum * (s.norm ? (double)factor[t] : 1) + (s.add ? (double)y[k][t * n_out + o] : 0));
                 if (!s.add) y[k][t * n_out + o] = NAN;
             }
@@ -180,13 +183,13 @@ static bool test_rows(const shape &s, int n_tok) {
     }
     float *second = y[1];
     if (s.gate_up) y[1] = y[0];
-    const lg_cuda_rows in = { x, stride, n_tok, s.norm && given ? factor : NULL, s.norm && !given ? squares : NULL, 1e-5f,
+    const lg_cuda_rows in = { x, n_tok, s.norm && given ? factor : NULL, s.norm && !given ? squares : NULL, 1e-5f,
                               s.gate_up || left ? twin : NULL, left ? norm : NULL, squares_out };
     const bool taken = lg_cuda_streams_rows(&e, pw, s.n, n_tok, s.add);
     if (taken) lg_cuda_stream_rows(&e, &in, pw, y, s.n, s.gate_up, s.add);
     for (int64_t o = 0; s.gate_up && o < n_tok * s.n_out[0]; o++) {
         want[0][o] = (float)((double)want[0][o] / (1 + exp(-(double)want[0][o])) * (double)want[1][o]);
-        same = same && twin[o] == lg_base_f32_to_bf16(y[0][o]);
+        same = same && twin[lg_beside_at(beside, (int)(o / s.n_out[0]), (int)(o % s.n_out[0]))] == lg_base_f32_to_bf16(y[0][o]);
     }
     for (int t = 0; t < n_tok && left; t++)
         for (int64_t i = 0; i < n_sum_out; i++) {
@@ -194,7 +197,7 @@ static bool test_rows(const shape &s, int n_tok) {
             for (int64_t o = i * 16; o < i * 16 + 16 && o < s.n_out[0]; o++) {
                 const float v = y[0][t * s.n_out[0] + o];
                 sum += (double)v * (double)v;
-                same = same && twin[t * s.n_out[0] + o] == lg_base_f32_to_bf16(v * norm[o]);
+                same = same && twin[lg_beside_at(beside, t, (int)o)] == lg_base_f32_to_bf16(v * norm[o]);
             }
             same = same && fabs((double)squares_out[t * n_sum_out + i] - sum) <= 1e-5 * sum;
         }

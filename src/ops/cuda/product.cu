@@ -218,7 +218,7 @@ static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float 
     lg_pdl_go(); /* to k_direct, which reads nothing but weights before its own wait, and starts others only after it */
     lg_pdl_wait();
     const int n = blockIdx.x;
-    lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs + (int64_t)n * stride, side, (int)(gridDim.x + 1) >> 1, n, x + (row ? row[n] : n) * (int64_t)n_in, norm, n_in, n_chunk, f));
+    lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs + (int64_t)n * (f.group == 32 ? stride : 32), side, (int)(gridDim.x + 1) >> 1, n, x + (row ? row[n] : n) * (int64_t)n_in, norm, n_in, n_chunk, f));
     __syncthreads();
     if (threadIdx.x == 0) inv[n] = norm ? lg_norm_factor<WARPS>(tmp, eps, n_in) : 1.0f;
 }
@@ -698,9 +698,10 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     n->sums_bytes = max64(n->sums_bytes, (chunk * 4 * (MAX_COLS / 2) * lg_side_floats(true) + 16) * 4);
     n->y_bytes = max64(n->y_bytes, n_tok * w->n_out * 4);
     n->lora_bytes = max64(n->lora_bytes, min64(n_tok, 65535) * LG_LORA_RANK * 4);
-    if (n_tok > 1 && n_tok <= MAX_COLS && !wide) { /* twins */
-        n->ready_bytes = max64(n->ready_bytes, n_tok * w->n_out * 2);
-        n->x_bytes = max64(n->x_bytes, n_tok * w->n_out * 2);
+    if (n_tok > 1 && n_tok <= MAX_COLS && !wide) { /* decode_rows: inputs and twins, whole chunks */
+        const int64_t out = (w->n_out + LG_CHUNK - 1) / LG_CHUNK, beside = lg_beside((int)n_tok) * LG_CHUNK * 2;
+        n->ready_bytes = max64(n->ready_bytes, out * beside);
+        n->x_bytes = max64(n->x_bytes, max64(out, chunk) * beside);
         n->sums_bytes = max64(n->sums_bytes, (MAX_COLS + n_tok * ((w->n_out + 15) / 16)) * 4);
     }
     if (wide && way_of(e, w, n_tok) == MATRIX) {
@@ -708,20 +709,20 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     }
 }
 
-static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in) { return k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows >= in->n_tok && !in->row; }
+static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in) { return k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows == in->n_tok && !in->row; }
 
 /* 2 to 16 rows, bf16. norm: as in lg_cuda_out, for one weight. */
 static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, product_args *a, const lg_weight *const *w, float *const *y, int n, int nw, const float *norm) {
     const bool twin = has_twin(k, in);
     float *squares = k->sums + MAX_COLS;
-    lg_cuda_rows rows = { (const uint16_t *)k->x, a->stride, a->n_tok, k->sums, NULL, a->eps, NULL, norm, squares };
+    lg_cuda_rows rows = { (const uint16_t *)k->x, a->n_tok, k->sums, NULL, a->eps, NULL, norm, squares };
     if (twin) {
         rows.x = (const uint16_t *)k->twin.at;
-        rows.stride = a->n_in;
         rows.factor = NULL;
         rows.squares = in->norm ? squares : NULL;
     } else {
         a->f = lg_form_of<LG_DTYPE_BF16>();
+        a->f.group = lg_beside(a->n_tok) * 32;
         prepare(e, k, a);
     }
     const bool leaves = nw == 2 || (norm && !rows.squares);

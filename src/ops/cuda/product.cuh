@@ -31,7 +31,8 @@ lg_status lg_cuda_new(void **out, int64_t bytes, const char *what, lg_error *err
 lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *w, lg_error *err);
 void lg_cuda_weight_unbind(lg_weight *w);
 
-/* Rows of `of` (NULL: of nothing) in bf16, at x or ready of the scratch: as they are, or times the weights of a norm, with their squares in sums. */
+/* Rows of `of` (NULL: of nothing) in bf16, at x or ready of the scratch: as they are, or times the weights of a norm, with their squares in sums.
+ * Up to 16 rows lie as stream_rows.cu takes them, more one after the other. */
 typedef struct lg_cuda_twin { const float *of, *norm; int64_t rows; uint8_t *at; } lg_cuda_twin;
 
 /* Scratch of products; core.cu makes it as large as lg_cuda_work_need says before a list runs. */
@@ -64,11 +65,11 @@ void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int
 bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w); /* whether it takes this weight alone */
 bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
-/* stream_rows.cu: the same for 2 to 16 rows of input and bf16 weights. x: bf16 rows, `stride` elements apart. The factor of a row's results is 1, or
- * factor [n_tok], or what the squares say: the norm of x, sums over 16 columns each. Where twin is given the result goes there as bf16 too: as
+/* stream_rows.cu: the same for 2 to 16 rows of input and bf16 weights. x: bf16, lies as lg_beside_at says. The factor of a row's results is 1, or
+ * factor [n_tok], or what the squares say: the norm of x, sums over 16 columns each. Where twin is given the result goes there like x: as
  * it is, or (one weight, no gate_up) times norm [n_out], with its sums of squares over 16 columns. Squares: [n_tok][n / 16, rounded up]. */
 typedef struct lg_cuda_rows {
-    const uint16_t *x; int64_t stride; int32_t n_tok;
+    const uint16_t *x; int32_t n_tok;
     const float *factor, *squares; float eps;
     uint16_t *twin; const float *twin_norm; float *twin_squares;
 } lg_cuda_rows;

@@ -14,10 +14,10 @@
  * Beside the inputs, for each (group, pair of rows): the scales to undo and the sums of the group's inputs (as rounded, in units of
  * the product's sum, 2^-24); where codes have a constant zero point, that sum times -zero, still scaled: the product starts from it. The
  * factor of the norm is a factor of the result and applied there: one pass over x. */
-typedef struct lg_form { bool bf16, sixteenth, half_groups; float zero; } lg_form; /* zero: of codes, where it is applied to the sums of inputs */
+typedef struct lg_form { bool bf16, sixteenth, half_groups; float zero; int group; } lg_form; /* zero: of codes, where it is applied to the sums of inputs; group: elements from one group of a row to the next */
 template <int T> static constexpr bool lg_folds = lg_fmt<T>::zero != 0 && !lg_fmt<T>::q6;
 template <int T> static __host__ __device__ __forceinline__ constexpr lg_form lg_form_of(void) {
-    return lg_form{ T == LG_DTYPE_BF16, !lg_fmt<T>::rows && !lg_fmt<T>::byte, lg_fmt<T>::q6, lg_folds<T> ? (float)lg_fmt<T>::zero : 0.0f };
+    return lg_form{ T == LG_DTYPE_BF16, !lg_fmt<T>::rows && !lg_fmt<T>::byte, lg_fmt<T>::q6, lg_folds<T> ? (float)lg_fmt<T>::zero : 0.0f, 32 };
 }
 static __host__ __device__ __forceinline__ constexpr int lg_side_floats(bool half_groups) { return half_groups ? 8 : 4; }
 
@@ -104,7 +104,7 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
                     if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
                 }
             }
-            *(uint4 *)(xs + slot * 8) = make_uint4(out[0], out[1], out[2], out[3]);
+            *(uint4 *)(xs + group * f.group + (slot & 3) * 8) = make_uint4(out[0], out[1], out[2], out[3]);
 #pragma unroll
             for (int k = 0; k + 1 < AHEAD; k++)
 #pragma unroll
@@ -133,6 +133,10 @@ template <int N_WARP> static __device__ __forceinline__ float lg_norm_factor(con
     for (int i = 0; i < N_WARP; i++) ss += tmp[i];
     return rsqrtf(ss / (float)n_in + eps);
 }
+
+/* Inputs of stream_rows.cu: groups of 32 columns one after the other, the rows of a group (8, or 16 where there are more than 8) side by side. */
+static __host__ __device__ __forceinline__ constexpr int lg_beside(int n_tok) { return n_tok <= 8 ? 8 : 16; }
+static __host__ __device__ __forceinline__ constexpr int64_t lg_beside_at(int beside, int n, int k) { return ((int64_t)(k >> 5) * beside + n) * 32 + (k & 31); }
 
 /* ---- weights ---- */
 typedef struct lg_part { const uint8_t *codes, *high, *scale, *super; float *out; int32_t n_out, tile_end; } lg_part; /* a weight of a launch; tile_end: of all parts so far */

@@ -37,7 +37,6 @@ typedef struct rows_args {
     lg_part p[3];
     int32_t n_part, n_item, n_in, n_piece, n_stage, n_tok; /* n_piece: records of a tile; n_stage: stages of an item */
     bool gate_up, add;
-    int64_t stride;          /* of x, in elements */
     const uint16_t *x;
     const float *factor, *squares;
     float eps;
@@ -105,7 +104,7 @@ template <int NT, int C> static __device__ __forceinline__ void fetch_x(const ro
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
             const bool live = nt * 8 + g < a.n_tok && k < a.n_in;
-            lg_copy16_shared(to + (c * NT + nt) * 512 + lane * 16, a.x + (live ? (nt * 8 + g) * a.stride + k : 0), live ? 16 : 0);
+            lg_copy16_shared(to + (c * NT + nt) * 512 + lane * 16, a.x + (live ? lg_beside_at(NT * 8, nt * 8 + g, k) : 0), live ? 16 : 0);
         }
     }
 }
@@ -177,7 +176,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
         for (int j = 0; j < OUTS; j++) {
             out[j] = out_of(item, j);
             old[j] = a.add && out[j] ? __ldcg(out[j]) : 0.0f; /* asked for before the weights are multiplied */
-            by[j] = a.twin_norm && out[j] ? a.twin_norm[(out[j] - a.p[0].out) - (int64_t)n * a.p[0].n_out] : 0.0f;
+            by[j] = a.twin_norm && out[j] ? a.twin_norm[out[j] - a.p[0].out - (int64_t)n * a.p[0].n_out] : 0.0f;
         }
 #pragma unroll 1
         for (int at = warp; at < a.n_stage; at += WARPS) {
@@ -221,7 +220,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
                 *out[j] = v;
                 if (a.twin) {
                     const __nv_bfloat16 h = __float2bfloat16_rn(a.twin_norm ? v * by[j] : v);
-                    a.twin[out[j] - a.p[0].out] = *(const uint16_t *)&h;
+                    a.twin[lg_beside_at(COLS, n, (int)(out[j] - a.p[0].out - (int64_t)n * a.p[0].n_out))] = *(const uint16_t *)&h;
                 }
             }
             if (a.twin_norm) {
@@ -286,7 +285,6 @@ void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_
     a.gate_up = gate_up;
     a.add = add;
     a.x = in->x;
-    a.stride = in->stride;
     a.factor = in->factor;
     a.squares = in->squares;
     a.eps = in->eps;
