@@ -705,6 +705,7 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
         n->sums_bytes = max64(n->sums_bytes, (MAX_COLS + n_tok * ((w->n_out + 15) / 16)) * 4);
     }
     if (wide && way_of(e, w, n_tok) == MATRIX) {
+        n->ready_bytes = max64(n->ready_bytes, n_tok * w->n_out * 2);
         if (w->dtype != (blas_f32(e, w) ? LG_DTYPE_F32 : LG_DTYPE_BF16)) n->wide_bytes = max64(n->wide_bytes, min64(w->n_out * w->n_in * 4, max64(SLICE * 2, w->n_in * 4 * 16)));
     }
 }
