@@ -1,6 +1,6 @@
 /* Products with weights. Three ways:
- *   decode   up to 16 rows of input (more in turns of 16). One row of large weights: stream.cu. Else: a block of 8 warps takes tiles of 16 weight rows in
- *            turn; its warps split the columns and stream the weights as tensor-core fragments (stream.cuh), inputs are the columns
+ *   decode   up to 16 rows of input (more in turns of 16). Large weights: one row stream.cu, several rows of bf16 stream_rows.cu. Else: a block of 8 warps
+ *            takes tiles of 16 weight rows in turn; its warps split the columns and stream the weights as tensor-core fragments (stream.cuh), inputs are the columns
  *   exact    compute f32, and shapes or formats the others do not take: f32 multiply-add of exactly dequantised weights
  *   matrix   many rows: cuBLASLt in bf16 (compute f32: f32 without TF32), quantised weights expanded a slice at a time */
 #include "ops/cuda/stream.cuh"
@@ -215,10 +215,10 @@ static const lg_cuda_weight *packed(const lg_weight *w) { return (const lg_cuda_
 static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float *side, float *inv, const float *x, const int32_t *row, const float *norm, float eps,
                                                             int n_in, int n_chunk, int stride, lg_form f) {
     __shared__ float tmp[WARPS];
-    lg_pdl_go(); /* to k_direct, which reads nothing but weights before its own wait, and starts others only after it */
+    lg_pdl_go(); /* to a product, which reads nothing but weights before its own wait, and starts others only after it */
     lg_pdl_wait();
     const int n = blockIdx.x;
-    lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs + (int64_t)n * (f.group == 32 ? stride : 32), side, (int)(gridDim.x + 1) >> 1, n, x + (row ? row[n] : n) * (int64_t)n_in, norm, n_in, n_chunk, f));
+    lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs + (int64_t)n * stride, side, (int)(gridDim.x + 1) >> 1, n, x + (row ? row[n] : n) * (int64_t)n_in, norm, n_in, n_chunk, f));
     __syncthreads();
     if (threadIdx.x == 0) inv[n] = norm ? lg_norm_factor<WARPS>(tmp, eps, n_in) : 1.0f;
 }
@@ -712,7 +712,7 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
 
 static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in) { return k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows == in->n_tok && !in->row; }
 
-/* 2 to 16 rows, bf16. norm: as in lg_cuda_out, for one weight. */
+/* 2 to 16 rows of input, large bf16 weights. norm: as in lg_cuda_out, for one weight. */
 static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, product_args *a, const lg_weight *const *w, float *const *y, int n, int nw, const float *norm) {
     const bool twin = has_twin(k, in);
     float *squares = k->sums + MAX_COLS;
@@ -723,6 +723,7 @@ static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in 
         rows.squares = in->norm ? squares : NULL;
     } else {
         a->f = lg_form_of<LG_DTYPE_BF16>();
+        a->stride = 32; /* rows side by side */
         a->f.group = lg_beside(a->n_tok) * 32;
         prepare(e, k, a);
     }

@@ -1,4 +1,4 @@
-/* stream.cuh: what products of few rows share (product.cu, stream.cu): a warp streams weights as tensor-core fragments and multiplies
+/* stream.cuh: what products of few rows share (product.cu, stream.cu, stream_rows.cu): a warp streams weights as tensor-core fragments and multiplies
  * them with inputs that were brought into the form the tensor cores take. Codes of quantised weights stay integers: as f16 subnormals
  * (code * 2^-24) they need one lop3 per two weights and no conversion; scale, minimum and zero point are applied to the f32 sum of each group. */
 #ifndef LG_CUDA_STREAM_CUH
@@ -14,14 +14,18 @@
  * Beside the inputs, for each (group, pair of rows): the scales to undo and the sums of the group's inputs (as rounded, in units of
  * the product's sum, 2^-24); where codes have a constant zero point, that sum times -zero, still scaled: the product starts from it. The
  * factor of the norm is a factor of the result and applied there: one pass over x. */
-typedef struct lg_form { bool bf16, sixteenth, half_groups; float zero; int group; } lg_form; /* zero: of codes, where it is applied to the sums of inputs; group: elements from one group of a row to the next */
+typedef struct lg_form {
+    bool bf16, sixteenth, half_groups;
+    float zero; /* of codes, where it is applied to the sums of inputs */
+    int group;  /* elements from one group of a row to the next: 32, or more where rows lie side by side */
+} lg_form;
 template <int T> static constexpr bool lg_folds = lg_fmt<T>::zero != 0 && !lg_fmt<T>::q6;
 template <int T> static __host__ __device__ __forceinline__ constexpr lg_form lg_form_of(void) {
     return lg_form{ T == LG_DTYPE_BF16, !lg_fmt<T>::rows && !lg_fmt<T>::byte, lg_fmt<T>::q6, lg_folds<T> ? (float)lg_fmt<T>::zero : 0.0f, 32 };
 }
 static __host__ __device__ __forceinline__ constexpr int lg_side_floats(bool half_groups) { return half_groups ? 8 : 4; }
 
-/* Row n, by the whole block: xs [n_chunk*128], side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
+/* Row n, by the whole block: xs [n_chunk*128] (groups f.group apart), side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
  * first half, then of the second). AHEAD: times 8 numbers a thread asks for at once; `behind` comes after the first of them. Returns the
  * thread's part of the sum of squares. */
 template <int N_THREAD, int AHEAD, typename B>

@@ -219,14 +219,16 @@ template <int NT, int M> static void launch(const lg_cuda_env *e, rows_args *a) 
     lg_cuda_launch(k_stream_rows<NT, M>, dim3((unsigned)(a->n_item < e->n_sm ? a->n_item : e->n_sm)), dim3(THREADS), (size_t)R::shared, e->stream, true, *a);
 }
 
+static int larger(int a, int b) { return a > b ? a : b; }
+
 bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add) {
-    constexpr int MOST_SHARED = ring<2, 1>::shared > ring<2, 2>::shared ? ring<2, 1>::shared : ring<2, 2>::shared; /* (those of 8 inputs have smaller sums) */
+    const int shared = n_tok <= 8 ? larger(ring<1, 1>::shared, ring<1, 2>::shared) : larger(ring<2, 1>::shared, ring<2, 2>::shared);
     int64_t bytes = 0;
     for (int i = 0; i < n; i++) {
         if (w[i]->dtype != LG_DTYPE_BF16 || w[i]->n_in % 8) return false;
         bytes += packed(w[i])->bytes;
     }
-    return n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && !(add && n > 1) && MOST_SHARED <= e->smem_max;
+    return e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && !(add && n > 1) && shared <= e->smem_max;
 }
 
 void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
