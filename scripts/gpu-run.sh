@@ -1,13 +1,13 @@
 #!/bin/sh
 # Everything that needs a GPU, in stages that each end inside a time limit.
 #
-#   sh scripts/gpu-run.sh pack                  where the libraries and nvcc are: builds with STATIC=1 and fills .gpu/a and .gpu/b
+#   sh scripts/gpu-run.sh pack                  where the libraries and nvcc are: builds with STATIC=1 and fills .gpu/1, .gpu/2 ...
 #   sh scripts/gpu-run.sh STAGE ...             on the machine with the GPU, from the root of the repository
 #
-# pack    .gpu/a: programs (stripped, one tar.gz), texts and first half of SmolLM2; .gpu/b: the second half. Each with the tracked files
-#         stays below 64 MiB. Carry .gpu/a, .gpu/b or both: halves are kept in $GPU_STORE (/var/tmp/longan-gpu) between calls.
+# pack    .gpu/1: programs (stripped, one tar.xz), texts and a part of SmolLM2; .gpu/2 and on: its other parts. Each with the tracked files
+#         stays below 62 MiB. Carry one a call: $GPU_STORE (/var/tmp/longan-gpu) keeps them between calls and joins the parts when all are there.
 # build   instead of pack, where the GPU machine has compilers: make cuda there, with headers and libraries of .gpu/dep (include/, lib/) if
-#         that was carried. LONGAN_SMOLLM2 names the model then, or .gpu/model.part.* are joined.
+#         that was carried. LONGAN_SMOLLM2 names the model then.
 # check   op cases on the device (f32 and auto), decode_check, prefill_check, sample_check
 # parity  tests/gpu.sh: every command, CPU against CUDA
 # sanitize  compute-sanitizer memcheck, racecheck, initcheck: small cases of every op and dtype, the small cases of the checks, short generations
@@ -27,34 +27,39 @@ pack() {
     model=${LONGAN_SMOLLM2:-.cache/models/$model_name}
     rm -f build-cuda/longan build-cuda/tests/ops build-cuda/tests/cuda/*_check build/tools/quality
     make -j"$(nproc)" STATIC=1 cuda && make -j"$(nproc)" STATIC=1 build/tools/quality || exit 1
-    rm -rf .gpu/a .gpu/b; mkdir -p .gpu/a/bin .gpu/b
+    rm -rf .gpu/[1-9]; mkdir -p .gpu/1/bin
     for f in build-cuda/longan build-cuda/tests/ops build-cuda/tests/cuda/*_check build/tools/quality; do
-        if [ -x "$f" ]; then strip -o ".gpu/a/bin/$(basename "$f")" "$f"; else echo "pack: $f is missing" >&2; fi
+        if [ -x "$f" ]; then strip -o ".gpu/1/bin/$(basename "$f")" "$f"; else echo "pack: $f is missing" >&2; fi
     done
-    git rev-parse --short=12 HEAD >.gpu/a/bin/commit
-    tar -C .gpu/a -czf .gpu/a/bin.tar.gz bin && rm -r .gpu/a/bin
-    if [ -n "${GPU_TEXTS:-}" ]; then tar -C "$GPU_TEXTS" -czf .gpu/a/texts.tar.gz .; fi # tools/quality-texts.py: held-out texts
+    git rev-parse --short=12 HEAD >.gpu/1/bin/commit
+    XZ_OPT='-1 --lzma2=preset=1,dict=64MiB' tar -C .gpu/1 -cJf .gpu/1/bin.tar.xz bin && rm -r .gpu/1/bin # (the programs have most of their bytes in common)
+    if [ -n "${GPU_TEXTS:-}" ]; then tar -C "$GPU_TEXTS" -cJf .gpu/1/texts.tar.xz .; fi # tools/quality-texts.py: held-out texts
+    room=$((62 * 1024 * 1024 - $(git ls-files -z | xargs -0 cat | wc -c)))
     if [ -s "$model" ]; then
-        first=$((46 * 1024 * 1024 - $(cat .gpu/a/*.gz | wc -c)))
-        head -c "$first" "$model" >.gpu/a/model.0
-        tail -c +"$((first + 1))" "$model" >.gpu/b/model.1
-        sha256sum <"$model" | cut -d' ' -f1 >.gpu/a/model.sum
+        sha256sum <"$model" | cut -d' ' -f1 >.gpu/1/model.sum
+        i=1 at=0 size=$(wc -c <"$model")
+        while [ "$at" -lt "$size" ]; do
+            mkdir -p ".gpu/$i"
+            n=$((room - $(cat ".gpu/$i"/* 2>/dev/null | wc -c)))
+            if [ "$n" -le 0 ] || [ "$i" -gt 9 ]; then echo "pack: no room for the model beside the tracked files" >&2; exit 1; fi
+            tail -c +"$((at + 1))" "$model" | head -c "$n" >".gpu/$i/model.$i"
+            at=$((at + n)) i=$((i + 1))
+        done
     else echo "pack: no model at $model: stages that need SmolLM2 will skip it" >&2; fi
-    du -sm .gpu/a .gpu/b
-    git ls-files -z | xargs -0 du -cm | tail -n 1 | sed 's/total/MiB of tracked files/'
+    du -sm .gpu/[1-9]
 }
 if [ "$1" = pack ]; then [ $# -eq 1 ] || usage; pack; exit; fi
 
 OUT=${OUT:-gpu-out}
 STORE=${GPU_STORE:-/var/tmp/longan-gpu}
 mkdir -p "$OUT" "$STORE"
-for f in .gpu/a/* .gpu/b/* .gpu/model.part.*; do # what this call carried
+for f in .gpu/[1-9]/*; do # what this call carried
     case $f in
     *'*') ;;
     *) cmp -s "$f" "$STORE/$(basename "$f")" || cp "$f" "$STORE/" ;;
     esac
 done
-[ ! -s "$STORE/bin.tar.gz" ] || tar -C "$STORE" -xzf "$STORE/bin.tar.gz"
+[ ! -s "$STORE/bin.tar.xz" ] || tar -C "$STORE" -xJf "$STORE/bin.tar.xz"
 if [ -d .gpu/dep ]; then
     dep=$PWD/.gpu/dep
     export C_INCLUDE_PATH="$dep/include" CPLUS_INCLUDE_PATH="$dep/include" LIBRARY_PATH="$dep/lib" LD_LIBRARY_PATH="$dep/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
@@ -63,13 +68,12 @@ prog() { # NAME: built here, else carried
     for f in build-cuda/"$1" build-cuda/tests/"$1" build-cuda/tests/cuda/"$1" build/tools/"$1" "$STORE/bin/$1"; do [ -f "$f" ] && [ -x "$f" ] && break; done
     echo "$f"
 }
-if [ -s "$STORE/texts.tar.gz" ]; then mkdir -p "$STORE/texts"; tar -C "$STORE/texts" -xzf "$STORE/texts.tar.gz"; fi
-if [ ! -s "$STORE/$model_name" ] && [ -s "$STORE/model.0" ] && [ -s "$STORE/model.1" ]; then
-    cat "$STORE/model.0" "$STORE/model.1" >"$STORE/$model_name.part"
+if [ -s "$STORE/texts.tar.xz" ]; then mkdir -p "$STORE/texts"; tar -C "$STORE/texts" -xJf "$STORE/texts.tar.xz"; fi
+if [ ! -s "$STORE/$model_name" ] && [ -s "$STORE/model.sum" ] && [ -s "$STORE/model.1" ]; then
+    cat "$STORE"/model.[1-9] >"$STORE/$model_name.part"
     if [ "$(sha256sum <"$STORE/$model_name.part" | cut -d' ' -f1)" = "$(cat "$STORE/model.sum")" ]; then mv "$STORE/$model_name.part" "$STORE/$model_name"
-    else echo "gpu-run: the halves of the model do not fit together" >&2; rm -f "$STORE/$model_name.part"; fi
+    else echo "gpu-run: parts of the model are missing so far" >&2; rm -f "$STORE/$model_name.part"; fi
 fi
-[ -s "$STORE/$model_name" ] || [ ! -s "$STORE/model.part.00" ] || [ ! -s "$STORE/model.part.01" ] || cat "$STORE"/model.part.* >"$STORE/$model_name"
 if [ -z "${LONGAN_SMOLLM2:-}" ]; then
     for m in "$STORE/$model_name" ".cache/models/$model_name"; do [ -s "$m" ] && { LONGAN_SMOLLM2=$m; export LONGAN_SMOLLM2; break; }; done
 fi
