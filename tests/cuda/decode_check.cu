@@ -1,7 +1,8 @@
 /* Decode attention and selection on the device against their specification (lg_ref_attend, lg_ref_attend_hybrid, lg_ops_select) on
  * random data, then their speed.
  *
- *   decode_check [check [SEED [COUNT]]]   COUNT cases of attention, twice as many of selection alone; exit 1 if one fails
+ *   decode_check [check [SEED [COUNT]]]   COUNT cases of attention, twice as many of selection alone; exit 1 if one fails or (from 8 on,
+ *                                         where ways are counted: emulation, took.cuh) too few went one of the ways (LG_WAY_*)
  *   decode_check time | quick | select    speed, its few main rows, or that of selection; needs a GPU
  *
  * Built with LG_CUDA_EMU the kernels run on the CPU (emu.h) with made-up multiprocessor counts, so that work is cut in many ways.
@@ -16,6 +17,10 @@ extern "C" {
 #include "ops/ref/ref.h"
 }
 
+/* Takes in an error; one that is no number stays. */
+static void worsen(double *worst, double error) {
+    if (*worst == *worst && !(error <= *worst)) *worst = error;
+}
 static float unit(void) { return (float)((double)(rnd() >> 40) / (double)(1 << 23) - 1.0); }
 
 static void down(void *dst, const void *src, int64_t n) { CUDA(cudaMemcpy(dst, src, (size_t)n, cudaMemcpyDeviceToHost)); }
@@ -27,6 +32,49 @@ static void done(void) {
 #ifndef LG_CUDA_EMU
 bool lg_cuda_pdl = true;
 #endif
+/* Ways that blocks went until now, where they are counted. */
+#if defined(LG_CUDA_EMU)
+enum { COUNTED = 1 };
+static void took(long to[LG_WAYS]) { memcpy(to, emu_took, LG_WAYS * sizeof *to); }
+#elif defined(COUNT_WAYS) /* took.cuh */
+enum { COUNTED = 1 };
+void took_attend(long to[LG_WAYS]);
+void took_select(long to[LG_WAYS]);
+static void took(long to[LG_WAYS]) {
+    memset(to, 0, LG_WAYS * sizeof *to);
+    took_attend(to);
+    took_select(to);
+}
+#else
+enum { COUNTED = 0 };
+static void took(long to[LG_WAYS]) { memset(to, 0, LG_WAYS * sizeof *to); }
+#endif
+/* Of each way: cases in which a block went it. */
+typedef struct way_count { long before[LG_WAYS], cases[LG_WAYS]; } way_count;
+static void ways_add(way_count *w) {
+    long now[LG_WAYS];
+    took(now);
+    for (int i = 0; i < LG_WAYS; i++) w->cases[i] += now[i] > w->before[i];
+    memcpy(w->before, now, sizeof now);
+}
+/* Prints the counts; returns how many ways too few cases went. */
+static int ways_show(const way_count *w, int least) {
+    static const struct { const char *name; int way; } ways[] = { { "few segments", LG_WAY_FEW }, { "few of known size", LG_WAY_SIZED }, { "many segments", LG_WAY_MANY },
+        { "a second segment in a block", LG_WAY_FOLLOW }, { "no merge", LG_WAY_WHOLE }, { "merge by one block", LG_WAY_ALONE }, { "merge by helpers", LG_WAY_HELPERS },
+        { "merge in groups of threads", LG_WAY_GROUPS }, { "merge in several rounds", LG_WAY_ROUNDS }, { "merge with a late first", LG_WAY_LATE },
+        { "selection by sample", LG_WAY_SAMPLE }, { "sample that failed", LG_WAY_RESAMPLE }, { "digits at once", LG_WAY_DIGITS } };
+    static_assert(sizeof ways / sizeof *ways == LG_WAYS, "every way has a name");
+    int missed = 0;
+    printf("cases that went each way:");
+    for (int i = 0; i < LG_WAYS; i++) printf("%s %s %ld", i ? "," : "", ways[i].name, w->cases[ways[i].way]);
+    printf("\n");
+    for (int i = 0; i < LG_WAYS; i++) {
+        if (w->cases[ways[i].way] >= least) continue;
+        printf("%s: %ld cases, at least %d expected: FAIL\n", ways[i].name, w->cases[ways[i].way], least);
+        missed++;
+    }
+    return missed;
+}
 /* What the op before attention does: lets its dependents start, and some time later writes queries and newest rows. */
 typedef struct late_rows { uint8_t *q, *k, *v; const uint8_t *q0, *k0, *v0; const int64_t *at; int64_t nq, rb, n_row; bool poison; } late_rows;
 static __global__ void late_write(const late_rows r) {
@@ -210,7 +258,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
     double worst = 0, num = 0, den = 0;
     for (int64_t i = 0; i < nq; i++) {
         const double d = fabs((double)got[i] - want[i]);
-        worst = !(d <= worst) ? d : worst;
+        worsen(&worst, d);
         num += d * d;
         den += (double)want[i] * want[i];
     }
@@ -245,7 +293,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
                         }
                     }
                     const double d = fabs((double)x[t] - (double)(float)(sum / c->group)) / (size > 0 ? size / c->group : 1); /* rounding grows with the terms */
-                    worst_score = !(d <= worst_score) ? d : worst_score;
+                    worsen(&worst_score, d);
                 }
                 for (int32_t j = c->make[h]; j < c->make[h] + (c->spread ? c->n_make[h] : 1); j++) {
                     const int64_t slot = (int64_t)s * c->n_slot + j, budget = c->spread ? lg_ops_share(c->budget[s], least, c->slot[j]) : c->budget[s];
@@ -287,7 +335,8 @@ static bool run(const test_case *c, lg_cuda_env e) {
     return good;
 }
 
-static test_case draw(int64_t longest) {
+/* long_kv: 0, or the most KV heads of a single long sequence: few segments of many blocks each. */
+static test_case draw(int64_t longest, int32_t long_kv) {
     static const lg_dtype dtypes[] = { LG_DTYPE_BF16, LG_DTYPE_F16, LG_DTYPE_KV8, LG_DTYPE_F32, LG_DTYPE_BF16, LG_DTYPE_KV8 };
     static const int32_t sizes[] = { 64, 128, 128, 80, 96, 112, 256, 128, 64, 50, 2, 254 }, groups[] = { 1, 2, 3, 4, 4, 7, 8, 9, 16 }, blocks[] = { 1, 1, 16, 32, 64 };
     test_case c = {};
@@ -297,6 +346,11 @@ static test_case draw(int64_t longest) {
     c.group = groups[below(9)];
     c.n_kv = 1 + (int32_t)below(4);
     c.n_seq = 1 + (int32_t)below(below(3) ? 2 : SEQS);
+    if (long_kv) {
+        c.n_kv = 1 + (c.n_kv - 1) % long_kv;
+        c.n_seq = 1;
+        c.group = 1 + (c.group - 1) % 8;
+    }
     c.block = blocks[below(5)];
     c.hybrid = below(3) != 0;
     c.whole = below(3) == 0;
@@ -307,8 +361,8 @@ static test_case draw(int64_t longest) {
     c.select.recents = below(3) ? below(80) : 0;
     c.select.value = c.select.rule == LG_RULE_THRESHOLD ? pow(10, -1 - (double)below(300) / 100) : 0.05 + 0.913 * (double)below(1000) / 1000;
     for (int s = 0; s < c.n_seq; s++) {
-        const int64_t top = below(4) ? 200 : longest;
-        c.len[s] = 1 + below(top);
+        const int64_t top = below(4) && !long_kv ? 200 : longest;
+        c.len[s] = long_kv ? longest - below(longest / 3) : 1 + below(top);
         c.budget[s] = c.select.sinks + c.select.recents + below(c.len[s] + 1) * (int64_t)(below(3) != 0);
         c.dense[s] = below(6) == 0;
     }
@@ -441,22 +495,25 @@ int main(int argc, char **argv) {
 #endif
     const int first = argc > 2 ? atoi(argv[2]) : 1, n = argc > 3 ? atoi(argv[3]) : 200;
     int failed = 0;
+    way_count ways = {};
     for (int i = first; i < first + n; i++) {
         seed = (uint64_t)i;
         counter = 0;
-        const test_case c = draw(longest);
-        static const int sms[] = { 1, 2, 3, 5, 8, 24 };
+        static const int sms[] = { 1, 2, 3, 5, 11, 24 };
 #ifndef LG_CUDA_EMU
         e.n_sm = i % 2 ? p.multiProcessorCount : sms[i / 2 % 6]; /* few blocks: long stretches */
+        const test_case c = draw(longest, i % 16 == 7 ? 2 : 0);
 #else
         e.n_sm = sms[i % 6];
         e.smem_max = i % 4 ? 232448 : 101376;
+        const test_case c = draw(longest, i % 6 == 5 ? 2 : i % 6 == 4 ? 1 : 0);
 #endif
         e.compute = c.compute;
         if (!run(&c, e)) {
             printf("  seed %d\n", i);
             failed++;
         }
+        ways_add(&ways);
     }
     for (int i = first; i < first + 2 * n; i++) {
         seed = (uint64_t)i;
@@ -470,14 +527,9 @@ int main(int argc, char **argv) {
             printf("  seed %d\n", i);
             failed++;
         }
+        ways_add(&ways);
     }
-#ifdef LG_CUDA_EMU
-    printf("selection: %ld rows by sample, %ld samples failed, %ld blocks without a sample\n", emu_took[1], emu_took[2], emu_took[3]);
-    if (n >= 40 && (emu_took[1] < n || emu_took[2] < n / 4 || emu_took[3] < n / 4)) {
-        printf("a way of selection was hardly taken: FAIL\n");
-        failed++;
-    }
-#endif
+    if (COUNTED && n >= 8) failed += ways_show(&ways, n < 40 ? 1 : n / 40);
     printf("%d passed, %d failed, 0 skipped\n", 3 * n - failed, failed);
     return failed != 0;
 }

@@ -6,9 +6,9 @@
 #undef blockDim
 #undef gridDim
 
-enum { STACK = 96 << 10, COPIES = 1024 };
+enum { STACK = 96 << 10, COPIES = 1024, LATE = 8 };
 typedef struct barrier { int arrived, want; unsigned gen; } barrier;
-typedef struct block { barrier bar; uint8_t *smem; } block;
+typedef struct block { barrier bar; uint8_t *smem; int pace; } block; /* pace: runs in one round of so many */
 typedef struct warp { barrier bar; uint8_t slot[32][64]; int first, n; block *b; } warp;
 typedef struct copy { uint8_t *dst; const uint8_t *src; int group; } copy;
 typedef struct fiber {
@@ -24,7 +24,7 @@ typedef struct fiber {
 } fiber;
 
 emu_where emu_here;
-long emu_took[4];
+long emu_took[32];
 static fiber *now;
 static void *home;
 static void (*the_body)(void *);
@@ -143,6 +143,8 @@ void emu_run(dim3 grid, dim3 bdim, size_t smem, void (*body)(void *), void *arg)
     EMU_CHECK(bdim.y == 1 && bdim.z == 1 && nt % 32 == 0);
     for (int b = 0; b < nb; b++) {
         blocks[b].bar.want = nt;
+        rnd = rnd * 1664525u + 1013904223u;
+        blocks[b].pace = rnd >> 30 ? 1 : LATE;
         blocks[b].smem = (uint8_t *)aligned_alloc(128, (smem + 127) / 128 * 128 + 128);
         memset(blocks[b].smem, 0xff, smem);
         for (int t = 0; t < nt; t++) {
@@ -168,7 +170,7 @@ void emu_run(dim3 grid, dim3 bdim, size_t smem, void (*body)(void *), void *arg)
     int live = nb * nt;
     n_bulk = 0;
     for (int i = 0; i < nb * nw; i++) order[i] = i;
-    while (live > 0) {
+    for (int round = 0, idle = 0; live > 0; round++) {
         int ran = 0;
         for (int i = nb * nw - 1; i > 0; i--) {
             rnd = rnd * 1664525u + 1013904223u;
@@ -178,6 +180,7 @@ void emu_run(dim3 grid, dim3 bdim, size_t smem, void (*body)(void *), void *arg)
         }
         for (int i = 0; i < nb * nw; i++) {
             warp *w = &warps[order[i]];
+            if (round % w->b->pace) continue;
             for (bool again = true; again;) {
                 again = false;
                 for (int l = 0; l < w->n; l++) {
@@ -194,7 +197,8 @@ void emu_run(dim3 grid, dim3 bdim, size_t smem, void (*body)(void *), void *arg)
                 }
             }
         }
-        if (!ran) {
+        idle = ran ? 0 : idle + 1;
+        if (idle > LATE) {
             fprintf(stderr, "emu: no thread can go on: a barrier not all reach\n");
             abort();
         }

@@ -3,7 +3,8 @@
  * barriers and arithmetic are tested on machines without a GPU, under ASan where wanted.
  *
  * Stricter than the hardware on purpose: an asynchronous copy poisons its destination when it is issued and moves the bytes only
- * when it is waited for; shared memory starts as NaNs; alignment is checked; warps run in a shuffled order. */
+ * when it is waited for; shared memory starts as NaNs; alignment is checked; warps run in a shuffled order, some blocks
+ * slower than others. */
 #ifndef LG_TEST_EMU_H
 #define LG_TEST_EMU_H
 #include <cuda_runtime.h>
@@ -53,8 +54,8 @@ void emu_bar_init(lg_smem bar);
 void emu_bar_arrive(lg_smem bar, uint32_t bytes);
 void emu_bar_wait(lg_smem bar, uint32_t parity);
 void emu_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar);
-extern long emu_took[4]; /* ways selection went (decode_select.cu) */
-#define SEL_TOOK(path) (emu_took[path] += threadIdx.x == 0)
+extern long emu_took[32]; /* ways that blocks went (decode_ptx.cuh) */
+#define LG_TOOK(way) (emu_took[way] += threadIdx.x == 0)
 #define EMU_CHECK(x) do { if (!(x)) { fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); abort(); } } while (0)
 
 #define LG_SMEM(name) uint8_t *name = emu_shared()

@@ -116,7 +116,7 @@ static bool test(lg_dtype t, const shape &s) {
             all += (double)want[k][o] * (double)want[k][o];
         }
         const double err = sqrt(d / all);
-        worst = err <= worst ? worst : err; /* (also where it is no number) */
+        worst = worst != worst || err <= worst ? worst : err; /* one that is no number stays */
     }
     const bool ok = taken && worst < 6e-3;
     if (!ok) printf("stream_emu: %s, %d weights of %lld x %lld%s%s%s, %d multiprocessors: %s, error %.2e\n", lg_base_dtype(t)->name, s.n, (long long)s.n_out[0], (long long)n_in,

@@ -503,8 +503,10 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     feed.g = &sh->ahead[warp];
     if (a.few) {
         if (!dec_cut_few(a, sh, &at, feed.g)) return; /* the whole block */
+        LG_TOOK(a.sized ? LG_WAY_SIZED : LG_WAY_FEW);
     } else {
         if (!dec_cut_many(a, sh)) return;
+        LG_TOOK(LG_WAY_MANY);
         at = sh->at;
         dec_seg_load(feed.g, a, at.index, at.begin);
     }
@@ -560,6 +562,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
         }
         dec_finish<MATH::HEAD>(a, sh, seg, room.slots);
         if (seg.end >= hi) break;
+        LG_TOOK(LG_WAY_FOLLOW);
         if (warp == 0) dec_seg_load(&sh->next, a, seg.index + 1, seg.end); /* the stretch goes on with the next segment */
         __syncthreads();
         seg = sh->next;

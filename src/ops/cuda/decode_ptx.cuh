@@ -2,6 +2,12 @@
  * (LG_CUDA_EMU): there the kernels run on the CPU, one fiber per thread, and are tested without a GPU. */
 #ifndef LG_CUDA_DECODE_PTX_CUH
 #define LG_CUDA_DECODE_PTX_CUH
+/* Ways that a block can go. Check programs define LG_TOOK to count them; elsewhere it is nothing. */
+enum { LG_WAY_FEW, LG_WAY_MANY, LG_WAY_SIZED, LG_WAY_FOLLOW, LG_WAY_WHOLE, LG_WAY_ALONE, LG_WAY_HELPERS, LG_WAY_GROUPS, LG_WAY_ROUNDS, LG_WAY_LATE,
+       LG_WAY_SAMPLE, LG_WAY_RESAMPLE, LG_WAY_DIGITS, LG_WAYS };
+#ifndef LG_TOOK
+#define LG_TOOK(way)
+#endif
 #ifndef LG_CUDA_EMU /* emu.h then comes by -include: src knows nothing of tests */
 #include <cuda_runtime.h>
 #include <stdint.h>

@@ -23,7 +23,6 @@
 #define SEL_LONGER 262144  /* tokens */
 #define SEL_SIGMAS 4       /* between the rank of the k-th best in the sample, as expected, and the rank taken */
 #define SEL_ROOM 12288     /* tokens one block chooses from */
-#define SEL_TOOK(path)     /* 1: by sample, 2: a sample that failed, 3: digits at once (tests count) */
 #endif
 enum { SEL_BLOCKS = 128, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SPREAD, SEL_BATCH = 8,
        SEL_OWN = 18,                                    /* keys a thread keeps of its block's part */
@@ -462,7 +461,7 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
     const int32_t bits = SEL_SAMPLE_BITS + (n > SEL_LONGER), rank = sel_rank(r, n, k, 1 << bits);
     const int32_t u0 = (int32_t)r.u0, u1 = (int32_t)r.u1, part = r.part;
     if (rank == 0 || part > SEL_OWN * SEL_THREADS) {
-        SEL_TOOK(3);
+        LG_TOOK(LG_WAY_DIGITS);
         return SEL_FAILED;
     }
     const int32_t lo = (int32_t)sel_max(head - u0 - lane, 0), hi = (int32_t)sel_max(lo, sel_min(u1, tail) - u0 - lane); /* of this thread's tokens u0 + lane + 32 i */
@@ -545,7 +544,7 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
     __syncthreads();
     const bool good = sh->bin == SEL_DONE;
     __syncthreads();
-    SEL_TOOK(good ? 1 : 2);
+    LG_TOOK(good ? LG_WAY_SAMPLE : LG_WAY_RESAMPLE);
     return good ? SEL_CHOOSE : SEL_FAILED;
 }
 

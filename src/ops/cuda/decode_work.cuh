@@ -473,6 +473,9 @@ static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, 
     const int32_t groups = per < n_thread ? n_thread / per : 1, k = groups > 1 ? tid / per : 0, h0 = W * e0 / hd;
     const float *partial = a.partial + (int64_t)2 * j.first * size;
     float *scale = room, *total = room + n * ng, *factor = total + n * ng, *sums = factor + ng;
+    if (groups > 1) LG_TOOK(LG_WAY_GROUPS);
+    if (n > DEC_ROUND * groups) LG_TOOK(LG_WAY_ROUNDS);
+    if (j.late) LG_TOOK(LG_WAY_LATE);
     const auto result = [&](int32_t r) { return partial + (int64_t)(2 * r + (r == 0 && j.late)) * size; };
     for (int32_t i = tid - k * per, turn = 0; turn * n_thread < wide; turn++, i += n_thread) { /* once, but for more numbers than threads */
         const bool live = k < groups && i < wide;
@@ -556,7 +559,10 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
         }
     }
     __syncthreads(); /* partial is written, slots may be written again */
-    if (whole) return;
+    if (whole) {
+        LG_TOOK(LG_WAY_WHOLE);
+        return;
+    }
     uint32_t *const counter = a.counter + 2 * (int64_t)g.index;
     if (tid == 0) {
         __threadfence();
@@ -570,6 +576,7 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
     }
     __syncthreads();
     if (sh->part < 0) return;
+    LG_TOOK(j.helpers > 1 ? LG_WAY_HELPERS : LG_WAY_ALONE);
     dec_merge<HD>(out, a, j, ng, sh->part, slots);
     if (tid == 0 && atomicInc(counter + 1, (uint32_t)j.helpers - 1) == (uint32_t)j.helpers - 1) *counter = 0; /* nobody looks at it any more */
     __syncthreads(); /* slots may be written again */
