@@ -716,8 +716,8 @@ template <int E> static __global__ void __launch_bounds__(128) k_finish(const __
     const int64_t row = live && !is_q ? ((int64_t)a.dst_page[t] * n_kv + h) * LG_PAGE + a.dst_slot[t] : 0; /* staged with the step: there before the op before */
     angles<E> turn;
     if (live && (is_q || is_k)) turn.load(a.cs + t * (d / 2), a.sn + t * (d / 2), d, a.interleaved, lane);
+    lg_pdl_go(); /* attention may take its place as the blocks of the product leave, and read old rows: ops before this one have ended */
     lg_pdl_wait();
-    lg_pdl_go();
     if (!live) return;
     const float *src = is_q ? a.q + (t * a.n_head + h) * d : (is_k ? a.k : a.v) + (t * n_kv + h) * d;
     const float *bias = is_q ? a.bq : is_k ? a.bk : a.bv, *norm = is_q ? a.q_norm : is_k ? a.k_norm : NULL;

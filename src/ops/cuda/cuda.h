@@ -40,8 +40,8 @@ typedef struct lg_cuda_decode {
     int64_t max_len;                     /* capacity (reserve's max_len), not the current length */
     float *score;                        /* device [n_seq, n_head_kv, max_len]: raw scores of heads that make a set */
     bool sized; /* hybrid: a set that is read holds what lg_cuda_span says, with the share of its slot in `spread`: the kernel need not wait to know how much */
-    bool early; /* the kernel before it in the stream wrote q and the newest row of each sequence and nothing else read here, and let
-                 * dependents start only after its own wait: rows of old tokens may be read before it ends */
+    bool early; /* the op before it in the stream wrote q and the newest row of each sequence and nothing else read here, and its first kernel
+                 * let dependents start only after its own wait: rows of old tokens may be read before the op ends */
     bool release; /* the kernel behind it takes a whole multiprocessor for a block: its blocks may start as those of this one leave (smaller
                    * ones would gather on the few that are free first) */
 } lg_cuda_decode;
