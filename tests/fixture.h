@@ -109,11 +109,14 @@ static inline lg_session *fx_session(lg_model *m, lg_session_params p) {
     return s;
 }
 
+/* Takes in an error; one that is no number stays. */
+static inline void fx_worsen(double *worst, double error) {
+    if (!isnan(*worst) && !(error <= *worst)) *worst = error;
+}
 static inline double fx_max_diff(const float *a, const float *b, int64_t n) {
     double worst = 0;
     for (int64_t i = 0; i < n; i++) {
-        const double d = fabs((double)a[i] - (double)b[i]);
-        if (!(d <= worst)) worst = d; /* NaN counts */
+        fx_worsen(&worst, fabs((double)a[i] - (double)b[i]));
     }
     return worst;
 }
@@ -128,7 +131,7 @@ static inline lg_status fx_compare_row(void *user, int64_t row, const float *log
     if (i >= c->want->n_row) return LG_OK;
     const double d = fx_max_diff(logits, c->want->f + i * c->want->n_col, c->want->n_col);
     c->seen++;
-    if (!(d <= c->worst)) {
+    if (!isnan(c->worst) && !(d <= c->worst)) {
         c->worst = d;
         c->worst_row = row;
     }

@@ -187,8 +187,7 @@ static void test_reference(void **state) {
         double worst = 0;
         assert_true(lg_json_size(cases) > 50);
         for (int64_t i = 0; i < lg_json_size(cases); i++) {
-            const double w = run_case(m, lg_json_at(cases, i), LG_DTYPE_F32, DIM * 4, fx_devices[d]);
-            if (w > worst) worst = w;
+            fx_worsen(&worst, run_case(m, lg_json_at(cases, i), LG_DTYPE_F32, DIM * 4, fx_devices[d]));
         }
         print_message("  %s: %lld cases, logits within %.2e\n", fx_devices[d], (long long)lg_json_size(cases), worst);
         lg_model_free(m);
@@ -574,8 +573,7 @@ static void test_ragged(void **state) {
                 OK(lg_session_step(s, seqs, feed, n, err));
                 for (int32_t j = 0; j < n; j++) {
                     const int32_t q = seqs[j];
-                    const double w = fx_max_diff(lg_session_logits(s, q), single[q] + (i - q) * want_rows.n_col, want_rows.n_col);
-                    if (w > worst) worst = w;
+                    fx_worsen(&worst, fx_max_diff(lg_session_logits(s, q), single[q] + (i - q) * want_rows.n_col, want_rows.n_col));
                 }
             }
             lg_session_stats(s, &t);

@@ -51,7 +51,7 @@ static double distance(const float *a, const float *b, int64_t n, bool exact) {
     double worst = 0, sum = 0, mass = 0, top = 0;
     for (int64_t i = 0; i < n; i++) {
         const double d = fabs((double)a[i] - (double)b[i]);
-        if (!(d <= worst)) worst = d;
+        fx_worsen(&worst, d);
         sum += d * d;
         mass += (double)b[i] * (double)b[i];
         top = fmax(top, fabs((double)b[i]));
