@@ -64,6 +64,8 @@ template <class F> static inline void emu_start(dim3 g, dim3 b, size_t smem, F f
 #define LG_LAUNCH(kernel, grid, block, smem, stream, ...) ((void)(stream), emu_start(dim3(grid), dim3(block), smem, [&] { kernel(__VA_ARGS__); }))
 #define LG_LAUNCH_EARLY(kernel, grid, block, smem, stream, early, ...) ((void)(early), LG_LAUNCH(kernel, grid, block, smem, stream, __VA_ARGS__))
 #define LG_SPIN() emu_yield()
+static inline uint32_t lg_arrive(uint32_t *at) { return (*at)++; }
+static inline uint32_t lg_look(const uint32_t *at) { return *at; }
 static inline void lg_dec_wait() {}
 static inline void lg_dec_go() {}
 

@@ -560,7 +560,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
             if (round == r) math.put(slot, a, dec_heads(a, seg), r != rounds - 1);
             if (r) __syncthreads();
         }
-        dec_finish<MATH::HEAD>(a, sh, seg, room.slots);
+        dec_finish<MATH::HEAD, MATH::APART>(a, sh, seg, room.slots);
         if (seg.end >= hi) break;
         LG_TOOK(LG_WAY_FOLLOW);
         if (warp == 0) dec_seg_load(&sh->next, a, seg.index + 1, seg.end); /* the stretch goes on with the next segment */
@@ -573,7 +573,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
 }
 
 template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
-    static constexpr bool BULK = LG_BULK, WHOLE = BULK && DT == LG_DTYPE_KV8;
+    static constexpr bool BULK = LG_BULK, WHOLE = BULK && DT == LG_DTYPE_KV8, APART = DT == LG_DTYPE_KV8;
     static constexpr int32_t HEAD = HD;
     tc_numbers<DT, HD> numbers;
     tc_query<DT, HD> q;
@@ -742,7 +742,7 @@ static __device__ __forceinline__ void fma_put(float *slot, fma_state<NG, J> *st
 }
 
 template <int DT, int J, int NG> struct fma_math {
-    static constexpr bool BULK = false, WHOLE = false;
+    static constexpr bool BULK = false, WHOLE = false, APART = false;
     static constexpr int32_t HEAD = 0;
     float q[NG][2 * J];
     fma_state<NG, J> st;
@@ -828,14 +828,14 @@ static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t 
 
 /* Warps, stages and slots that fit into shared memory. */
 typedef struct dec_shape { int32_t n_warp, n_stage, n_slot; int64_t bytes; } dec_shape;
-static int64_t dec_bytes(const dec_shape *s, int n_sm, int32_t room, int32_t hd, int32_t heads) {
-    const int64_t slots = (int64_t)s->n_slot * dec_state_floats(heads, hd), merge = dec_merge_floats(n_sm, s->n_warp * 32, heads);
+static int64_t dec_bytes(const dec_shape *s, int32_t room, int32_t hd, int32_t heads) {
+    const int64_t slots = (int64_t)s->n_slot * dec_state_floats(heads, hd), merge = dec_merge_floats(s->n_warp * 32);
     return (int64_t)s->n_warp * s->n_stage * (2 * DEC_UNIT * room + DEC_UNIT * DEC_META + DEC_BAR) + (int64_t)sizeof(dec_shared) + 4 * (slots > merge ? slots : merge);
 }
 static bool dec_fit(dec_shape *s, const lg_cuda_env *e, const dec_choice *c, int32_t hd, int32_t heads, int32_t n_warp, int32_t n_stage) {
     *s = dec_shape{ n_warp, n_stage, n_warp, 0 };
     for (; n_warp <= c->warps && s->n_slot > 0; s->n_slot--) {
-        s->bytes = dec_bytes(s, e->n_sm, c->room, hd, heads);
+        s->bytes = dec_bytes(s, c->room, hd, heads);
         if (n_warp % s->n_slot == 0 && s->bytes <= e->smem_max) return true;
     }
     return false;
@@ -848,7 +848,7 @@ static dec_shape dec_shape_of(const lg_cuda_env *e, const dec_choice *c, int32_t
     return dec_shape{ 0, 0, 0, 0 };
 }
 
-/* Counters that are zero between launches cannot lie in the scratch, which other ops write: each scratch (that is, each stream)
+/* Counters that stay from launch to launch cannot lie in the scratch, which other ops write: each scratch (that is, each stream)
  * gets a row of this table. Where the table is full they do lie in the scratch and are cleared before every launch. */
 enum { DEC_OWNERS = 16, DEC_COUNTERS = 8192 };
 static __device__ uint32_t dec_counters[DEC_OWNERS][DEC_COUNTERS];

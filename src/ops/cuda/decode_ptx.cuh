@@ -25,6 +25,18 @@ typedef uint32_t lg_smem; /* address within the block's shared memory */
 
 static __device__ __forceinline__ lg_smem lg_smem_of(const void *p) { return (lg_smem)__cvta_generic_to_shared(p); }
 
+/* Adds 1 and returns what was there before. With lg_look: who sees the sum sees what the block wrote before its last barrier. */
+static __device__ __forceinline__ uint32_t lg_arrive(uint32_t *at) {
+    uint32_t old;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(old) : "l"(at) : "memory");
+    return old;
+}
+static __device__ __forceinline__ uint32_t lg_look(const uint32_t *at) {
+    uint32_t x;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
+    return x;
+}
+
 /* For rows and weights, which are read once: L2 gives up their lines first, and keeps what kernels leave for each other. This is what
  * createpolicy.fractional.L2::evict_first makes for all lines. */
 #define LG_EVICT_FIRST 0x12f0000000000000ull

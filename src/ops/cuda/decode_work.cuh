@@ -35,8 +35,8 @@ typedef struct dec_args {
     const int32_t *read, *make;       /* device; unless roles_in */
     const int32_t *set_idx, *set_n;
     float *score;
-    float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS maxima, DEC_HEADS totals */
-    uint32_t *counter;                /* [segment][2]: blocks that have arrived, helpers that are done; zero between launches */
+    float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS pairs of maximum and total */
+    uint32_t *counter;                /* [segment][2]: blocks that have arrived, in all launches; those of launches before this one */
     int64_t set_cap, max_len, row_bytes, sinks, recents;
     float scale2;                     /* scale * log2(e) */
     float group_rate;                 /* 1 / group */
@@ -212,12 +212,12 @@ static __device__ __forceinline__ bool dec_cut_few(const dec_args &a, dec_shared
     const uint32_t who = __ballot_sync(0xffffffffu, here);
     if (!who) return false;
     if (here) {
-        const uint32_t k = (uint32_t)(block - first_block);
+        const int32_t k = block - first_block, each = (int32_t)(size.units / own), rest = (int32_t)(size.units % own);
         at->index = lane;
         at->begin = g.begin = (int32_t)(units - size.units);
         g.end = (int32_t)units;
-        at->lo = g.begin + (int32_t)dec_share(size.units, own, k);
-        at->hi = g.begin + (int32_t)dec_share(size.units, own, k + 1);
+        at->lo = g.begin + each * k + (k < rest ? k : rest); /* the first `rest` blocks have one more */
+        at->hi = at->lo + each + (k < rest);
         *first = g;
         if (threadIdx.x < 32) {
             sh->at = *at;
@@ -431,100 +431,95 @@ static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_arg
  * results have n = DEC_HEADS. */
 static __device__ __host__ __forceinline__ int32_t dec_state_floats(int32_t n, int32_t hd) { return n * hd + 2 * n; }
 static __device__ __forceinline__ float dec_exp(float x, float max) { return max == -INFINITY ? 0.0f : exp2f(x - max); }
+/* What to subtract from exponents of which this is the largest. */
+static __device__ __forceinline__ float dec_base(float max) { return max == -INFINITY ? 0.0f : max; }
 
-/* Partial results -> numbers [e0, e1) * W of `out`. A warp a head finds what each result is scaled by. Threads are groups of one per W numbers; group k sums
- * results k, k + groups, ..., and asks for the first DEC_ROUND of them before the scales. (The code is short because it runs once: in a step it comes from
- * L2, past a queue of rows.) room: for each head [n] scales and [n] totals; [ng] factors, [groups][e1 - e0][W] sums. */
+/* Partial results -> numbers [e0, e1) * W of `out`. Threads are groups of one per W numbers; group k takes in results k, k + groups, ..., DEC_ROUND at a time
+ * (their loads are in flight together), then the groups are merged. (The code is short because it runs once: in a step it comes from L2, past a queue of rows.)
+ * room: [groups][e1 - e0] states of W sums, maximum, total. */
 enum { DEC_ROUND = 8 };
-static __host__ __forceinline__ int64_t dec_merge_floats(int32_t n_block, int32_t n_thread, int32_t ng) { return (int64_t)(2 * n_block + 1) * ng + 4 * n_thread; }
-/* Of heads h0 .. h1, by the warps of a block: scale[h][n] what each result counts, factor[h] 1 / the total. */
-static __device__ __forceinline__ void dec_scales(float *scale, float *total, float *factor, const float *partial, const dec_args &a, const dec_join &j, int32_t hd, int32_t h0, int32_t h1) {
-    const int32_t size = dec_state_floats(DEC_HEADS, hd), lane = (int32_t)threadIdx.x & 31, n = j.blocks;
-    for (int32_t h = h0 + (int32_t)(threadIdx.x >> 5); h <= h1; h += (int32_t)blockDim.x >> 5) {
-        float max = -INFINITY, sum = 0;
-#pragma unroll 4
-        for (int32_t r = lane; r < n; r += 32) {
-            const float *of = partial + (int64_t)(2 * r + (r == 0 && j.late)) * size + DEC_HEADS * hd + h, m = __ldcg(of);
-            total[h * n + r] = __ldcg(of + DEC_HEADS);
-            scale[h * n + r] = m;
-            max = fmaxf(max, m);
-        }
-#pragma unroll
-        for (int32_t d = 16; d; d >>= 1) max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, d));
-#pragma unroll 1
-        for (int32_t r = lane; r < n; r += 32) {
-            const float f = dec_exp(scale[h * n + r], max);
-            scale[h * n + r] = f;
-            sum += f * total[h * n + r];
-        }
-#pragma unroll
-        for (int32_t d = 16; d; d >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, d);
-        if (lane == 0) factor[h] = sum == 0.0f ? 0.0f : 1.0f / sum;
-    }
-}
+static __host__ __forceinline__ int64_t dec_merge_floats(int32_t n_thread) { return 6 * n_thread; }
 template <int W> struct dec_wide { typedef float4 type; };
 template <> struct dec_wide<2> { typedef float2 type; };
-template <int HD> /* 0: a.hd */
-static __device__ __forceinline__ void dec_merge(float *out, const dec_args &a, const dec_join &j, int32_t ng, int32_t part, float *room) {
-    enum { W = HD % 4 == 0 && HD > 0 ? 4 : 2 };
+template <int HD> /* 0: head_dim */
+static __device__ __forceinline__ void dec_merge(float *out, const float *partial, dec_join j, int32_t head_dim, int32_t ng, int32_t part, float *room) {
+    enum { W = HD % 4 == 0 && HD > 0 ? 4 : 2, STATE = W + 2 };
     typedef typename dec_wide<W>::type wide_t;
-    const int32_t hd = HD ? HD : a.hd, size = dec_state_floats(DEC_HEADS, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x, n = j.blocks;
+    const int32_t hd = HD ? HD : head_dim, size = dec_state_floats(DEC_HEADS, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x, n = j.blocks;
     const int32_t per = (ng * hd / W + j.helpers - 1) / j.helpers, e0 = (int32_t)dec_min(part * per, ng * hd / W), wide = (int32_t)dec_min(per, ng * hd / W - e0);
-    const int32_t groups = per < n_thread ? n_thread / per : 1, k = groups > 1 ? tid / per : 0, h0 = W * e0 / hd;
-    const float *partial = a.partial + (int64_t)2 * j.first * size;
-    float *scale = room, *total = room + n * ng, *factor = total + n * ng, *sums = factor + ng;
+    const int32_t groups = per < n_thread ? n_thread / per : 1, k = groups > 1 ? tid / per : 0;
     if (groups > 1) LG_TOOK(LG_WAY_GROUPS);
     if (n > DEC_ROUND * groups) LG_TOOK(LG_WAY_ROUNDS);
     if (j.late) LG_TOOK(LG_WAY_LATE);
-    const auto result = [&](int32_t r) { return partial + (int64_t)(2 * r + (r == 0 && j.late)) * size; };
-    for (int32_t i = tid - k * per, turn = 0; turn * n_thread < wide; turn++, i += n_thread) { /* once, but for more numbers than threads */
-        const bool live = k < groups && i < wide;
-        const int32_t e = e0 + (live ? i : 0);
-        wide_t v[DEC_ROUND];
-        const auto ask = [&](int32_t r0) {
-#pragma unroll
-            for (int32_t x = 0; x < DEC_ROUND; x++) { /* beyond the last: the last again, not counted */
-                const int32_t r = r0 + x * groups;
-                v[x] = __ldcg((const wide_t *)(const void *)(result(r < n ? r : n - 1) + W * e));
-            }
-        };
-        const int32_t h = W * e / hd;
-        float x[W];
+    for (int32_t i = tid - k * per; k < groups && i < wide; i += n_thread) { /* once, but for more numbers than threads */
+        const int32_t e = W * (e0 + i), h = e / hd;
+        float x[W], max = -INFINITY, sum = 0;
 #pragma unroll
         for (int32_t w = 0; w < W; w++) x[w] = 0;
 #pragma unroll 1
-        for (int32_t r0 = k; r0 < n || r0 == k; r0 += DEC_ROUND * groups) {
-            ask(r0);
-            if (turn == 0 && r0 == k) { /* all threads */
-                dec_scales(scale, total, factor, partial, a, j, hd, h0, (W * (e0 + wide) - 1) / hd);
-                __syncthreads();
+        for (int32_t r0 = k; r0 < n; r0 += DEC_ROUND * groups) {
+            wide_t v[DEC_ROUND];
+            float2 m[DEC_ROUND]; /* maximum, total */
+            float top = max;
+#pragma unroll
+            for (int32_t y = 0; y < DEC_ROUND; y++) { /* beyond the last: the last again, not counted */
+                const int32_t at = r0 + y * groups, r = at < n ? at : n - 1;
+                const float *of = partial + (int64_t)(2 * r + (r == 0 && j.late)) * size;
+                v[y] = __ldcg((const wide_t *)(const void *)(of + e));
+                m[y] = __ldcg((const float2 *)(const void *)(of + DEC_HEADS * hd + 2 * h));
             }
 #pragma unroll
             for (int32_t y = 0; y < DEC_ROUND; y++) {
-                const int32_t r = r0 + y * groups;
-                const float c = r < n ? scale[h * n + r] : 0.0f, *z = (const float *)(const void *)&v[y];
+                if (r0 + y * groups >= n) m[y].x = -INFINITY;
+                top = fmaxf(top, m[y].x);
+            }
+            const float base = dec_base(top), f = lg_exp2(max - base);
+            max = top;
+            sum *= f;
+#pragma unroll
+            for (int32_t w = 0; w < W; w++) x[w] *= f;
+#pragma unroll
+            for (int32_t y = 0; y < DEC_ROUND; y++) {
+                const float c = lg_exp2(m[y].x - base), *z = (const float *)(const void *)&v[y];
+                sum += c * m[y].y;
 #pragma unroll
                 for (int32_t w = 0; w < W; w++) x[w] += c * z[w];
             }
         }
-        if (!live) continue;
+        float *const to = groups > 1 ? room + (k * per + i) * STATE : out + e;
+        const float f = groups > 1 ? 1.0f : sum == 0.0f ? 0.0f : 1.0f / sum;
 #pragma unroll
-        for (int32_t w = 0; w < W; w++) {
-            if (groups > 1) sums[(k * per + i) * W + w] = x[w];
-            else out[W * e + w] = x[w] * factor[h];
+        for (int32_t w = 0; w < W; w++) to[w] = x[w] * f;
+        if (groups > 1) {
+            to[W] = max;
+            to[W + 1] = sum;
         }
     }
     if (groups == 1) return;
     __syncthreads();
     for (int32_t i = tid; i < wide * W; i += n_thread) {
-        float x = 0;
-        for (int32_t g = 0; g < groups; g++) x += sums[g * per * W + i];
-        out[W * e0 + i] = x * factor[(W * e0 + i) / hd];
+        const float *const of = room + i / W * STATE;
+        float max = -INFINITY, sum = 0, x = 0;
+#pragma unroll 4
+        for (int32_t g = 0; g < groups; g++) max = fmaxf(max, of[g * per * STATE + W]);
+        const float base = dec_base(max);
+#pragma unroll 4
+        for (int32_t g = 0; g < groups; g++) {
+            const float f = lg_exp2(of[g * per * STATE + W] - base);
+            sum += f * of[g * per * STATE + W + 1];
+            x += f * of[g * per * STATE + i % W];
+        }
+        out[W * e0 + i] = sum == 0.0f ? 0.0f : x * (1.0f / sum);
     }
 }
 
-/* The slots of the block's warps -> the output, or a partial result. Every thread of the block calls it. */
-template <int HD> /* 0: a.hd */
+template <int HD>
+static __device__ LG_NOINLINE void dec_merge_apart(float *out, const float *partial, dec_join j, int32_t head_dim, int32_t ng, int32_t part, float *room) {
+    dec_merge<HD>(out, partial, j, head_dim, ng, part, room);
+}
+
+/* The slots of the block's warps -> the output, or a partial result. Every thread of the block calls it. APART: registers are scarce. */
+template <int HD, bool APART> /* HD 0: a.hd */
 static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared *sh, const dec_seg &g, float *slots) {
     const int32_t hd = HD ? HD : a.hd, size = dec_state_floats(DEC_HEADS, hd), slot = dec_state_floats(a.slot_heads, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x;
     const int32_t ng = (int32_t)dec_min(a.per_chunk, a.group - g.c * a.per_chunk), mx = a.slot_heads * hd, tot = mx + a.slot_heads;
@@ -532,15 +527,18 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
     __syncthreads(); /* slots are written */
     const dec_join j = sh->join;
     const bool whole = j.blocks == 1;
+    uint32_t *const counter = a.counter + 2 * (int64_t)g.index;
+    const uint32_t before = !whole && tid == 0 ? __ldcg(counter + 1) : 0;
     float *part = a.partial + (int64_t)(2 * blockIdx.x + (sh->at.lo < g.begin)) * size; /* a block can hold the end of one segment and the beginning of another */
     for (int32_t i = tid; i < ng * hd / 2; i += n_thread) {
         const int32_t h = 2 * i / hd;
         float max = -INFINITY, sum = 0, x = 0, y = 0;
 #pragma unroll 4
         for (int32_t s = 0; s < a.n_slot; s++) max = fmaxf(max, slots[s * slot + mx + h]);
+        const float base = dec_base(max);
 #pragma unroll 4
         for (int32_t s = 0; s < a.n_slot; s++) {
-            const float f = dec_exp(slots[s * slot + mx + h], max);
+            const float f = lg_exp2(slots[s * slot + mx + h] - base);
             sum += f * slots[s * slot + tot + h];
             x += f * slots[s * slot + 2 * i];
             y += f * slots[s * slot + 2 * i + 1];
@@ -553,8 +551,8 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
             part[2 * i] = x;
             part[2 * i + 1] = y;
             if (2 * i == h * hd) {
-                part[DEC_HEADS * hd + h] = max;
-                part[DEC_HEADS * hd + DEC_HEADS + h] = sum;
+                part[DEC_HEADS * hd + 2 * h] = max;
+                part[DEC_HEADS * hd + 2 * h + 1] = sum;
             }
         }
     }
@@ -563,22 +561,19 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
         LG_TOOK(LG_WAY_WHOLE);
         return;
     }
-    uint32_t *const counter = a.counter + 2 * (int64_t)g.index;
-    if (tid == 0) {
-        __threadfence();
-        const uint32_t n = (uint32_t)j.blocks;
-        const int32_t part = (int32_t)atomicAdd(counter, 1u) - (j.blocks - j.helpers);
-        if (part >= 0) {
-            while (*(volatile uint32_t *)counter < n) LG_SPIN();
-            __threadfence(); /* for the whole block: what the others wrote is seen behind the barrier */
-        }
+    if (tid == 0) { /* for the whole block */
+        const uint32_t n = (uint32_t)j.blocks, order = lg_arrive(counter) - before;
+        const int32_t part = (int32_t)order - (j.blocks - j.helpers);
+        if (order == n - 1) counter[1] = before + n; /* all have read it */
+        while (part >= 0 && lg_look(counter) - before < n) LG_SPIN();
         sh->part = part;
     }
     __syncthreads();
     if (sh->part < 0) return;
     LG_TOOK(j.helpers > 1 ? LG_WAY_HELPERS : LG_WAY_ALONE);
-    dec_merge<HD>(out, a, j, ng, sh->part, slots);
-    if (tid == 0 && atomicInc(counter + 1, (uint32_t)j.helpers - 1) == (uint32_t)j.helpers - 1) *counter = 0; /* nobody looks at it any more */
+    const float *partial = a.partial + (int64_t)2 * j.first * size;
+    if (APART) dec_merge_apart<HD>(out, partial, j, hd, ng, sh->part, slots);
+    else dec_merge<HD>(out, partial, j, hd, ng, sh->part, slots);
     __syncthreads(); /* slots may be written again */
 }
 #endif
