@@ -22,7 +22,7 @@
 
 enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = LG_CUDA_SPREAD, DEC_WARPS = 12, DEC_HELPERS = 8 }; /* warps, helpers: at most */
 #ifndef DEC_MANY
-#define DEC_MANY 48 /* blocks of a segment from which on helpers merge it */
+#define DEC_MANY 16 /* blocks of a segment from which on helpers merge it: twice as many as helpers, so that most blocks wait for nobody */
 #endif
 
 typedef struct dec_args {
