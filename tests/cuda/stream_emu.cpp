@@ -69,7 +69,43 @@ static void release(lg_cuda_weight *w) {
     cudaFree(w->super);
 }
 
-static bool test(lg_dtype t, const shape &s) {
+/* A product whose result y [n] is left as f16 too, times norm where it is given: its bytes, or NULL where they are not y's. */
+static uint8_t *make_f16(const lg_cuda_env *e, float *y, const float *norm, int64_t n) {
+    const int64_t tiles = n / 16;
+    uint8_t *raw = make_raw(LG_DTYPE_Q8_0, n, 256), *to = (uint8_t *)room(lg_cuda_f16_bytes(n));
+    lg_cuda_weight p = packed(LG_DTYPE_Q8_0, raw, n, 256);
+    lg_weight w = {};
+    const lg_weight *pw = &w;
+    float *x = floats(256, -1, 1);
+    w.dtype = LG_DTYPE_Q8_0;
+    w.n_out = n;
+    w.n_in = 256;
+    w.packed = &p;
+    const lg_cuda_in in = { x, NULL, 0, NULL, 1 };
+    const lg_cuda_f16 f16 = { NULL, to, norm };
+    bool ok = lg_cuda_stream(e, &in, &f16, &pw, &y, 1, false, false);
+    for (int64_t i = 0; i < tiles && ok; i++) {
+        const float *side = (const float *)(to + tiles * 32) + 2 * i;
+        double sum = 0, squares = 0, top = 0;
+        for (int r = 0; r < 16; r++) {
+            const double v = (double)lg_base_f16_to_f32(((const uint16_t *)to)[i * 16 + r]), f = (double)y[i * 16 + r], want = f * (norm ? (double)norm[i * 16 + r] : 1);
+            top = fmax(top, fabs(v));
+            sum += v * (double)side[0];
+            squares += f * f;
+            ok = ok && fabs(v * (double)side[0] - want) <= (double)side[0] * 0.5;
+        }
+        ok = ok && top >= 511 && top <= 1024 && fabs(sum - (double)side[1]) <= 1e-3 * (double)side[0] && fabs(squares / (double)((const float *)(to + tiles * 40))[i] - 1) < 1e-4;
+    }
+    release(&p);
+    cudaFree(raw);
+    cudaFree(x);
+    if (ok) return to;
+    cudaFree(to);
+    return NULL;
+}
+
+/* given: the input comes as f16. */
+static bool test(lg_dtype t, const shape &s, bool given) {
     const int64_t n_in = s.n_in;
     lg_cuda_weight p[3];
     lg_weight w[3] = {};
@@ -81,6 +117,8 @@ static bool test(lg_dtype t, const shape &s) {
     e.n_sm = s.n_sm;
     e.smem_max = 227 << 10;
     *index = 2;
+    lg_cuda_f16 f16 = {};
+    if (given && !(f16.from = make_f16(&e, x + 2 * n_in, s.norm ? norm : NULL, n_in))) return printf("stream_emu: the f16 row of %lld numbers is wrong\n", (long long)n_in), false;
     for (int64_t i = 0; i < n_in; i++) ss += (double)x[2 * n_in + i] * (double)x[2 * n_in + i];
     for (int64_t i = 0; i < n_in; i++) nx[i] = s.norm ? (float)((double)x[2 * n_in + i] / sqrt(ss / (double)n_in + 1e-5)) * norm[i] : x[2 * n_in + i];
     for (int k = 0; k < s.n; k++) {
@@ -106,7 +144,7 @@ static bool test(lg_dtype t, const shape &s) {
     float *second = y[1];
     if (s.gate_up) y[1] = y[0];
     const lg_cuda_in in = { x, s.norm ? norm : NULL, 1e-5f, index, 1 };
-    const bool taken = lg_cuda_stream(&e, &in, pw, y, s.n, s.gate_up, s.add);
+    const bool taken = lg_cuda_stream(&e, &in, &f16, pw, y, s.n, s.gate_up, s.add);
     for (int64_t o = 0; s.gate_up && o < s.n_out[0]; o++) want[0][o] = (float)((double)want[0][o] / (1 + exp(-(double)want[0][o])) * (double)want[1][o]);
     for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) {
         double d = 0, all = 0;
@@ -119,13 +157,14 @@ static bool test(lg_dtype t, const shape &s) {
         worst = worst != worst || err <= worst ? worst : err; /* one that is no number stays */
     }
     const bool ok = taken && worst < 6e-3;
-    if (!ok) printf("stream_emu: %s, %d weights of %lld x %lld%s%s%s, %d multiprocessors: %s, error %.2e\n", lg_base_dtype(t)->name, s.n, (long long)s.n_out[0], (long long)n_in,
-                    s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", norm" : "", s.n_sm, taken ? "wrong" : "not taken", worst);
+    if (!ok) printf("stream_emu: %s, %d weights of %lld x %lld%s%s%s%s, %d multiprocessors: %s, error %.2e\n", lg_base_dtype(t)->name, s.n, (long long)s.n_out[0], (long long)n_in,
+                    s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", norm" : "", given ? ", f16" : "", s.n_sm, taken ? "wrong" : "not taken", worst);
     for (int k = 0; k < s.n; k++) {
         release(&p[k]);
         cudaFree(k == 1 ? second : y[k]);
         cudaFree(want[k]);
     }
+    cudaFree((void *)f16.from);
     cudaFree(x);
     cudaFree(norm);
     cudaFree(nx);
@@ -243,8 +282,10 @@ int main(void) {
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         for (size_t k = 0; k < sizeof shapes / sizeof shapes[0]; k++) {
             if (lg_base_row_bytes(types[i], shapes[k].n_in) < 0) continue;
-            cases++;
-            failed += !test(types[i], shapes[k]);
+            for (int given = 0; given < (types[i] > LG_DTYPE_BF16 && types[i] != LG_DTYPE_Q6_K && shapes[k].n_in % 32 == 0 ? 2 : 1); given++) {
+                cases++;
+                failed += !test(types[i], shapes[k], given != 0);
+            }
         }
     static const shape several[] = {
         { 3, { 121, 16, 33 }, 512, false, false, true, 3 },

@@ -2,9 +2,8 @@
  *
  * One block of 8 warps a multiprocessor. Tiles of 16 weight rows are dealt out to the blocks in turn; of each tile every warp takes its
  * units (runs of records) and goes on to the next tile without waiting for the others: the sums of warps meet once for 16 tiles. A warp's
- * ring is always full of what it will take next, across tiles, and is filled before the kernel waits for the one before it: quantised weights by
- * bulk copies that one lane asks for, which loads of the input need not queue behind, rows by copies of 16 bytes a lane. The input is brought
- * into its form by every block for itself. */
+ * ring is always full of what it will take next, across tiles, and is filled before the kernel waits for the one before it. The input is
+ * brought into its form by every block for itself; the product before may have left it as f16, 16 numbers scaled at a time (a tile's results). */
 #include "ops/cuda/stream.cuh"
 #include <string.h>
 
@@ -14,13 +13,13 @@
 enum { WARPS = 8, THREADS = WARPS * 32, RED = 16, /* tiles whose sums of warps wait in shared memory */
        LEAST = STREAM_LEAST };             /* bytes of weights; with fewer a ring is not worth filling */
 
-/* A record: 16 rows and 32 columns of a row-major weight, or a chunk of a quantised one; its bytes (super: of two chunks). */
+/* A record: 16 rows and 32 columns of a row-major weight, or a chunk of a quantised one; its bytes in shared memory. */
 template <int T> struct record {
     typedef lg_fmt<T> F;
     static constexpr int codes = F::rows ? 1024 : F::code_bytes * 64, high = F::rows ? 0 : F::high_bytes * 64, scale = F::rows ? 0 : F::scale_bytes * 16,
-                         super = F::rows ? 0 : F::super_bytes * 16, pair = 2 * (codes + high + scale) + super;
+                         super = F::rows ? 0 : F::super_bytes * 16, more = high + scale + super, bytes = codes + more;
 };
-/* A stage of a warp's ring holds C records side by side in one tile, [C] codes [C] high [C] scale [C / 2] super; a unit is a run of stages that a warp takes at once. A block takes more
+/* A stage of a warp's ring holds C records side by side in one tile; a unit is a run of stages that a warp takes at once. A block takes more
  * than half of a multiprocessor: two of the kernel behind it would gather where blocks leave first. Beside it a block of selection fits. */
 template <int T> struct ring {
 #ifdef LG_CUDA_ARCH_90a
@@ -28,12 +27,18 @@ template <int T> struct ring {
 #else
     static constexpr int room = 48 << 10;
 #endif
-    static constexpr bool four = !lg_fmt<T>::rows && room / WARPS / (2 * record<T>::pair) >= 3; /* where three such stages fit */
-    static constexpr int C = four ? 4 : 2, stage = C / 2 * record<T>::pair, depth = room / WARPS / stage, bytes = WARPS * depth * stage;
-    static constexpr int high = C * record<T>::codes, scale = high + C * record<T>::high, super = scale + C * record<T>::scale; /* where they stand */
-    static constexpr bool bulk = LG_BULK && !lg_fmt<T>::rows;
-    static constexpr int before = bulk ? depth : depth * (lg_fmt<T>::rows ? 3 : 2) / 4; /* stages asked for before the input: behind all copies of lanes it came late */
+    static constexpr bool four = !lg_fmt<T>::rows && room / WARPS / (4 * record<T>::bytes) >= 3; /* where three such stages fit */
+    static constexpr int C = four ? 4 : 2, stage = C * record<T>::bytes, depth = room / WARPS / stage, bytes = WARPS * depth * stage;
+    static constexpr int before = depth * (lg_fmt<T>::rows ? 3 : 2) / 4; /* stages asked for before the input: behind all of them it came late */
 };
+
+/* n numbers as f16, each 16 times the power of two that lays their largest in [512, 1024); for 16: what undoes it and the sum of the numbers
+ * (as rounded), and the sum of squares of what the norm is of. */
+typedef struct f16_row { uint16_t *x; float *side, *squares; } f16_row;
+static f16_row f16_at(const uint8_t *p, int n) {
+    const int64_t tiles = (n + 15) / 16;
+    return p ? f16_row{ (uint16_t *)p, (float *)(p + tiles * 32), (float *)(p + tiles * 40) } : f16_row{ NULL, NULL, NULL };
+}
 
 typedef struct stream_args {
     lg_part p[3];
@@ -45,6 +50,8 @@ typedef struct stream_args {
     const float *x, *norm;
     const int32_t *row;
     float eps;
+    f16_row from, to;                   /* x NULL: not there */
+    const float *to_norm;
 } stream_args;
 
 /* Of weights that share an input: whose tiles an item is among. */
@@ -55,38 +62,31 @@ static __device__ __forceinline__ int part_of(const stream_args &a, int item) {
 }
 static __device__ __forceinline__ int tile_of(const stream_args &a, int item, int which) { return item - (which && a.span == 1 ? a.p[which - 1].tile_end : 0); }
 
-/* Bytes that lie together, a multiple of 16, from the weights into a stage. By the whole warp; bulk: they count at `bar`. */
-template <bool BULK> static __device__ __forceinline__ void copy_run(lg_smem to, const uint8_t *from, int bytes, lg_smem bar) {
-    const int lane = threadIdx.x & 31;
-    if (BULK) {
-        if (lane == 0) lg_bulk(to, from, (uint32_t)bytes, bar);
-        return;
-    }
-    for (int k = lane * 16; k < bytes; k += 512) lg_copy16(to + k, from + k, 16);
-}
-
-/* The weights a warp asks for: where it stands in the block's list, and the addresses in that tile (of a row-major weight: the lane's). */
+/* The weights a warp asks for: where it stands in the block's list, and the lane's addresses in that tile. */
 template <int T> struct walk {
     typedef lg_fmt<T> F;
     typedef record<T> R;
-    typedef ring<T> S;
+    static constexpr int N_CODE = F::rows ? 2 : 1, N_MORE = (R::more + 511) / 512;
     int item, s, unit;                  /* s: of the item's tiles */
     int at, end;                        /* stages of the unit */
-    const uint8_t *code, *code8, *high, *scale, *super; /* code8: row g + 8 */
+    const uint8_t *code[N_CODE], *more[N_MORE ? N_MORE : 1];
 
     __device__ __forceinline__ void aim(const stream_args &a) {
         const int lane = threadIdx.x & 31, which = a.span == 2 ? s : part_of(a, item), tile = tile_of(a, item, which);
         const lg_part &w = a.p[which];
         if constexpr (F::rows) { /* a lane reads back what it copied */
             const int64_t r0 = min(tile * 16 + (lane >> 2), w.n_out - 1), r1 = min(tile * 16 + 8 + (lane >> 2), w.n_out - 1);
-            code = w.codes + (r0 * a.n_in + (lane & 3) * 8) * 2;
-            code8 = w.codes + (r1 * a.n_in + (lane & 3) * 8) * 2;
+            code[0] = w.codes + (r0 * a.n_in + (lane & 3) * 8) * 2;
+            code[N_CODE - 1] = w.codes + (r1 * a.n_in + (lane & 3) * 8) * 2;
         } else {
             const int64_t rec = (int64_t)tile * a.n_chunk;
-            code = w.codes + rec * R::codes;
-            high = w.high + rec * R::high;
-            scale = w.scale + rec * R::scale;
-            super = w.super + (int64_t)tile * ((a.n_chunk + 1) >> 1) * R::super;
+            code[0] = w.codes + rec * R::codes + lane * 16;
+#pragma unroll
+            for (int i = 0; i < N_MORE; i++) { /* high, scale, super: 16 bytes a lane */
+                const int k = i * 512 + lane * 16;
+                more[i] = k < R::high ? w.high + rec * R::high + k : k < R::high + R::scale ? w.scale + rec * R::scale + (k - R::high)
+                        : w.super + (int64_t)tile * ((a.n_chunk + 1) >> 1) * R::super + (k - R::high - R::scale);
+            }
         }
     }
     __device__ __forceinline__ void begin(const stream_args &a) {
@@ -111,57 +111,57 @@ template <int T> struct walk {
         end = min(at + a.run, a.n_stage);
     }
     /* Its next records into the stage at `to`, then on. */
-    __device__ __forceinline__ void fetch(const stream_args &a, lg_smem to, lg_smem bar) {
+    __device__ __forceinline__ void fetch(const stream_args &a, lg_smem to) {
         if (item < a.n_item) {
-            const int lane = threadIdx.x & 31, first = at * S::C, n = min(S::C, a.n_piece - first);
-            if constexpr (F::rows) {
+            const int lane = threadIdx.x & 31;
 #pragma unroll
-                for (int c = 0; c < S::C; c++) {
-                    if (c >= n) break;
-                    const int64_t piece = first + c;
+            for (int c = 0; c < ring<T>::C; c++, to += R::bytes) {
+                const int piece = at * ring<T>::C + c;
+                if (piece >= a.n_piece) break;
+                if constexpr (F::rows) {
                     const uint32_t size = piece * 32 + (lane & 3) * 8 < a.n_in ? 16 : 0;
-                    lg_copy16(to + c * R::codes + lane * 16, code + (size ? piece * 64 : 0), size);
-                    lg_copy16(to + c * R::codes + 512 + lane * 16, code8 + (size ? piece * 64 : 0), size);
+                    lg_copy16(to + lane * 16, code[0] + (size ? piece * 64 : 0), size);
+                    lg_copy16(to + 512 + lane * 16, code[N_CODE - 1] + (size ? piece * 64 : 0), size);
+                } else {
+#pragma unroll
+                    for (int i = 0; i < R::codes / 512; i++) lg_copy16(to + i * 512 + lane * 16, code[0] + (int64_t)piece * R::codes + i * 512, 16);
+#pragma unroll
+                    for (int i = 0; i < N_MORE; i++) {
+                        const int k = i * 512 + lane * 16, step = k < R::high ? piece * R::high : k < R::high + R::scale ? piece * R::scale : (piece >> 1) * R::super;
+                        if (k < R::more) lg_copy16(to + R::codes + k, more[i] + step, 16);
+                    }
                 }
-            } else {
-                const int n_super = (n + 1) >> 1;
-                if (S::bulk && lane == 0) lg_bar_arrive(bar, (uint32_t)(n * (R::codes + R::high + R::scale) + n_super * R::super));
-                copy_run<S::bulk>(to, code + (int64_t)first * R::codes, n * R::codes, bar);
-                if (R::high) copy_run<S::bulk>(to + S::high, high + (int64_t)first * R::high, n * R::high, bar);
-                copy_run<S::bulk>(to + S::scale, scale + (int64_t)first * R::scale, n * R::scale, bar);
-                if (R::super) copy_run<S::bulk>(to + S::super, super + (int64_t)(first >> 1) * R::super, n_super * R::super, bar);
             }
             if (++at == end) {
                 unit += WARPS;
                 settle(a, false);
             }
         }
-        if (!S::bulk) lg_cp_commit();
+        lg_cp_commit();
     }
 };
 
-/* What lg_multiply takes, from record c of a stage. */
+/* What lg_multiply takes, from a record in the ring. */
 template <int T>
-static __device__ __forceinline__ void take(lg_hold<T> &o, const uint8_t *from, int c, int lane) {
+static __device__ __forceinline__ void take(lg_hold<T> &o, const uint8_t *r, int lane) {
     typedef lg_fmt<T> F;
     typedef record<T> R;
-    typedef ring<T> S;
     const int g = lane >> 2;
 #pragma unroll
-    for (int i = 0; i < R::codes / 512; i++) o.c[i] = *(const uint4 *)(from + c * R::codes + i * 512 + lane * 16);
+    for (int i = 0; i < R::codes / 512; i++) o.c[i] = *(const uint4 *)(r + i * 512 + lane * 16);
     if (F::rows) return;
-    const uint8_t *h = from + S::high + c * R::high, *s = from + S::scale + c * R::scale, *d = from + S::super + (c >> 1) * R::super;
     if (F::five) {
-        o.h[0] = *(const uint32_t *)(h + lane * 4);
-        o.h[1] = *(const uint32_t *)(h + 128 + lane * 4);
+        o.h[0] = *(const uint32_t *)(r + R::codes + lane * 4);
+        o.h[1] = *(const uint32_t *)(r + R::codes + 128 + lane * 4);
     }
     if (F::q6) {
-        const uint2 a = *(const uint2 *)(h + lane * 8), b = *(const uint2 *)(h + 256 + lane * 8);
+        const uint2 a = *(const uint2 *)(r + R::codes + lane * 8), b = *(const uint2 *)(r + R::codes + 256 + lane * 8);
         o.h[0] = a.x;
         o.h[1] = b.x;
         o.h[2] = a.y;
         o.h[3] = b.y;
     }
+    const uint8_t *s = r + R::codes + R::high, *d = s + R::scale;
     if (F::pair) {
         o.s[0] = *(const uint4 *)(s + g * 16);
         o.s[F::pair ? 1 : 0] = *(const uint4 *)(s + (g + 8) * 16);
@@ -184,14 +184,36 @@ static __device__ __forceinline__ float old_of(const stream_args &a, int first) 
     const int row = (first + ((int)threadIdx.x >> 4) * (int)gridDim.x) * 16 + ((int)threadIdx.x & 15);
     return a.add && row < a.p[0].n_out ? __ldcg(a.p[0].out + row) : 0.0f;
 }
+/* Beside the result v of the thread's row: half a warp has a tile. Dead rows are zeros. */
+static __device__ __forceinline__ void put_f16(const stream_args &a, float v, int row, bool live) {
+    const float by = a.to_norm && live ? a.to_norm[row] : 1.0f, h = live ? v * by : 0.0f;
+    float top = fabsf(h), squares = live ? v * v : 0.0f, s = 1.0f;
+#pragma unroll
+    for (int m = 8; m; m >>= 1) {
+        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, m));
+        squares += __shfl_xor_sync(0xffffffffu, squares, m);
+    }
+    if (top > 0) s = lg_group_scale(top);
+    const __half rounded = __float2half_rn(h * s);
+    float sum = __half2float(rounded);
+#pragma unroll
+    for (int m = 8; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, m);
+    if (!live) return;
+    a.to.x[row] = __half_as_ushort(rounded);
+    if (row & 15) return;
+    const float undo = 1.0f / s;
+    *(float2 *)(a.to.side + (row >> 4) * 2) = make_float2(undo, sum * undo);
+    a.to.squares[row >> 4] = squares;
+}
 /* The sums of k tiles, the first one of item `first`: warps added up and written. By the whole block; red may be written again afterwards. */
-static __device__ __forceinline__ void put_sums(const stream_args &a, const float *red, int first, int k, float factor, float old) {
+template <bool WITH> static __device__ __forceinline__ void put_sums(const stream_args &a, const float *red, int first, int k, float factor, float old) {
     const int j = (int)threadIdx.x >> 4, r = threadIdx.x & 15, item = first + j * (int)gridDim.x;
     const int which = part_of(a, item), row = tile_of(a, item, which) * 16 + r;
+    const bool live = j * a.span < k && row < a.p[which].n_out;
+    float v = 0.0f, up = 0.0f;
     __syncthreads();
-    if (j * a.span < k && row < a.p[which].n_out) {
+    if (live) {
         const float *from = red + j * a.span * WARPS * 16 + r;
-        float v = 0.0f, up = 0.0f;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) v += from[w * 16];
         v *= factor;
@@ -200,9 +222,58 @@ static __device__ __forceinline__ void put_sums(const stream_args &a, const floa
             for (int w = 0; w < WARPS; w++) up += from[(WARPS + w) * 16];
             v = v / (1.0f + __expf(-v)) * (up * factor);
         }
-        a.p[which].out[row] = old + v;
+        v += old;
+        a.p[which].out[row] = v;
     }
+    if (WITH && a.to.x) put_f16(a, v, row, live);
     __syncthreads();
+}
+
+/* The input from f16: groups of 32 are two of 16, brought to the larger one's scale. Returns the thread's part of the sum of squares. */
+template <typename B> static __device__ __forceinline__ float take_f16(uint16_t *xs, float *side, const stream_args &a, const lg_form f, B behind) {
+    const int tid = threadIdx.x, n_slot = a.n_chunk * 16;
+    float ss = 0;
+    int first = tid;
+#pragma unroll 1
+    do {
+        uint4 in[7];
+        float4 by[7]; /* what undoes the scale, sum: of 16, of the next 16 */
+#pragma unroll
+        for (int i = 0; i < 7; i++) {
+            const int slot = first + i * THREADS;
+            in[i] = make_uint4(0, 0, 0, 0);
+            by[i] = make_float4(1, 0, 1, 0);
+            if (slot * 8 < a.n_in) {
+                in[i] = __ldcg((const uint4 *)a.from.x + slot);
+                by[i] = __ldcg((const float4 *)a.from.side + (slot >> 2));
+            }
+        }
+        if (first == tid) {
+            if (a.norm)
+                for (int i = tid; i * 16 < a.n_in; i += THREADS) ss += __ldcg(a.from.squares + i);
+            behind();
+        }
+#pragma unroll
+        for (int i = 0; i < 7; i++) {
+            const int slot = first + i * THREADS;
+            if (slot >= n_slot) break;
+            const float undo = fmaxf(by[i].x, by[i].z), again = __uint_as_float(0x7F000000u - __float_as_uint(undo)); /* 1 / undo */
+            const float to = (slot & 2 ? by[i].z : by[i].x) * again;
+            const __half2 even = __float2half2_rn(to), odd = __float2half2_rn(f.sixteenth ? to * 0.0625f : to);
+            __half2 v[4];
+            memcpy(v, &in[i], 16);
+            v[0] = __hmul2(v[0], even);
+            v[1] = __hmul2(v[1], odd);
+            v[2] = __hmul2(v[2], even);
+            v[3] = __hmul2(v[3], odd);
+            memcpy(&in[i], v, 16);
+            *(uint4 *)(xs + slot * 8) = in[i];
+            if ((slot & 3) == 0)
+                *(float4 *)(side + slot) = make_float4(undo, 0.0f, (by[i].y + by[i].w) * (f.zero != 0 ? -f.zero * again : 1.0f) * (1.0f / 16777216.0f), 0.0f);
+        }
+        first += 7 * THREADS;
+    } while (first < n_slot);
+    return ss;
 }
 
 template <int T>
@@ -211,62 +282,56 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
     typedef ring<T> R;
     constexpr int C = R::C, SIDE = lg_side_floats(F::q6);
     LG_SMEM(ring_s);                                    /* [WARPS][depth][stage] */
-    uint8_t *bars = ring_s + R::bytes;                  /* [WARPS][depth] of 8 bytes */
-    float *red = (float *)(bars + WARPS * R::depth * 8); /* [RED][WARPS][16] */
+    float *red = (float *)(ring_s + R::bytes);          /* [RED][WARPS][16] */
     float *tmp = red + RED * WARPS * 16;                /* [WARPS] */
     float *side = tmp + WARPS;                          /* [n_side] */
     uint16_t *xs = (uint16_t *)(side + a.n_side);
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3, pair0 = 0;
     const uint8_t *mine = ring_s + warp * R::depth * R::stage;
-    const lg_smem mine_at = lg_smem_of(mine), bar = lg_smem_of(bars + warp * R::depth * 8);
+    const lg_smem mine_at = lg_smem_of(mine);
     walk<T> ahead;
     ahead.begin(a);
-    if (R::bulk && lane == 0) /* who asks; the others wait behind the block's barrier */
-#pragma unroll
-        for (int i = 0; i < R::depth; i++) lg_bar_init(bar + (lg_smem)(i * 8));
-    const auto fetch = [&](int i) { ahead.fetch(a, mine_at + (lg_smem)(i * R::stage), bar + (lg_smem)(i * 8)); };
 #pragma unroll 1
-    for (int i = 0; i < R::before; i++) fetch(i);
-    if (a.norm && (blockIdx.x * THREADS + tid) * 32 < (unsigned)a.n_in) lg_prefetch(a.norm + (blockIdx.x * THREADS + tid) * 32);
+    for (int i = 0; i < R::before; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
+    if (a.norm && !a.from.x && (blockIdx.x * THREADS + tid) * 32 < (unsigned)a.n_in) lg_prefetch(a.norm + (blockIdx.x * THREADS + tid) * 32);
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 
     const auto rest = [&] {
 #pragma unroll 1
-        for (int i = R::before; i < R::depth; i++) fetch(i);
+        for (int i = R::before; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
     };
     const float *x = a.x + (a.row ? *a.row : 0) * (int64_t)a.n_in;
-    lg_warp_sum(tmp, a.norm ? lg_prepare_row<THREADS, 2>(xs, side, 1, 0, x, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest)
-                            : lg_prepare_row<THREADS, 7>(xs, side, 1, 0, x, NULL, a.n_in, a.n_chunk, lg_form_of<T>(), rest)); /* 4096 and 14336 numbers are a round */
+    constexpr bool F16 = !F::rows && !F::q6; /* may come so */
+    float ss;
+    if (F16 && a.from.x) ss = take_f16(xs, side, a, lg_form_of<T>(), rest);
+    else ss = a.norm ? lg_prepare_row<THREADS, 2>(xs, side, 1, 0, x, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest)
+                     : lg_prepare_row<THREADS, 7>(xs, side, 1, 0, x, NULL, a.n_in, a.n_chunk, lg_form_of<T>(), rest); /* 4096 and 14336 numbers are a round */
+    lg_warp_sum(tmp, ss);
     __syncthreads();
     const float factor = (a.norm ? lg_norm_factor<WARPS>(tmp, a.eps, a.n_in) : 1.0f) * (F::rows ? 1.0f : 16777216.0f);
     const uint16_t *x_lane = xs + t * 8; /* (lanes of columns other than the first feed zeros) */
     int unit = warp, stage = 0, k = 0, begun = blockIdx.x;
-    uint32_t turn = 0; /* of the ring: even or odd */
     float old = old_of(a, begun);
     for (int item = begun; item < a.n_item; item += gridDim.x)
         for (int s = 0; s < a.span; s++) {
             float acc[1][4] = { { 0.0f, 0.0f, 0.0f, 0.0f } };
             for (; unit < a.n_unit; unit += WARPS)
                 for (int at = unit * a.run, end = min(at + a.run, a.n_stage); at < end; at++) {
-                    if (R::bulk) lg_bar_wait(bar + (lg_smem)(stage * 8), turn);
-                    else lg_copy_wait<R::depth - 1>();
-                    if (!F::rows && !R::bulk) __syncwarp();
+                    lg_copy_wait<R::depth - 1>();
+                    if (!F::rows) __syncwarp();
 #pragma unroll
                     for (int c = 0; c < C; c++) {
                         const int piece = at * C + c;
                         if (piece < a.n_piece) {
                             lg_hold<T> o;
-                            take<T>(o, mine + stage * R::stage, c, lane);
+                            take<T>(o, mine + stage * R::stage + c * record<T>::bytes, lane);
                             lg_multiply<T, 1, true>(acc, o, x_lane + piece * (F::rows ? 32 : LG_CHUNK), side + piece * (F::rows ? 1 : 4) * SIDE, &pair0, SIDE, 0, g == 0);
                         }
                     }
                     if (!F::rows) __syncwarp();
-                    fetch(stage);
-                    if (++stage == R::depth) {
-                        stage = 0;
-                        turn ^= 1;
-                    }
+                    ahead.fetch(a, mine_at + (lg_smem)(stage * R::stage));
+                    stage = stage + 1 == R::depth ? 0 : stage + 1;
                 }
             unit -= a.n_unit;
             if (t == 0) {
@@ -274,7 +339,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
                 red[(k * WARPS + warp) * 16 + g + 8] = acc[0][2];
             }
             if (++k == RED || (s + 1 == a.span && item + (int)gridDim.x >= a.n_item)) {
-                put_sums(a, red, begun, k, factor, old);
+                put_sums<!F::rows>(a, red, begun, k, factor, old);
                 k = 0;
                 begun = item + (int)gridDim.x;
                 old = old_of(a, begun);
@@ -306,7 +371,7 @@ template <int T> static bool launch(const lg_cuda_env *e, stream_args *a) {
     static int8_t ready[16]; /* of a device */
     int device = 0;
     a->n_side = T == LG_DTYPE_BF16 ? 0 : a->n_chunk * 4 * lg_side_floats(lg_fmt<T>::q6);
-    const int64_t smem = ring<T>::bytes + WARPS * ring<T>::depth * 8 + (int64_t)(RED * WARPS * 16 + WARPS + a->n_side) * 4 + (int64_t)a->n_chunk * LG_CHUNK * 2;
+    const int64_t smem = ring<T>::bytes + (int64_t)(RED * WARPS * 16 + WARPS + a->n_side) * 4 + (int64_t)a->n_chunk * LG_CHUNK * 2;
     if (smem > e->smem_max) return false;
     cudaGetDevice(&device);
     if (device >= 16) return false;
@@ -323,7 +388,7 @@ bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w) {
     return e->compute != LG_COMPUTE_F32 && w->dtype != LG_DTYPE_F32 && w->n_in % 8 == 0 && packed(w)->bytes >= LEAST;
 }
 
-bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
+bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_cuda_f16 *f16, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
     stream_args a;
     int64_t bytes = 0;
     const lg_cuda_weight *w0 = packed(w[0]);
@@ -337,6 +402,9 @@ bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_weight 
     a.row = in->row;
     a.norm = in->norm;
     a.eps = in->eps;
+    a.from = f16_at(f16->from, a.n_in);
+    a.to = f16_at(f16->to, w0->n_out);
+    a.to_norm = f16->norm;
     for (int i = 0; i < n; i++) {
         const lg_cuda_weight *p = packed(w[i]);
         a.n_item = gate_up ? p->n_tile : a.n_item + p->n_tile;

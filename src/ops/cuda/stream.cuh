@@ -25,6 +25,12 @@ template <int T> static __host__ __device__ __forceinline__ constexpr lg_form lg
 }
 static __host__ __device__ __forceinline__ constexpr int lg_side_floats(bool half_groups) { return half_groups ? 8 : 4; }
 
+/* 2^(9 - exponent of the largest) */
+static __device__ __forceinline__ float lg_group_scale(float top) {
+    const int e = 263 - (int)((__float_as_uint(top) >> 23) & 255);
+    return __uint_as_float((uint32_t)(e < 1 ? 1 : e > 253 ? 253 : e) << 23);
+}
+
 /* Row n, by the whole block: xs [n_chunk*128] (groups f.group apart), side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
  * first half, then of the second). AHEAD: times 8 numbers a thread asks for at once; `behind` comes after the first of them. Returns the
  * thread's part of the sum of squares. */
@@ -78,11 +84,7 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
                 for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(v[e]));
                 top = fmaxf(top, __shfl_xor_sync(mask, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(mask, top, 2));
-                if (top > 0) { /* 2^(9 - exponent of the largest) */
-                    int e = 263 - (int)((__float_as_uint(top) >> 23) & 255);
-                    e = e < 1 ? 1 : e > 253 ? 253 : e;
-                    s = __uint_as_float((uint32_t)e << 23);
-                }
+                if (top > 0) s = lg_group_scale(top);
 #pragma unroll
                 for (int e = 0; e < 8; e++) {
                     const float h = __half2float(__float2half_rn(v[e] * s));
