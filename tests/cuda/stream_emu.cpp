@@ -69,8 +69,8 @@ static void release(lg_cuda_weight *w) {
     cudaFree(w->super);
 }
 
-/* A product whose result y [n] is left as f16 too, times norm where it is given: its bytes, or NULL where they are not y's. */
-static uint8_t *make_f16(const lg_cuda_env *e, float *y, const float *norm, int64_t n) {
+/* A product whose result y [n] is left as f16 too: its bytes, or NULL where they are not y's. */
+static uint8_t *make_f16(const lg_cuda_env *e, float *y, int64_t n) {
     const int64_t tiles = n / 16;
     uint8_t *raw = make_raw(LG_DTYPE_Q8_0, n, 256), *to = (uint8_t *)room(lg_cuda_f16_bytes(n));
     lg_cuda_weight p = packed(LG_DTYPE_Q8_0, raw, n, 256);
@@ -82,19 +82,18 @@ static uint8_t *make_f16(const lg_cuda_env *e, float *y, const float *norm, int6
     w.n_in = 256;
     w.packed = &p;
     const lg_cuda_in in = { x, NULL, 0, NULL, 1 };
-    const lg_cuda_f16 f16 = { NULL, to, norm };
+    const lg_cuda_f16 f16 = { NULL, to };
     bool ok = lg_cuda_stream(e, &in, &f16, &pw, &y, 1, false, false);
     for (int64_t i = 0; i < tiles && ok; i++) {
         const float *side = (const float *)(to + tiles * 32) + 2 * i;
-        double sum = 0, squares = 0, top = 0;
+        double sum = 0, top = 0;
         for (int r = 0; r < 16; r++) {
-            const double v = (double)lg_base_f16_to_f32(((const uint16_t *)to)[i * 16 + r]), f = (double)y[i * 16 + r], want = f * (norm ? (double)norm[i * 16 + r] : 1);
+            const double v = (double)lg_base_f16_to_f32(((const uint16_t *)to)[i * 16 + r]);
             top = fmax(top, fabs(v));
             sum += v * (double)side[0];
-            squares += f * f;
-            ok = ok && fabs(v * (double)side[0] - want) <= (double)side[0] * 0.5;
+            ok = ok && fabs(v * (double)side[0] - (double)y[i * 16 + r]) <= (double)side[0] * 0.5;
         }
-        ok = ok && top >= 511 && top <= 1024 && fabs(sum - (double)side[1]) <= 1e-3 * (double)side[0] && fabs(squares / (double)((const float *)(to + tiles * 40))[i] - 1) < 1e-4;
+        ok = ok && top >= 511 && top <= 1024 && fabs(sum - (double)side[1]) <= 1e-3 * (double)side[0];
     }
     release(&p);
     cudaFree(raw);
@@ -118,7 +117,7 @@ static bool test(lg_dtype t, const shape &s, bool given) {
     e.smem_max = 227 << 10;
     *index = 2;
     lg_cuda_f16 f16 = {};
-    if (given && !(f16.from = make_f16(&e, x + 2 * n_in, s.norm ? norm : NULL, n_in))) return printf("stream_emu: the f16 row of %lld numbers is wrong\n", (long long)n_in), false;
+    if (given && !(f16.from = make_f16(&e, x + 2 * n_in, n_in))) return printf("stream_emu: the f16 row of %lld numbers is wrong\n", (long long)n_in), false;
     for (int64_t i = 0; i < n_in; i++) ss += (double)x[2 * n_in + i] * (double)x[2 * n_in + i];
     for (int64_t i = 0; i < n_in; i++) nx[i] = s.norm ? (float)((double)x[2 * n_in + i] / sqrt(ss / (double)n_in + 1e-5)) * norm[i] : x[2 * n_in + i];
     for (int k = 0; k < s.n; k++) {
@@ -277,12 +276,14 @@ int main(void) {
         { 1, { 90 }, 2560, false, true, false, 7 },         /* fewer tiles than multiprocessors */
         { 1, { 90 }, 3584, false, false, true, 1 },
         { 1, { 57 }, 1512, false, true, true, 2 },          /* row-major only */
+        { 1, { 48 }, 1440, false, true, false, 2 },         /* a part of a chunk */
+        { 1, { 24 }, 15360, false, false, false, 1 },       /* input in several rounds */
     };
     int cases = 0, failed = 0;
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         for (size_t k = 0; k < sizeof shapes / sizeof shapes[0]; k++) {
             if (lg_base_row_bytes(types[i], shapes[k].n_in) < 0) continue;
-            for (int given = 0; given < (types[i] > LG_DTYPE_BF16 && types[i] != LG_DTYPE_Q6_K && shapes[k].n_in % 32 == 0 ? 2 : 1); given++) {
+            for (int given = 0; given < (types[i] > LG_DTYPE_BF16 && types[i] != LG_DTYPE_Q6_K && !shapes[k].norm && shapes[k].n_in % 32 == 0 ? 2 : 1); given++) {
                 cases++;
                 failed += !test(types[i], shapes[k], given != 0);
             }

@@ -698,10 +698,7 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     n->sums_bytes = max64(n->sums_bytes, (chunk * 4 * (MAX_COLS / 2) * lg_side_floats(true) + 16) * 4);
     n->y_bytes = max64(n->y_bytes, n_tok * w->n_out * 4);
     n->lora_bytes = max64(n->lora_bytes, min64(n_tok, 65535) * LG_LORA_RANK * 4);
-    if (n_tok == 1 && !wide) { /* f16 rows between products */
-        n->ready_bytes = max64(n->ready_bytes, lg_cuda_f16_bytes(w->n_out));
-        n->x_bytes = max64(n->x_bytes, lg_cuda_f16_bytes(w->n_out));
-    }
+    if (n_tok == 1 && !wide) n->ready_bytes = max64(n->ready_bytes, lg_cuda_f16_bytes(w->n_out)); /* decode_one */
     if (n_tok > 1 && n_tok <= MAX_COLS && !wide) { /* decode_rows: inputs and twins, whole chunks */
         const int64_t out = (w->n_out + LG_CHUNK - 1) / LG_CHUNK, beside = lg_beside((int)n_tok) * LG_CHUNK * 2;
         n->ready_bytes = max64(n->ready_bytes, out * beside);
@@ -716,14 +713,13 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
 
 static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in) { return k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows == in->n_tok && !in->row; }
 
-/* One row of input. norm: as in lg_cuda_out, for one weight. */
-static bool decode_one(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, int nw, bool add, const float *norm) {
-    const bool codes = !row_major(w[0]->dtype), twin = has_twin(k, in), takes = twin && codes && w[0]->dtype != LG_DTYPE_Q6_K;
-    const bool leaves = codes && (nw == 2 || norm) && w[0]->n_out % 32 == 0;
-    uint8_t *to = twin && k->twin.at == k->ready ? k->x : k->ready;
-    const lg_cuda_f16 f16 = { takes ? k->twin.at : NULL, leaves ? to : NULL, norm };
+/* One row of input. Gate and up leave f16 for down; o and down leaving it for what follows lost more than that won. */
+static bool decode_one(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, int nw, bool add) {
+    const bool codes = !row_major(w[0]->dtype), leaves = codes && nw == 2 && w[0]->n_out % 32 == 0;
+    const bool takes = codes && w[0]->dtype != LG_DTYPE_Q6_K && has_twin(k, in) && !in->norm;
+    const lg_cuda_f16 f16 = { takes ? k->twin.at : NULL, leaves ? k->ready : NULL };
     if (!lg_cuda_stream(e, in, &f16, w, y, n, nw == 2, add)) return false;
-    if (leaves) k->left = lg_cuda_twin{ y[0], norm, 1, to };
+    if (leaves) k->left = lg_cuda_twin{ y[0], NULL, 1, k->ready };
     return true;
 }
 
@@ -761,8 +757,8 @@ static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
         if (in->row) one.row = in->row + first;
         else one.x = in->x + first * p0->n_in;
         for (int i = 0; i < n; i++) to[i] = y[i] + first * w[i]->n_out;
-        if (in->n_tok == 1 && decode_one(e, k, in, w, y, n, nw, add, norm)) return;
-        const lg_cuda_f16 none = { NULL, NULL, NULL };
+        if (in->n_tok == 1 && decode_one(e, k, in, w, y, n, nw, add)) return;
+        const lg_cuda_f16 none = { NULL, NULL };
         if (in->n_tok > 1 && lg_cuda_stream(e, &one, &none, w, to, n, nw == 2, add)) return;
     }
     product_args a = {};

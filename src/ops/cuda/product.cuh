@@ -62,10 +62,10 @@ void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int
 
 /* stream.cu: the same for one row of input and weights of one format; gate_up: y[0] = silu(W[0] in)*(W[1] in). false, and nothing launched,
  * where the weights are too small or the input too wide for it.
- * from: the input as f16 that the product before left, or NULL. to, or NULL: where y[0] goes as f16 too, as it is or times norm [n_out]. For
- * quantised weights (from: but Q6_K); n numbers, a multiple of 32, take lg_cuda_f16_bytes. */
-typedef struct lg_cuda_f16 { const uint8_t *from; uint8_t *to; const float *norm; } lg_cuda_f16;
-static inline int64_t lg_cuda_f16_bytes(int64_t n) { return (n + 15) / 16 * 44; }
+ * from: the input as f16 that the product before left, or NULL (no norm then). to, or NULL: where y[0] goes as f16 too. For quantised weights
+ * (from: but Q6_K); n numbers, a multiple of 32, take lg_cuda_f16_bytes. */
+typedef struct lg_cuda_f16 { const uint8_t *from; uint8_t *to; } lg_cuda_f16;
+static inline int64_t lg_cuda_f16_bytes(int64_t n) { return (n + 15) / 16 * 40; }
 bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w); /* whether it takes this weight alone */
 bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_cuda_f16 *f16, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 

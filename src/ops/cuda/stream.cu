@@ -3,7 +3,7 @@
  * One block of 8 warps a multiprocessor. Tiles of 16 weight rows are dealt out to the blocks in turn; of each tile every warp takes its
  * units (runs of records) and goes on to the next tile without waiting for the others: the sums of warps meet once for 16 tiles. A warp's
  * ring is always full of what it will take next, across tiles, and is filled before the kernel waits for the one before it. The input is
- * brought into its form by every block for itself; the product before may have left it as f16, 16 numbers scaled at a time (a tile's results). */
+ * brought into its form by every block for itself; gate and up leave it for down as f16, 16 numbers (a tile's) scaled at a time. */
 #include "ops/cuda/stream.cuh"
 #include <string.h>
 
@@ -29,15 +29,13 @@ template <int T> struct ring {
 #endif
     static constexpr bool four = !lg_fmt<T>::rows && room / WARPS / (4 * record<T>::bytes) >= 3; /* where three such stages fit */
     static constexpr int C = four ? 4 : 2, stage = C * record<T>::bytes, depth = room / WARPS / stage, bytes = WARPS * depth * stage;
-    static constexpr int before = depth * (lg_fmt<T>::rows ? 3 : 2) / 4; /* stages asked for before the input: behind all of them it came late */
 };
 
-/* n numbers as f16, each 16 times the power of two that lays their largest in [512, 1024); for 16: what undoes it and the sum of the numbers
- * (as rounded), and the sum of squares of what the norm is of. */
-typedef struct f16_row { uint16_t *x; float *side, *squares; } f16_row;
+/* n numbers as f16, each 16 times the power of two that lays their largest in [512, 1024); for 16: what undoes it and the sum of the numbers, as rounded. */
+typedef struct f16_row { uint16_t *x; float *side; } f16_row;
 static f16_row f16_at(const uint8_t *p, int n) {
     const int64_t tiles = (n + 15) / 16;
-    return p ? f16_row{ (uint16_t *)p, (float *)(p + tiles * 32), (float *)(p + tiles * 40) } : f16_row{ NULL, NULL, NULL };
+    return p ? f16_row{ (uint16_t *)p, (float *)(p + tiles * 32) } : f16_row{ NULL, NULL };
 }
 
 typedef struct stream_args {
@@ -46,12 +44,12 @@ typedef struct stream_args {
     int32_t n_in, n_chunk, n_piece;     /* n_piece: records of a tile */
     int32_t n_stage, run, n_unit;       /* of a tile: stages, stages of a unit, units */
     int32_t n_side;                     /* floats beside the input */
+    int32_t before;                     /* stages asked for before the input */
     bool add;
     const float *x, *norm;
     const int32_t *row;
     float eps;
     f16_row from, to;                   /* x NULL: not there */
-    const float *to_norm;
 } stream_args;
 
 /* Of weights that share an input: whose tiles an item is among. */
@@ -186,15 +184,11 @@ static __device__ __forceinline__ float old_of(const stream_args &a, int first) 
 }
 /* Beside the result v of the thread's row: half a warp has a tile. Dead rows are zeros. */
 static __device__ __forceinline__ void put_f16(const stream_args &a, float v, int row, bool live) {
-    const float by = a.to_norm && live ? a.to_norm[row] : 1.0f, h = live ? v * by : 0.0f;
-    float top = fabsf(h), squares = live ? v * v : 0.0f, s = 1.0f;
+    float top = live ? fabsf(v) : 0.0f, s = 1.0f;
 #pragma unroll
-    for (int m = 8; m; m >>= 1) {
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, m));
-        squares += __shfl_xor_sync(0xffffffffu, squares, m);
-    }
+    for (int m = 8; m; m >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, m));
     if (top > 0) s = lg_group_scale(top);
-    const __half rounded = __float2half_rn(h * s);
+    const __half rounded = __float2half_rn(live ? v * s : 0.0f);
     float sum = __half2float(rounded);
 #pragma unroll
     for (int m = 8; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, m);
@@ -203,7 +197,6 @@ static __device__ __forceinline__ void put_f16(const stream_args &a, float v, in
     if (row & 15) return;
     const float undo = 1.0f / s;
     *(float2 *)(a.to.side + (row >> 4) * 2) = make_float2(undo, sum * undo);
-    a.to.squares[row >> 4] = squares;
 }
 /* The sums of k tiles, the first one of item `first`: warps added up and written. By the whole block; red may be written again afterwards. */
 template <bool WITH> static __device__ __forceinline__ void put_sums(const stream_args &a, const float *red, int first, int k, float factor, float old) {
@@ -229,14 +222,13 @@ template <bool WITH> static __device__ __forceinline__ void put_sums(const strea
     __syncthreads();
 }
 
-/* The input from f16: groups of 32 are two of 16, brought to the larger one's scale. Returns the thread's part of the sum of squares. */
-template <typename B> static __device__ __forceinline__ float take_f16(uint16_t *xs, float *side, const stream_args &a, const lg_form f, B behind) {
+/* The input from f16: groups of 32 are two of 16, brought to the larger one's scale. `behind` as in lg_prepare_row. */
+template <typename B> static __device__ __forceinline__ void take_f16(uint16_t *xs, float *side, const stream_args &a, const lg_form f, B behind) {
     const int tid = threadIdx.x, n_slot = a.n_chunk * 16;
-    float ss = 0;
     int first = tid;
 #pragma unroll 1
     do {
-        uint4 in[7];
+        uint4 in[7]; /* 14336 numbers are a round */
         float4 by[7]; /* what undoes the scale, sum: of 16, of the next 16 */
 #pragma unroll
         for (int i = 0; i < 7; i++) {
@@ -248,11 +240,7 @@ template <typename B> static __device__ __forceinline__ float take_f16(uint16_t 
                 by[i] = __ldcg((const float4 *)a.from.side + (slot >> 2));
             }
         }
-        if (first == tid) {
-            if (a.norm)
-                for (int i = tid; i * 16 < a.n_in; i += THREADS) ss += __ldcg(a.from.squares + i);
-            behind();
-        }
+        if (first == tid) behind();
 #pragma unroll
         for (int i = 0; i < 7; i++) {
             const int slot = first + i * THREADS;
@@ -273,7 +261,6 @@ template <typename B> static __device__ __forceinline__ float take_f16(uint16_t 
         }
         first += 7 * THREADS;
     } while (first < n_slot);
-    return ss;
 }
 
 template <int T>
@@ -292,19 +279,19 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
     walk<T> ahead;
     ahead.begin(a);
 #pragma unroll 1
-    for (int i = 0; i < R::before; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
-    if (a.norm && !a.from.x && (blockIdx.x * THREADS + tid) * 32 < (unsigned)a.n_in) lg_prefetch(a.norm + (blockIdx.x * THREADS + tid) * 32);
+    for (int i = 0; i < a.before; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
+    if (a.norm && (blockIdx.x * THREADS + tid) * 32 < (unsigned)a.n_in) lg_prefetch(a.norm + (blockIdx.x * THREADS + tid) * 32);
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 
     const auto rest = [&] {
 #pragma unroll 1
-        for (int i = R::before; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
+        for (int i = a.before; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
     };
     const float *x = a.x + (a.row ? *a.row : 0) * (int64_t)a.n_in;
     constexpr bool F16 = !F::rows && !F::q6; /* may come so */
-    float ss;
-    if (F16 && a.from.x) ss = take_f16(xs, side, a, lg_form_of<T>(), rest);
+    float ss = 0;
+    if (F16 && a.from.x) take_f16(xs, side, a, lg_form_of<T>(), rest);
     else ss = a.norm ? lg_prepare_row<THREADS, 2>(xs, side, 1, 0, x, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest)
                      : lg_prepare_row<THREADS, 7>(xs, side, 1, 0, x, NULL, a.n_in, a.n_chunk, lg_form_of<T>(), rest); /* 4096 and 14336 numbers are a round */
     lg_warp_sum(tmp, ss);
@@ -365,6 +352,9 @@ template <int T> static void cut(stream_args *a, int n_sm) {
         a->run = run;
     }
     a->n_unit = (a->n_stage + a->run - 1) / a->run;
+    /* The input comes late behind what was asked for before it: less where it is long, all where nothing else will be asked for. */
+    const bool all = !lg_fmt<T>::rows && (tiles * a->n_unit + WARPS - 1) / WARPS * a->run <= ring<T>::depth;
+    a->before = all ? ring<T>::depth : ring<T>::depth * (lg_fmt<T>::rows || a->from.x ? 3 : 2) / 4;
 }
 
 template <int T> static bool launch(const lg_cuda_env *e, stream_args *a) {
@@ -404,7 +394,6 @@ bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_cuda_f1
     a.eps = in->eps;
     a.from = f16_at(f16->from, a.n_in);
     a.to = f16_at(f16->to, w0->n_out);
-    a.to_norm = f16->norm;
     for (int i = 0; i < n; i++) {
         const lg_cuda_weight *p = packed(w[i]);
         a.n_item = gate_up ? p->n_tile : a.n_item + p->n_tile;
