@@ -8,7 +8,7 @@
 #include <string.h>
 
 #ifndef STREAM_LEAST
-#define STREAM_LEAST (4 << 20)
+#define STREAM_LEAST (128 << 10)
 #endif
 enum { WARPS = 8, THREADS = WARPS * 32, RED = 16, /* tiles whose sums of warps wait in shared memory */
        LEAST = STREAM_LEAST };             /* bytes of weights; with fewer a ring is not worth filling */
