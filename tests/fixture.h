@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "worsen.h"
 #include "file/file.h"
 
 #define FIXTURES "tests/fixtures/"
@@ -109,10 +110,6 @@ static inline lg_session *fx_session(lg_model *m, lg_session_params p) {
     return s;
 }
 
-/* Takes in an error; one that is no number stays. */
-static inline void fx_worsen(double *worst, double error) {
-    if (!isnan(*worst) && !(error <= *worst)) *worst = error;
-}
 static inline double fx_max_diff(const float *a, const float *b, int64_t n) {
     double worst = 0;
     for (int64_t i = 0; i < n; i++) {

@@ -12,15 +12,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include "ops/cuda/decode_ptx.cuh"
+#include "../worsen.h"
 #include "check.cuh"
 extern "C" {
 #include "ops/ref/ref.h"
 }
 
-/* Takes in an error; one that is no number stays. */
-static void worsen(double *worst, double error) {
-    if (*worst == *worst && !(error <= *worst)) *worst = error;
-}
 static float unit(void) { return (float)((double)(rnd() >> 40) / (double)(1 << 23) - 1.0); }
 
 static void down(void *dst, const void *src, int64_t n) { CUDA(cudaMemcpy(dst, src, (size_t)n, cudaMemcpyDeviceToHost)); }
@@ -258,7 +255,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
     double worst = 0, num = 0, den = 0;
     for (int64_t i = 0; i < nq; i++) {
         const double d = fabs((double)got[i] - want[i]);
-        worsen(&worst, d);
+        fx_worsen(&worst, d);
         num += d * d;
         den += (double)want[i] * want[i];
     }
@@ -293,7 +290,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
                         }
                     }
                     const double d = fabs((double)x[t] - (double)(float)(sum / c->group)) / (size > 0 ? size / c->group : 1); /* rounding grows with the terms */
-                    worsen(&worst_score, d);
+                    fx_worsen(&worst_score, d);
                 }
                 for (int32_t j = c->make[h]; j < c->make[h] + (c->spread ? c->n_make[h] : 1); j++) {
                     const int64_t slot = (int64_t)s * c->n_slot + j, budget = c->spread ? lg_ops_share(c->budget[s], least, c->slot[j]) : c->budget[s];

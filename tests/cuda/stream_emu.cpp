@@ -4,6 +4,7 @@
  * Several rows come as bf16: 1e-5; the twin they leave is the rounded result, or that times a norm with its squares.
  * (On a GPU: ops test.) The emulation has shuffles of whole warps only, so the number of chunks is even. */
 #include "ops/cuda/stream.cuh"
+#include "../worsen.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -62,6 +63,16 @@ static lg_cuda_weight packed(lg_dtype t, const uint8_t *raw, int64_t n_out, int6
     }
     return w;
 }
+/* The weight as products get it, packed in *p. */
+static lg_weight weight_of(lg_cuda_weight *p, lg_dtype t, const uint8_t *raw, int64_t n_out, int64_t n_in) {
+    lg_weight w = {};
+    *p = packed(t, raw, n_out, n_in);
+    w.dtype = t;
+    w.n_out = n_out;
+    w.n_in = n_in;
+    w.packed = p;
+    return w;
+}
 static void release(lg_cuda_weight *w) {
     cudaFree(w->codes);
     cudaFree(w->high);
@@ -73,14 +84,9 @@ static void release(lg_cuda_weight *w) {
 static uint8_t *make_f16(const lg_cuda_env *e, float *y, int64_t n) {
     const int64_t tiles = n / 16;
     uint8_t *raw = make_raw(LG_DTYPE_Q8_0, n, 256), *to = (uint8_t *)room(lg_cuda_f16_bytes(n));
-    lg_cuda_weight p = packed(LG_DTYPE_Q8_0, raw, n, 256);
-    lg_weight w = {};
-    const lg_weight *pw = &w;
+    lg_cuda_weight p;
+    const lg_weight w = weight_of(&p, LG_DTYPE_Q8_0, raw, n, 256), *pw = &w;
     float *x = floats(256, -1, 1);
-    w.dtype = LG_DTYPE_Q8_0;
-    w.n_out = n;
-    w.n_in = 256;
-    w.packed = &p;
     const lg_cuda_in in = { x, NULL, 0, NULL, 1 };
     const lg_cuda_f16 f16 = { NULL, to };
     bool ok = lg_cuda_stream(e, &in, &f16, &pw, &y, 1, false, false);
@@ -123,11 +129,7 @@ static bool test(lg_dtype t, const shape &s, bool given) {
     for (int k = 0; k < s.n; k++) {
         const int64_t n_out = s.n_out[k];
         uint8_t *raw = make_raw(t, n_out, n_in);
-        p[k] = packed(t, raw, n_out, n_in);
-        w[k].dtype = t;
-        w[k].n_out = n_out;
-        w[k].n_in = n_in;
-        w[k].packed = &p[k];
+        w[k] = weight_of(&p[k], t, raw, n_out, n_in);
         pw[k] = &w[k];
         y[k] = floats(n_out, -1, 1);
         want[k] = floats(n_out, 0, 0);
@@ -152,8 +154,7 @@ static bool test(lg_dtype t, const shape &s, bool given) {
             d += off * off;
             all += (double)want[k][o] * (double)want[k][o];
         }
-        const double err = sqrt(d / all);
-        worst = worst != worst || err <= worst ? worst : err; /* one that is no number stays */
+        fx_worsen(&worst, sqrt(d / all));
     }
     const bool ok = taken && worst < 6e-3;
     if (!ok) printf("stream_emu: %s, %d weights of %lld x %lld%s%s%s%s, %d multiprocessors: %s, error %.2e\n", lg_base_dtype(t)->name, s.n, (long long)s.n_out[0], (long long)n_in,
@@ -200,11 +201,7 @@ static bool test_rows(const shape &s, int n_tok) {
     for (int k = 0; k < s.n; k++) {
         const int64_t n_out = s.n_out[k];
         uint8_t *raw = make_raw(LG_DTYPE_BF16, n_out, n_in);
-        p[k] = packed(LG_DTYPE_BF16, raw, n_out, n_in);
-        w[k].dtype = LG_DTYPE_BF16;
-        w[k].n_out = n_out;
-        w[k].n_in = n_in;
-        w[k].packed = &p[k];
+        w[k] = weight_of(&p[k], LG_DTYPE_BF16, raw, n_out, n_in);
         pw[k] = &w[k];
         y[k] = floats(n_tok * n_out, -1, 1);
         want[k] = floats(n_tok * n_out, 0, 0);
@@ -246,8 +243,7 @@ static bool test_rows(const shape &s, int n_tok) {
             d += off * off;
             all += (double)want[k][o] * (double)want[k][o];
         }
-        const double err = sqrt(d / all);
-        worst = err <= worst ? worst : err; /* (also where it is no number) */
+        fx_worsen(&worst, sqrt(d / all));
     }
     const bool ok = taken && same && worst < 1e-5;
     if (!ok) printf("stream_emu: %d rows, %d weights of %lld x %lld%s%s%s, %d multiprocessors: %s, error %.2e%s\n", n_tok, s.n, (long long)s.n_out[0], (long long)n_in,

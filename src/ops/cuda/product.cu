@@ -210,8 +210,6 @@ void lg_cuda_weight_unbind(lg_weight *x) {
     x->packed_bytes = 0;
 }
 
-static const lg_cuda_weight *packed(const lg_weight *w) { return (const lg_cuda_weight *)w->packed; }
-
 static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float *side, float *inv, const float *x, const int32_t *row, const float *norm, float eps,
                                                             int n_in, int n_chunk, int stride, lg_form f) {
     __shared__ float tmp[WARPS];
@@ -643,7 +641,7 @@ template <int T> static __global__ void k_embed(float *x, lg_cuda_weight w, cons
 }
 void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok) {
     if (n_tok < 1) return;
-#define X(T) case T: lg_cuda_launch(k_embed<T>, dim3((unsigned)n_tok), dim3(128), 0, e->stream, true, x, *packed(w), ids); break;
+#define X(T) case T: lg_cuda_launch(k_embed<T>, dim3((unsigned)n_tok), dim3(128), 0, e->stream, true, x, *lg_cuda_packed(w), ids); break;
     switch (w->dtype) { EACH_FORMAT(X) default: break; }
 #undef X
 }
@@ -713,9 +711,9 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
 
 static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in) { return k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows == in->n_tok && !in->row; }
 
-/* One row of input. Gate and up leave f16 for down; o and down leaving it for what follows lost more than that won. */
-static bool decode_one(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, int nw, bool add) {
-    const bool codes = !row_major(w[0]->dtype), leaves = codes && nw == 2 && w[0]->n_out % 32 == 0;
+/* One row of input; whole: the op has no other. Gate and up leave f16 for down; o and down leaving it for what follows lost more than that won. */
+static bool decode_one(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, int nw, bool add, bool whole) {
+    const bool codes = !row_major(w[0]->dtype), leaves = whole && codes && nw == 2 && w[0]->n_out % 32 == 0;
     const bool takes = codes && w[0]->dtype != LG_DTYPE_Q6_K && has_twin(k, in) && !in->norm;
     const lg_cuda_f16 f16 = { takes ? k->twin.at : NULL, leaves ? k->ready : NULL };
     if (!lg_cuda_stream(e, in, &f16, w, y, n, nw == 2, add)) return false;
@@ -749,35 +747,28 @@ static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in 
 /* Up to 16 rows of input; same format. */
 static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t first, int n_tok, const lg_weight *const *w, float *const *y, int n, int nw, bool add,
                    const float *norm) {
-    const lg_cuda_weight *p0 = packed(w[0]);
-    if (n_tok == 1) {
-        lg_cuda_in one = *in;
-        float *to[3];
-        one.n_tok = 1;
-        if (in->row) one.row = in->row + first;
-        else one.x = in->x + first * p0->n_in;
-        for (int i = 0; i < n; i++) to[i] = y[i] + first * w[i]->n_out;
-        if (in->n_tok == 1 && decode_one(e, k, in, w, y, n, nw, add)) return;
-        const lg_cuda_f16 none = { NULL, NULL };
-        if (in->n_tok > 1 && lg_cuda_stream(e, &one, &none, w, to, n, nw == 2, add)) return;
-    }
+    const lg_cuda_weight *p0 = lg_cuda_packed(w[0]);
+    const bool whole = n_tok == in->n_tok;
+    lg_cuda_in part = *in;
+    float *to[3];
+    part.n_tok = n_tok;
+    if (in->row) part.row = in->row + first;
+    else part.x = in->x + first * p0->n_in;
+    for (int i = 0; i < n; i++) to[i] = y[i] + first * w[i]->n_out;
+    if (n_tok == 1 && decode_one(e, k, &part, w, to, n, nw, add, whole)) return;
     product_args a = {};
     a.n_in = p0->n_in;
     a.n_chunk = p0->n_chunk;
     a.n_tok = n_tok;
     a.stride = x_stride(a.n_chunk);
     a.add = add;
-    a.x = in->row ? in->x : in->x + first * a.n_in;
-    a.row = in->row ? in->row + first : NULL;
+    a.x = part.x;
+    a.row = part.row;
     a.norm = in->norm;
     a.eps = in->eps;
     a.n_part = n;
-    for (int i = 0; i < n; i++) {
-        const lg_cuda_weight *p = packed(w[i]);
-        a.n_tile = nw == 2 ? p->n_tile : a.n_tile + p->n_tile;
-        a.p[i] = lg_part{ p->codes, p->high, p->scale, p->super, y[i] + first * p->n_out, p->n_out, a.n_tile };
-    }
-    if (n_tok == in->n_tok && lg_cuda_streams_rows(e, w, n, n_tok, add)) decode_rows(e, k, in, &a, w, y, n, nw, norm);
+    a.n_tile = lg_parts(a.p, w, to, n, nw == 2);
+    if (whole && lg_cuda_streams_rows(e, w, n, n_tok, add)) decode_rows(e, k, in, &a, w, y, n, nw, norm);
     else run_product(e, k, p0->dtype, nw, &a);
 }
 
@@ -790,7 +781,7 @@ template <typename O> static O *rows(const lg_cuda_env *e, lg_cuda_work *k, cons
 }
 
 static void matrix(const lg_cuda_env *e, lg_cuda_work *k, lg_blas_kind kind, void *y, const void *x, const lg_weight *w, int64_t n_tok, bool add) {
-    const lg_cuda_weight *p = packed(w);
+    const lg_cuda_weight *p = lg_cuda_packed(w);
     const bool f32 = kind == LG_BLAS_F32;
     if (p->dtype == (f32 ? LG_DTYPE_F32 : LG_DTYPE_BF16)) {
         lg_cuda_blas_product(e->stream, kind, y, w->n_out, x, p->codes, n_tok, w->n_out, w->n_in, add);
@@ -835,7 +826,7 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
         if (how == EXACT || blas_f32(e, out[i].w)) {
             if (!plain) plain = in->norm || in->row ? rows<float>(e, k, in, n_in) : in->x;
             half = NULL;
-            if (how == EXACT) exact(e, out[i].y, plain, packed(out[i].w), in->n_tok, add);
+            if (how == EXACT) exact(e, out[i].y, plain, lg_cuda_packed(out[i].w), in->n_tok, add);
             else matrix(e, k, LG_BLAS_F32, out[i].y, plain, out[i].w, in->n_tok, add);
             continue;
         }

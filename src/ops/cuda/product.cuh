@@ -19,6 +19,7 @@ typedef struct lg_cuda_weight {
     uint8_t *codes, *high, *scale, *super;
     int64_t bytes;
 } lg_cuda_weight;
+static inline const lg_cuda_weight *lg_cuda_packed(const lg_weight *w) { return (const lg_cuda_weight *)w->packed; }
 
 /* Pinned double staging: host pages go up while the next piece is copied. */
 typedef struct lg_cuda_push { uint8_t *pin[2]; cudaEvent_t done[2]; int64_t piece; int turn; cudaStream_t stream; } lg_cuda_push;

@@ -335,8 +335,6 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
 }
 
 /* ---- host ---- */
-static const lg_cuda_weight *packed(const lg_weight *w) { return (const lg_cuda_weight *)w->packed; }
-
 /* How a tile is cut among warps. Rows of a row-major weight are read side by side by all warps; of packed records each warp takes runs, as
  * long as they may be with all warps at work (to go on to another tile costs about as much as a record). */
 template <int T> static void cut(stream_args *a, int n_sm) {
@@ -375,13 +373,13 @@ template <int T> static bool launch(const lg_cuda_env *e, stream_args *a) {
 }
 
 bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w) {
-    return e->compute != LG_COMPUTE_F32 && w->dtype != LG_DTYPE_F32 && w->n_in % 8 == 0 && packed(w)->bytes >= LEAST;
+    return e->compute != LG_COMPUTE_F32 && w->dtype != LG_DTYPE_F32 && w->n_in % 8 == 0 && lg_cuda_packed(w)->bytes >= LEAST;
 }
 
 bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_cuda_f16 *f16, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
     stream_args a;
     int64_t bytes = 0;
-    const lg_cuda_weight *w0 = packed(w[0]);
+    const lg_cuda_weight *w0 = lg_cuda_packed(w[0]);
     memset(&a, 0, sizeof a);
     a.n_in = w0->n_in;
     a.n_chunk = w0->n_chunk;
@@ -394,12 +392,8 @@ bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_cuda_f1
     a.eps = in->eps;
     a.from = f16_at(f16->from, a.n_in);
     a.to = f16_at(f16->to, w0->n_out);
-    for (int i = 0; i < n; i++) {
-        const lg_cuda_weight *p = packed(w[i]);
-        a.n_item = gate_up ? p->n_tile : a.n_item + p->n_tile;
-        a.p[i] = lg_part{ p->codes, p->high, p->scale, p->super, y[i], p->n_out, a.n_item };
-        bytes += p->bytes;
-    }
+    a.n_item = lg_parts(a.p, w, y, n, gate_up);
+    for (int i = 0; i < n; i++) bytes += lg_cuda_packed(w[i])->bytes;
     if (in->n_tok != 1 || bytes < LEAST || (add && n > 1)) return false;
     switch (w0->dtype) {
 #define X(T) case T: return launch<T>(e, &a);

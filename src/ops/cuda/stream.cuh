@@ -146,6 +146,16 @@ static __host__ __device__ __forceinline__ constexpr int64_t lg_beside_at(int be
 
 /* ---- weights ---- */
 typedef struct lg_part { const uint8_t *codes, *high, *scale, *super; float *out; int32_t n_out, tile_end; } lg_part; /* a weight of a launch; tile_end: of all parts so far */
+/* The parts of a launch; returns its tiles (of gate and up: those of one). */
+static inline int32_t lg_parts(lg_part *part, const lg_weight *const *w, float *const *y, int n, bool gate_up) {
+    int32_t end = 0;
+    for (int i = 0; i < n; i++) {
+        const lg_cuda_weight *p = lg_cuda_packed(w[i]);
+        end = gate_up ? p->n_tile : end + p->n_tile;
+        part[i] = lg_part{ p->codes, p->high, p->scale, p->super, y[i], p->n_out, end };
+    }
+    return end;
+}
 
 /* c += a b */
 template <bool BF16> static __device__ __forceinline__ void mma(float *c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {

@@ -210,8 +210,6 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
 }
 
 /* ---- host ---- */
-static const lg_cuda_weight *packed(const lg_weight *w) { return (const lg_cuda_weight *)w->packed; }
-
 template <int NT, int M> static void launch(const lg_cuda_env *e, rows_args *a) {
     typedef ring<NT, M> R;
     a->n_stage = (a->n_in + R::C * 32 - 1) / (R::C * 32);
@@ -226,7 +224,7 @@ bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n
     int64_t bytes = 0;
     for (int i = 0; i < n; i++) {
         if (w[i]->dtype != LG_DTYPE_BF16 || w[i]->n_in % 8) return false;
-        bytes += packed(w[i])->bytes;
+        bytes += lg_cuda_packed(w[i])->bytes;
     }
     return e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && !(add && n > 1) && shared <= e->smem_max;
 }
@@ -234,7 +232,7 @@ bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n
 void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
     rows_args a;
     memset(&a, 0, sizeof a);
-    a.n_in = packed(w[0])->n_in;
+    a.n_in = lg_cuda_packed(w[0])->n_in;
     a.n_part = n;
     a.n_tok = in->n_tok;
     a.add = add;
@@ -245,11 +243,7 @@ void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_
     a.twin = in->twin;
     a.twin_norm = in->twin ? in->twin_norm : NULL;
     a.twin_squares = in->twin_squares;
-    for (int i = 0; i < n; i++) {
-        const lg_cuda_weight *p = packed(w[i]);
-        a.n_item = gate_up ? p->n_tile : a.n_item + p->n_tile;
-        a.p[i] = lg_part{ p->codes, p->high, p->scale, p->super, y[i], p->n_out, a.n_item };
-    }
+    a.n_item = lg_parts(a.p, w, y, n, gate_up);
     if (in->n_tok <= 8) gate_up ? launch<1, 2>(e, &a) : launch<1, 1>(e, &a);
     else gate_up ? launch<2, 2>(e, &a) : launch<2, 1>(e, &a);
 }
