@@ -49,7 +49,7 @@ static double answer(lg_session *s, const lg_ids *q, const lg_ids *a, bool *em, 
     float *device = s->m->ops->alloc(s->m->ctx, bytes, false, NULL), *logits = lg_base_alloc(bytes);
     assert_true(device && logits);
     OK(lg_session_rewind(s, 0, 0, err));
-    OK(lg_session_chunk(s, 0, ids, n, a->n, device, err));
+    OK(lg_session_chunk(s, 0, ids, n, a->n, device, false, err));
     s->m->ops->download(s->m->ctx, logits, device, bytes);
     s->m->ops->free(s->m->ctx, device);
     *em = true;

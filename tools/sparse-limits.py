@@ -81,11 +81,24 @@ class Dense:
         return (q @ K[:, None].mT * self.m.scale).masked_fill(later, LOW).softmax(-1) @ V[:, None]
 
 
-class Hybrid:
-    """Attention by a donor map; variant: one of the names above, or None."""
+class Watch:
+    """Dense attention that keeps the attention mass of every KV head, mean over its query heads and over the rows."""
 
-    def __init__(self, model, roles, variant=None, rows=None):
-        self.m, self.map, self.variant, self.rows = model, roles, variant, rows
+    def __init__(self, model):
+        self.m, self.mass = model, []
+
+    def __call__(self, layer, q, K, V, pos):
+        later = torch.arange(K.shape[1]) > pos[:, None]
+        p = (q @ K[:, None].mT * self.m.scale).masked_fill(later, LOW).softmax(-1)
+        self.mass.append(p.mean((1, 2)))
+        return p @ V[:, None]
+
+
+class Hybrid:
+    """Attention by a donor map; variant: one of the names above, or None. keep: share of what a head chooses that it keeps by the masses `watched`."""
+
+    def __init__(self, model, roles, variant=None, rows=None, keep=0, watched=None):
+        self.m, self.map, self.variant, self.rows, self.keep, self.watched = model, roles, variant, rows, keep, watched
         self.share = roles.get("budget_share") or [[1] * model.n_kv] * model.n_layer
         self.scores = {}
 
@@ -97,9 +110,18 @@ class Hybrid:
         t = torch.arange(n)
         return ((t < self.map["sinks"]) | (t > pos[:, None] - recents)) & (t <= pos[:, None])
 
-    def chosen(self, score, pos, budget):
+    def kept(self, layer, head, budget, n):
+        """The tokens the head keeps, of those that were neither sinks nor recent when it was watched."""
+        mask, (sinks, recents) = torch.zeros(n, dtype=torch.bool), (self.map["sinks"], self.map["recents"])
+        count = math.floor((budget - sinks - recents) * self.keep)
+        if count > 0:
+            mass = self.watched[layer][head]
+            mask[sinks + mass[sinks:len(mass) - recents].topk(min(count, len(mass) - sinks - recents)).indices] = True
+        return mask
+
+    def chosen(self, score, pos, budget, kept=False):
         n = score.shape[1]
-        score = score.masked_fill(self.window(pos, n, self.map["recents"]), -LOW).masked_fill(torch.arange(n) > pos[:, None], LOW)
+        score = score.masked_fill(self.window(pos, n, self.map["recents"]) | kept, -LOW).masked_fill(torch.arange(n) > pos[:, None], LOW)
         mask = torch.zeros_like(score, dtype=torch.bool)
         return mask.scatter_(1, score.topk(min(budget, n), 1).indices, True) & (torch.arange(n) <= pos[:, None])
 
@@ -120,10 +142,11 @@ class Hybrid:
                 mask = self.chosen(score[h], pos, budget)
             elif self.variant == "own mass":
                 mask = self.chosen(a[h].softmax(-1).mean(0), pos, budget)
-            elif role == "window":
+            elif role == "window" and not (self.keep and self.variant == "windows too"):
                 mask = self.window(pos, n, budget - self.map["sinks"])
             else:
-                mask = self.chosen(self.scores[tuple(role)], pos, budget)
+                score_of = torch.arange(n).float().expand(len(pos), n) if role == "window" else self.scores[tuple(role)]
+                mask = self.chosen(score_of, pos, budget, self.kept(layer, h, budget, n))
             read = a[h].masked_fill(~mask, LOW)
             out[h] = read.softmax(-1) @ V[h]
             if self.variant and self.variant.startswith("mean of rest"):
@@ -154,6 +177,7 @@ def main():
     ap.add_argument("--ctx", type=int, default=4096)
     ap.add_argument("--positions", type=int, default=128)
     ap.add_argument("--threads", type=int, default=0)
+    ap.add_argument("--only", default="", help="rows whose names begin so, by commas")
     a = ap.parse_args()
     torch.set_grad_enabled(False)
     if a.threads:
@@ -169,14 +193,23 @@ def main():
         model.forward(x[:a.ctx], 0, None, before, want_logits=False)
         want = model.forward(x[a.ctx:a.ctx + n], a.ctx, before.rows, after)
 
-        def row(name, variant=None, every=n, rows=None):
+        def watch(start, w):
+            seen = Watch(model)
+            model.forward(x[start - w:start], start - w, [(K[:, :start - w], V[:, :start - w]) for K, V in after.rows], seen, want_logits=False)
+            return seen.mass
+
+        def row(name, variant=None, every=n, rows=None, keep=0, last=0):
+            if a.only and not name.startswith(tuple(a.only.split(","))):
+                return
             for b in range(0, n, every):
                 start = a.ctx + b
                 cache = [(K[:, :start], V[:, :start]) for K, V in after.rows]
-                got = model.forward(x[start:start + every], start, cache, Hybrid(model, roles, variant, rows))
+                got = model.forward(x[start:start + every], start, cache, Hybrid(model, roles, variant, rows, keep, watch(start, last) if last else None))
                 total.setdefault(name, []).append(compare(want[b:b + every], got))
 
         row("map")
+        for again in (n, 64, 32):
+            row(f"keep 1/2, every {again}", "windows too", every=again, keep=0.5, last=64)
         row("own set", "own set")
         row("own mass", "own mass")
         for every in (32, 16, 8):

@@ -142,6 +142,8 @@ typedef struct lg_hybrid_params { /* contract.md "Hybrid heads"; zero-initialise
     int64_t block;          /* granularity in tokens: 1, 16, 32 or 64 */
     int64_t correct_every;  /* 0: never */
     lg_correct correct;
+    double keep;            /* share of what a head chooses that it keeps from the last observation (docs/SPARSE.md, "Kept tokens"); < 0: roles file's, else 0 */
+    int64_t observe, refresh; /* tokens observed (1 to 64), tokens until they are observed anew; <= 0: roles file's, else 64 and 128 */
 } lg_hybrid_params;
 void lg_hybrid_defaults(lg_hybrid_params *p);
 
@@ -155,6 +157,8 @@ typedef struct lg_roles {
     int64_t n_retrieval;
     int64_t budget, sinks, recents; /* -1: absent */
     char family[33];
+    int64_t keep;           /* "keep": 1024ths, 0: nothing is kept */
+    int64_t observe, refresh; /* 0: absent */
     int32_t *share;         /* "budget_share": [n_layer * n_head_kv] 1024ths of what the budget holds beyond sinks and recents; NULL: all 1024 */
 } lg_roles;
 lg_status lg_roles_load(lg_roles **out, const char *path, lg_error *err);

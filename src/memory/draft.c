@@ -68,7 +68,7 @@ lg_status lg_memory_read_drafted(lg_asking *a, lg_reading *r, const lg_ids *from
             feed[k + 1] = from->data[at + k];
             k++;
         }
-        LG_TRY(lg_session_chunk(s, 0, feed, k + 1, k + 1, s->logits, err));
+        LG_TRY(lg_session_chunk(s, 0, feed, k + 1, k + 1, s->logits, false, err));
         r->out.decode_steps++;
         int64_t kept = 0;
         next = best(s->logits, n_vocab);

@@ -112,6 +112,13 @@ lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_erro
         if (!f->n_mem || !last) project(m, w, f, l, 0, n_raw, false);
         if (f->n_mem) project(m, w, f, l, n_raw, f->n_mem, true);
         if (f->on_query) LG_TRY(show_queries(m, w, f, l, err));
+        if (f->n_observe) {
+            const int64_t first = f->n_tok - f->n_observe;
+            o->observe(x, &(lg_op_observe){ .mass = f->mass, .ld = f->mass_ld, .q = w->q + first * nq, .kv = f->kv[l], .geom = f->geom, .seq = f->seqs,
+                .idx = f->idx + first, .n_tok = f->n_observe, .n_head = (int32_t)c->n_head, .scale = scale });
+            LG_TRY(o->sync(x, err));
+            LG_TRY(f->on_mass(f->on_mass_user, l, err));
+        }
         /* After the last layer's K and V only the rows whose logits are asked for matter. */
         int64_t t0 = 0, n = f->n_tok;
         if (last) {
@@ -120,7 +127,8 @@ lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_erro
             n -= t0;
         }
         const lg_spread *p = &f->spread;
-        const lg_spread spread = { p->slot, p->slot ? p->window + l * nkv : NULL, p->slot ? p->n_make + l * nkv : NULL, p->least };
+        const lg_spread spread = { p->slot, p->slot ? p->window + l * nkv : NULL, p->slot ? p->n_make + l * nkv : NULL, p->least,
+                                   p->latest, l ? 0 : p->n_latest };
         float *xs = w->x + t0 * c->n_embd, *att = w->att + t0 * nq, *h = w->h + t0 * c->n_ff;
         if (f->read)
             o->attend_hybrid(x, &(lg_op_attend_hybrid){ .out = att, .q = w->q + t0 * nq, .kv = f->kv[l], .geom = f->geom, .seqs = f->seqs,

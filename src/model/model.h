@@ -88,6 +88,7 @@ struct lg_model {
     void **owned; int64_t n_owned;       /* shape.c: random weights of a host back end */
 };
 
+typedef lg_status (*lg_mass_fn)(void *user, int64_t layer, lg_error *err); /* the masses of the layer are there */
 /* One forward pass of n_tok tokens through all layers. Every array is the caller's and lives until the call returns. */
 typedef struct lg_forward {
     int64_t n_tok;
@@ -101,8 +102,11 @@ typedef struct lg_forward {
     const int32_t *read, *make;          /* [n_layer, n_head_kv] */
     const int64_t *budget; const uint8_t *dense; /* [n_seq] */
     lg_sets sets; lg_select select;
-    lg_spread spread;                    /* window and n_make: [n_layer, n_head_kv] */
+    lg_spread spread;                    /* window and n_make: [n_layer, n_head_kv]; latest slots are filled in layer 0 */
     lg_query_fn on_query; void *on_query_user;
+    /* One sequence: attention masses of the last n_observe rows (lg_op_observe), told layer by layer. */
+    int64_t n_observe; float *mass; int64_t mass_ld; /* device [n_head_kv, mass_ld] */
+    lg_mass_fn on_mass; void *on_mass_user;
     const lg_lora_set *lora;             /* NULL: none */
     /* Compression: the last n_mem rows are memory tokens (their ids are 0). n_row must be 0. Their K, not rotated, and V of every
      * layer go to k_raw, v_raw: device memory [n_layer, n_mem, n_head_kv*head_dim] f32. The last layer stops there. */

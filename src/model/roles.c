@@ -184,6 +184,23 @@ static lg_status read_share(const reader *rd, const lg_json *list, lg_roles *r) 
     return st;
 }
 
+/* A share in whole 1024ths, as above. */
+static lg_status read_keep(const reader *rd, const lg_json *root, lg_roles *r) {
+    lg_status st;
+    double v = 0;
+    const lg_json *keep = lg_json_get(root, "keep");
+    if (keep && lg_json_typeof(keep) != LG_JSON_NULL && (!lg_json_num(keep, &v) || !(v >= 0 && v <= 1)))
+        return BAD(rd, "%s: key keep is no number from 0 to 1", rd->name);
+    r->keep = (int64_t)(v * LG_SHARE_ONE + 0.5);
+    LG_TRY(get_optional(rd, root, "observe", 1, &r->observe));
+    LG_TRY(get_optional(rd, root, "refresh", 1, &r->refresh));
+    if (r->observe > LG_OBSERVE_ROWS) return BAD(rd, "%s: key observe: %lld is above %d", rd->name, (long long)r->observe, LG_OBSERVE_ROWS);
+    if (r->observe < 0) r->observe = 0;
+    if (r->refresh < 0) r->refresh = 0;
+done:
+    return st;
+}
+
 static lg_status from_json(lg_roles **out, const char *name, const lg_json *root, lg_error *err) {
     lg_status st;
     lg_roles *r = NULL;
@@ -219,6 +236,7 @@ static lg_status from_json(lg_roles **out, const char *name, const lg_json *root
         LG_TRY(BAD(&rd, "%s: key n_retrieval is %lld, but %lld heads are", name, (long long)n_retrieval,
                    (long long)r->n_retrieval));
     LG_TRY(read_share(&rd, lg_json_get(root, "budget_share"), r));
+    LG_TRY(read_keep(&rd, root, r));
     LG_TRY(check_share(r, name, err));
     *out = r;
     r = NULL;
@@ -304,6 +322,9 @@ lg_status lg_roles_format(lg_text *out, const lg_roles *r, const lg_roles_notes 
     if (ok && r->budget >= 0) ok = lg_base_text_printf(out, ", \"budget\": %lld", (long long)r->budget);
     if (ok && r->sinks >= 0) ok = lg_base_text_printf(out, ", \"sinks\": %lld", (long long)r->sinks);
     if (ok && r->recents >= 0) ok = lg_base_text_printf(out, ", \"recents\": %lld", (long long)r->recents);
+    if (ok && r->keep) ok = lg_base_text_printf(out, ", \"keep\": %.10g", (double)r->keep / LG_SHARE_ONE);
+    if (ok && r->observe) ok = lg_base_text_printf(out, ", \"observe\": %lld", (long long)r->observe);
+    if (ok && r->refresh) ok = lg_base_text_printf(out, ", \"refresh\": %lld", (long long)r->refresh);
     ok = ok && put_rows(out, r, "roles", NULL, NULL);
     if (ok && r->share) ok = put_rows(out, r, "budget_share", NULL, r->share);
     if (ok && notes && notes->made) ok = lg_base_text_printf(out, ",\n \"made\": ") && lg_base_text_append(out, notes->made, (int64_t)strlen(notes->made));

@@ -20,8 +20,9 @@ typedef struct lg_weight {
 /* K and V of one layer: page p, head h, token t of the page: row (p*n_head_kv + h)*LG_PAGE + t, row_bytes each. */
 typedef struct lg_kv_layer { uint8_t *k, *v; } lg_kv_layer;
 typedef struct lg_kv_geom { lg_dtype dtype; int32_t n_head_kv, head_dim; int64_t row_bytes; } lg_kv_geom;
-/* One sequence's page table for this step. Rows 0..len-1 are valid (len counts tokens appended this step). */
-typedef struct lg_kv_seq { const int32_t *page; int64_t len; } lg_kv_seq;
+/* One sequence's page table for this step. Rows 0..len-1 are valid (len counts tokens appended this step). kept: what its sets keep whatever
+ * the scores: device memory [n_slot][sets.kept_words], bit u % 32 of word u / 32: block u; NULL: nothing. */
+typedef struct lg_kv_seq { const int32_t *page; int64_t len; const uint32_t *kept; } lg_kv_seq;
 
 /* Low-rank addition to a product, applied beside it: y += scale * B (A x). a, b: device memory, f32. rank 0: none.
  * packed: owned by the back end, set by lora_bind (which is NULL where a back end needs none), released by lora_unbind. */
@@ -71,13 +72,15 @@ typedef struct lg_op_attend {
 
 /* Token sets of a decode step, all in blocks of `block` tokens (1: tokens): block ids ascending.
  * Slot j of sequence s: ids at idx + (s*n_slot + j)*cap, count n[s*n_slot + j]. The last block may be partial. */
-typedef struct lg_sets { int32_t *idx; int32_t *n; int64_t cap; int32_t n_slot, block; } lg_sets;
+typedef struct lg_sets { int32_t *idx; int32_t *n; int64_t cap; int32_t n_slot, block; int64_t kept_words; } lg_sets;
 
 typedef struct lg_select {               /* how retrieval heads choose; specs 1.4 */
     lg_rule rule;
     double value;                        /* topp: p, threshold: tau (topk, ratio: the caller computed budget[s]) */
     float scale;                         /* topp, threshold */
     int64_t sinks, recents;              /* topk, ratio */
+    const uint32_t *kept;                /* topk, ratio: blocks that rank before all scores (one bit each), among themselves by score; NULL: none.
+                                          * In ops: NULL, each slot has its own (lg_kv_seq) */
 } lg_select;
 
 /* Budgets of their own for sets and windows (docs/SPARSE.md): shares, in LG_SHARE_ONEths, of what the step's budget holds beyond `least`
@@ -88,6 +91,7 @@ typedef struct lg_spread {
     const int32_t *window;               /* [n_head_kv] of a window head */
     const int32_t *n_make;               /* [n_head_kv] head h fills slots make[h] .. make[h] + n_make[h] - 1 from the same scores */
     int64_t least;
+    int32_t latest, n_latest;            /* this op also fills slots latest .. latest + n_latest - 1, where the score of a token is its position */
 } lg_spread;
 static inline int64_t lg_ops_share(int64_t budget, int64_t least, int64_t share) {
     return budget > least ? least + (budget - least) * share / LG_SHARE_ONE : budget;
@@ -103,7 +107,8 @@ enum { LG_HEAD_DENSE = -1, LG_HEAD_WINDOW = -2 };
  * read[h] = LG_HEAD_DENSE, LG_HEAD_WINDOW, or the set slot it reads; make[h] = slot to fill, or -1 (only with DENSE).
  * The score of token t is mean_g(q_g) . k_t (f32, raw); block score = max over its valid tokens; ties: lower position.
  * Budget in blocks: forced = blocks that hold the first `sinks` or last `recents` tokens; then best-scoring others while
- * the set has fewer than floor(budget/block) blocks. A slot filled in this op is read only by later ops.
+ * the set has fewer than floor(budget/block) blocks, kept ones before all. A slot filled in this op is read only by later ops. With shares,
+ * the slots of a head stand in this order: those that keep blocks, then those that keep none, from the smallest share on.
  * dense[s] != 0: this sequence's step is dense in all heads and makes no sets. */
 typedef struct lg_op_attend_hybrid {
     float *out; const float *q;          /* [n_seq, n_head*head_dim] */
@@ -116,6 +121,18 @@ typedef struct lg_op_attend_hybrid {
     int32_t n_head; float scale;
     lg_spread spread;
 } lg_op_attend_hybrid;
+
+enum { LG_OBSERVE_ROWS = 64 }; /* at most */
+/* Attention mass: mass[h * ld + t] = mean over the rows and over the query heads of KV head h of softmax(scale q . k)[t]; 0 where no row
+ * sees t. For t < seq->len. Rows as in attend, all of one sequence. */
+typedef struct lg_op_observe {
+    float *mass; int64_t ld;             /* device [n_head_kv, ld] */
+    const float *q;                      /* [n_tok, n_head*head_dim] */
+    lg_kv_layer kv; lg_kv_geom geom;
+    const lg_kv_seq *seq;
+    const int64_t *idx;                  /* [n_tok] row t sees cache rows 0..idx[t] */
+    int64_t n_tok; int32_t n_head; float scale;
+} lg_op_observe;
 
 typedef struct lg_op_product_add { float *y; const float *x; const lg_weight *w; int64_t n_tok; const lg_lora *lora; } lg_op_product_add; /* y[n_tok,n_out] += x W^T */
 typedef struct lg_op_gate_up { float *h; const float *x; const float *norm; float eps; const lg_weight *gate, *up; int64_t n_tok; const lg_lora *lora_gate, *lora_up; } lg_op_gate_up; /* silu(Wg n)*(Wu n) */
@@ -149,7 +166,7 @@ typedef struct lg_ops_ctx lg_ops_ctx;
 typedef struct lg_ops_config { const char *device; int n_threads; lg_compute compute; int64_t max_tok; } lg_ops_config;
 
 /* Which memory an argument lies in. Device memory (from alloc): x, q, att, h, logits, norms, biases, LoRA factors, k_raw, v_raw,
- * the cache, sets.idx and sets.n, kv_write's k and v. Host memory: everything else (ids, seq, idx, seqs and page tables, dst_*,
+ * the cache, sets.idx and sets.n, a sequence's kept, observe's mass, kv_write's k and v. Host memory: everything else (ids, seq, idx, seqs and page tables, dst_*,
  * rope tables, budget, dense, read, make, spread, row, id, draw, recent of argmax and sample). On a host back end both are the same. */
 typedef struct lg_ops {
     const char *name;
@@ -184,6 +201,7 @@ typedef struct lg_ops {
     void (*qkv)(lg_ops_ctx *c, const lg_op_qkv *a);
     void (*attend)(lg_ops_ctx *c, const lg_op_attend *a);
     void (*attend_hybrid)(lg_ops_ctx *c, const lg_op_attend_hybrid *a);
+    void (*observe)(lg_ops_ctx *c, const lg_op_observe *a);
     void (*product_add)(lg_ops_ctx *c, const lg_op_product_add *a);
     void (*gate_up)(lg_ops_ctx *c, const lg_op_gate_up *a);
     void (*logits)(lg_ops_ctx *c, const lg_op_logits *a);
@@ -207,6 +225,8 @@ bool lg_ops_device_line(int i, char *buf, size_t n, lg_error *err); /* what was 
 static inline int64_t lg_ops_half_place(int64_t i, int64_t head_dim, bool interleaved) {
     return interleaved ? i / 2 + i % 2 * (head_dim / 2) : i;
 }
+/* Whether unit u is among those of lg_select.kept. */
+static inline int lg_ops_kept(const uint32_t *kept, int64_t u) { return kept ? (int)(kept[u >> 5] >> (u & 31) & 1) : 0; }
 /* Cache rows <-> f32 (any lg_kv_geom dtype). */
 void lg_ops_kv_store(const lg_kv_geom *g, uint8_t *row, const float *src);
 void lg_ops_kv_load(const lg_kv_geom *g, float *dst, const uint8_t *row);

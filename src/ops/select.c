@@ -4,7 +4,7 @@
  * Units are blocks of `block` tokens (1: tokens); the last may be partial. A block's score is the largest score of its
  * tokens. Units are ranked by score, equal scores by position (the lower first); -0 equals +0.
  *   topk, ratio   the blocks that hold one of the first `sinks` or the last `recents` tokens are always in; then the best
- *                 others while the set has fewer than floor(budget / block) blocks.
+ *                 others, those that are kept before all, while the set has fewer than floor(budget / block) blocks.
  *   threshold     blocks that hold a token with p > tau, p = softmax over all TOKENS of scale * score; if there is none, the
  *                 block of the current token.
  *   topp          blocks in rank order while the probability mass of the blocks before is <= p (so at least one). */
@@ -62,10 +62,14 @@ static void choose_topk(float *unit, int64_t n, int64_t len, int64_t budget, int
     const int64_t sinks = min64(max64(s->sinks, 0), len), recents = min64(max64(s->recents, 0), len);
     const int64_t head = (sinks + block - 1) / block;                              /* units [0, head) are forced */
     const int64_t tail = max64(head, recents ? (len - recents) / block : n);       /* and [tail, n) */
-    int64_t n_heap = 0, left = budget / block - head - (n - tail);
-    for (int64_t u = head; u < tail; u++) heap[n_heap++] = (int32_t)u;
-    heapify(heap, n_heap, unit);
-    for (; left > 0 && n_heap > 0; left--) unit[pop(heap, &n_heap, unit)] = NAN;
+    int64_t n_heap, left = budget / block - head - (n - tail);
+    for (int kept = s->kept ? 1 : 0; kept >= 0; kept--) {
+        n_heap = 0;
+        for (int64_t u = head; u < tail; u++)
+            if (lg_ops_kept(s->kept, u) == kept) heap[n_heap++] = (int32_t)u;
+        heapify(heap, n_heap, unit);
+        for (; left > 0 && n_heap > 0; left--) unit[pop(heap, &n_heap, unit)] = NAN;
+    }
     for (int64_t u = 0; u < head; u++) unit[u] = NAN;
     for (int64_t u = tail; u < n; u++) unit[u] = NAN;
 }

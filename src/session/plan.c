@@ -14,6 +14,37 @@ static bool reads_from(const lg_session *s, int64_t i, int64_t donor) {
     return role->kind == LG_ROLE_DONOR && role->donor_layer * s->m->cfg.n_head_kv + role->donor_head == donor;
 }
 
+static int32_t new_slot(lg_session *s, int64_t head, int32_t share) {
+    const int64_t n_kv = s->m->cfg.n_head_kv;
+    s->slot_share[s->sets.n_slot] = share;
+    s->slot_layer[s->sets.n_slot] = (int32_t)(head / n_kv);
+    s->slot_head[s->sets.n_slot] = (int32_t)(head % n_kv);
+    return s->sets.n_slot++;
+}
+
+/* Where heads keep tokens, each has a set of its own. The last of a donor's slots keeps none and holds what all of them may choose; nobody
+ * reads it. A window is a set too, where a layer before it can make it. */
+static void make_keeping_slots(lg_session *s, int64_t n) {
+    const int64_t n_kv = s->m->cfg.n_head_kv;
+    for (int64_t d = 0; d < n; d++) {
+        int32_t most = -1;
+        s->make[d] = -1;
+        if (s->roles.role[d].kind != LG_ROLE_RETRIEVAL) continue;
+        for (int64_t i = (d / n_kv + 1) * n_kv; i < n; i++) {
+            if (!reads_from(s, i, d)) continue;
+            most = s->share[i] > most ? s->share[i] : most;
+            s->read[i] = new_slot(s, d, s->share[i]);
+            if (!s->n_make[d]++) s->make[d] = s->read[i];
+        }
+        if (most >= 0) new_slot(s, d, most);
+        s->n_make[d] += most >= 0;
+    }
+    s->spread.latest = s->sets.n_slot;
+    for (int64_t i = n_kv; i < n; i++)
+        if (s->roles.role[i].kind == LG_ROLE_WINDOW) s->read[i] = new_slot(s, i, s->share[i]);
+    s->spread.n_latest = s->sets.n_slot - s->spread.latest;
+}
+
 /* Slots in head order, those of one head in order of their shares. */
 static void make_slots(lg_session *s, int64_t n) {
     const int64_t n_kv = s->m->cfg.n_head_kv;
@@ -28,9 +59,7 @@ static void make_slots(lg_session *s, int64_t n) {
             for (int64_t i = (d / n_kv + 1) * n_kv; i < n; i++)
                 if (reads_from(s, i, d) && s->share[i] == next) s->read[i] = s->sets.n_slot;
             if (!s->n_make[d]++) s->make[d] = s->sets.n_slot;
-            s->slot_share[s->sets.n_slot] = (int32_t)next;
-            s->slot_layer[s->sets.n_slot] = (int32_t)(d / n_kv);
-            s->slot_head[s->sets.n_slot++] = (int32_t)(d % n_kv);
+            new_slot(s, d, (int32_t)next);
         }
     }
 }
@@ -64,15 +93,23 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
     if (!s->read || !s->make || !s->slot_layer || !s->slot_head || !s->share || !s->n_make || !s->slot_share || !s->roles.role)
         return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory");
     memcpy(s->roles.role, r->role, (size_t)n * sizeof(lg_role));
-    const bool spread = r->share && forced_rule(s);
+    const double keep = h->keep >= 0 ? h->keep : (double)r->keep / LG_SHARE_ONE;
+    if (!(keep >= 0 && keep <= 1)) return lg_base_fail(err, LG_ERR_USAGE, -1, "a share to keep of %g (0 to 1)", keep);
+    s->keep = forced_rule(s) ? (int64_t)(keep * LG_SHARE_ONE + 0.5) : 0;
+    s->observe = h->observe > 0 ? h->observe : r->observe > 0 ? r->observe : LG_OBSERVE_ROWS;
+    s->refresh = h->refresh > 0 ? h->refresh : r->refresh > 0 ? r->refresh : 2 * LG_OBSERVE_ROWS;
+    if (s->observe > LG_OBSERVE_ROWS) return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld tokens to observe (1 to %d)", (long long)s->observe, LG_OBSERVE_ROWS);
+    const bool spread = (r->share || s->keep) && forced_rule(s);
     for (int64_t i = 0; i < n; i++) {
         const lg_role *role = &s->roles.role[i];
         windows = windows || role->kind == LG_ROLE_WINDOW;
         s->read[i] = role->kind == LG_ROLE_RETRIEVAL ? LG_HEAD_DENSE : LG_HEAD_WINDOW; /* readers of sets: below */
-        s->share[i] = spread ? r->share[i] : LG_SHARE_ONE;
+        s->share[i] = r->share && spread ? r->share[i] : LG_SHARE_ONE;
         if (role->kind != LG_ROLE_RETRIEVAL) most = s->share[i] > most ? s->share[i] : most;
     }
-    make_slots(s, n);
+    if (s->keep) make_keeping_slots(s, n);
+    else make_slots(s, n);
+    if (!s->sets.n_slot) s->keep = 0;
 
     s->sinks = h->sinks >= 0 ? h->sinks : r->sinks >= 0 ? r->sinks : 128;
     s->recents = h->recents >= 0 ? h->recents : r->recents >= 0 ? r->recents : 256;
@@ -97,7 +134,10 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
     s->sets.block = (int32_t)h->block;
     if (spread) {
         const int64_t b = h->block, blocks = (s->sinks + b - 1) / b + (s->recents + 2 * b - 1) / b; /* that hold sinks or recents, at most */
-        s->spread = (lg_spread){ .slot = s->slot_share, .window = s->share, .n_make = s->n_make, .least = b == 1 ? least : blocks * b };
+        s->spread.slot = s->slot_share;
+        s->spread.window = s->share;
+        s->spread.n_make = s->n_make;
+        s->spread.least = b == 1 ? least : blocks * b;
     }
     const int64_t all = (s->p.n_ctx + h->block - 1) / h->block + 1;
     s->sets.cap = h->rule == LG_RULE_TOPK ? min64(all, lg_ops_budget(&s->spread, &most, 0, s->budget) / h->block + least / h->block + 4) : all;
@@ -117,10 +157,11 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
             if (!s->sets_n || !s->sets_idx) return lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory for the token sets");
         }
     }
-    return LG_OK;
+    return lg_session_kept_init(s, err);
 }
 
 void lg_session_plan_free(lg_session *s) {
+    lg_session_kept_free(s);
     lg_base_free(s->read);
     lg_base_free(s->make);
     lg_base_free(s->slot_layer);

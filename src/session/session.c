@@ -6,7 +6,7 @@
 enum { EVAL_ROWS = 64 };
 
 void lg_hybrid_defaults(lg_hybrid_params *p) {
-    *p = (lg_hybrid_params){ .budget = -1, .sinks = -1, .recents = -1, .rule = LG_RULE_TOPK, .block = 1, .correct = LG_CORRECT_STEP };
+    *p = (lg_hybrid_params){ .budget = -1, .sinks = -1, .recents = -1, .rule = LG_RULE_TOPK, .block = 1, .correct = LG_CORRECT_STEP, .keep = -1 };
 }
 void lg_session_defaults(lg_session_params *p) {
     *p = (lg_session_params){ .kv = LG_DTYPE_COUNT, .n_seq_max = 1 };
@@ -160,7 +160,7 @@ static lg_forward forward_of(lg_session *s, int64_t n_tok, int32_t n_seq) {
                          .idx = s->idx, .seqs = s->seqs, .n_seq = n_seq, .kv = s->kv, .geom = s->geom, .row = s->row, .lora = s->lora };
 }
 
-lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, lg_error *err) {
+lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, bool last, lg_error *err) {
     lg_timeline *q = &s->seq[seq];
     const int64_t at = q->len;
     lg_session_pages(s, q, at, at + n);
@@ -172,13 +172,29 @@ lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64
     f.logits = logits;
     f.on_query = s->on_query;
     f.on_query_user = s->on_query_user;
+    const bool observe = last && s->keep;
+    if (observe) {
+        lg_session_kept_begin(s, q, at + n);
+        f.n_observe = n < s->observe ? n : s->observe;
+        f.mass = s->mass;
+        f.mass_ld = s->p.n_ctx;
+        f.on_mass = lg_session_kept_mass;
+        f.on_mass_user = s;
+    }
     if (q->ids + at != ids) memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
     if (n_row == 1 && logits == s->logits && plan_draw(s, 0, q, at + n)) ask_next(s, &f);
     const lg_status st = lg_model_forward(s->m, &s->work, &f, err);
     if (st != LG_OK) return st;
+    if (observe) lg_session_kept_end(s, q);
     s->next_known = f.next != NULL;
     q->len = at + n;
     return LG_OK;
+}
+
+/* Tokens of the next chunk of n that are left: the last one holds all that is observed, where a chunk can. */
+static int64_t next_chunk(const lg_session *s, int64_t n) {
+    const int64_t k = n < s->p.chunk ? n : s->p.chunk;
+    return s->keep && k < n && n - k < s->observe && n - s->observe > 0 && s->observe <= s->p.chunk ? n - s->observe : k;
 }
 
 static lg_status prefill(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, lg_error *err) {
@@ -188,8 +204,8 @@ static lg_status prefill(lg_session *s, int64_t seq, const int32_t *ids, int64_t
     forget_logits(s);
     s->seq[seq].steps = 0;
     while (n > 0 && st == LG_OK) {
-        const int64_t k = n < s->p.chunk ? n : s->p.chunk;
-        st = lg_session_chunk(s, seq, ids, k, n == k, s->logits, err);
+        const int64_t k = next_chunk(s, n);
+        st = lg_session_chunk(s, seq, ids, k, n == k, s->logits, n == k, err);
         ids += k;
         n -= k;
         if (st == LG_OK) s->stats.prefill_tokens += k;
@@ -221,8 +237,10 @@ lg_status lg_session_sync(lg_session *s, int64_t seq, const int32_t *ids, int64_
     while (keep < n && keep < n_have && have[keep] == ids[keep]) keep++;
     if (keep == n && n_have == n && q->logit_row >= 0) return LG_OK;
     if (keep == n) keep = n - 1;
+    if (s->keep && keep > n - s->observe) keep = n > s->observe ? n - s->observe : 0; /* what is observed is read again */
     lg_session_drop(s, q, q->n_slot + keep);
     q->len = q->n_slot + keep;
+    lg_session_kept_cut(s, q);
     LG_TRY(prefill(s, seq, ids + keep, n - keep, err));
 done:
     return st;
@@ -243,9 +261,18 @@ lg_status lg_session_prefill_many(lg_session *s, const int32_t *seqs, const lg_i
         lg_session_drop(s, q, q->n_slot);
         q->len = q->n_slot;
         q->steps = 0;
+        lg_session_kept_cut(s, q);
     }
     forget_logits(s);
-    for (int64_t i = 0, at = 0; i < n;) { /* from token `at` of prompt i */
+    for (int64_t i = 0; s->keep && i < n; i++) { /* observed one by one */
+        for (int64_t at = 0, k; at < prompts[i].n; at += k) {
+            k = next_chunk(s, prompts[i].n - at);
+            LG_TRY(lg_session_chunk(s, seqs[i], prompts[i].data + at, k, at + k == prompts[i].n, NULL, at + k == prompts[i].n, err));
+            s->stats.prefill_tokens += k;
+        }
+        LG_TRY(ended(user, i, 1, err));
+    }
+    for (int64_t i = s->keep ? n : 0, at = 0; i < n;) { /* from token `at` of prompt i */
         const int64_t first = i;
         int64_t rows = 0, k = 0;
         int32_t part = 0; /* sequences in this pass */
@@ -275,15 +302,15 @@ done:
     return st;
 }
 
-/* Cache correction, reading B: the last correct_every tokens (this one included) run again as one dense chunk. */
-static lg_status rerun(lg_session *s, int64_t seq, int32_t id, float *logits, lg_error *err) {
+/* The last `want` tokens (this one included) run again as one dense chunk: cache correction, reading B, and observation. */
+static lg_status rerun(lg_session *s, int64_t seq, int32_t id, int64_t want, float *logits, lg_error *err) {
     lg_timeline *q = &s->seq[seq];
     q->ids[q->len] = id;
-    const int64_t to = q->len + 1, all = to - q->n_slot, n = s->p.hybrid.correct_every < all ? s->p.hybrid.correct_every : all, from = to - n;
+    const int64_t to = q->len + 1, all = to - q->n_slot, n = want < all ? want : all, from = to - n;
     q->len = from;
     for (int64_t at = from; at < to;) {
         const int64_t k = to - at < s->max_tok ? to - at : s->max_tok;
-        const lg_status st = lg_session_chunk(s, seq, q->ids + at, k, at + k == to, logits, err);
+        const lg_status st = lg_session_chunk(s, seq, q->ids + at, k, at + k == to, logits, at + k == to, err);
         if (st != LG_OK) return st;
         at += k;
     }
@@ -325,10 +352,10 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
     for (int64_t i = 0; i < n; i++) {
         lg_timeline *q = &s->seq[seqs[i]];
         const bool correct = s->roles.n_layer && h->correct_every > 0 && (q->steps + 1) % h->correct_every == 0;
-        if (correct && h->correct == LG_CORRECT_RERUN) continue;
+        if ((correct && h->correct == LG_CORRECT_RERUN) || lg_session_kept_due(s, q, q->len + 1)) continue;
         lg_session_pages(s, q, q->len, q->len + 1);
         place(s, k, seqs[i], (int32_t)k, ids[i], q->len);
-        s->seqs[k] = (lg_kv_seq){ .page = q->page, .len = q->len + 1 };
+        s->seqs[k] = (lg_kv_seq){ .page = q->page, .len = q->len + 1, .kept = q->kept };
         s->row[k] = (int32_t)k;
         s->batch[k] = (int32_t)i;
         q->ids[q->len] = ids[i];
@@ -361,7 +388,9 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
     for (int64_t i = 0, r = k; i < n && r < n; i++) {
         lg_timeline *q = &s->seq[seqs[i]];
         if (q->logit_row >= 0) continue;
-        LG_TRY(rerun(s, seqs[i], ids[i], s->logits + r * n_vocab, err));
+        const bool correct = h->correct_every > 0 && (q->steps + 1) % h->correct_every == 0 && h->correct == LG_CORRECT_RERUN;
+        const int64_t due = lg_session_kept_due(s, q, q->len + 1) ? s->observe : 0;
+        LG_TRY(rerun(s, seqs[i], ids[i], correct && h->correct_every > due ? h->correct_every : due, s->logits + r * n_vocab, err));
         s->next_known = false;
         q->steps++;
         q->logit_row = r++;
@@ -385,12 +414,17 @@ lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64
     int64_t n_row = 0;
     LG_TRY(check_fit(s, at + q->shift + n, err));
     forget_logits(s);
+    if (s->keep && q->observed < 0) { /* other roles stood when the context was read */
+        const int64_t again = at - q->n_slot < s->observe ? at - q->n_slot : s->observe;
+        q->len -= again;
+        if (again) LG_TRY(lg_session_chunk(s, seq, q->ids + at - again, again, 0, NULL, true, err));
+    }
     lg_session_pages(s, q, at, at + n);
     const bool hybrid = s->roles.n_layer > 0;
     for (int64_t t = 0; t < n; t++) {
         place(s, t, seq, hybrid ? (int32_t)t : 0, ids[t], at + t);
         if (!want || want[t]) s->row[n_row++] = (int32_t)t;
-        s->seqs[t] = (lg_kv_seq){ .page = q->page, .len = at + (hybrid ? t + 1 : n) };
+        s->seqs[t] = (lg_kv_seq){ .page = q->page, .len = at + (hybrid ? t + 1 : n), .kept = hybrid ? q->kept : NULL };
         s->step_budget[t] = 0;
         s->step_dense[t] = !hybrid || lg_session_plan_row(s, at + t + 1, &s->step_budget[t]);
     }
@@ -432,6 +466,7 @@ lg_status lg_session_rewind(lg_session *s, int64_t seq, int64_t n, lg_error *err
     q->steps -= q->len - n < q->steps ? q->len - n : q->steps;
     q->len = n;
     q->logit_row = -1;
+    lg_session_kept_cut(s, q);
 done:
     return st;
 }
@@ -453,6 +488,7 @@ lg_status lg_session_fork(lg_session *s, int64_t dst, int64_t src, lg_error *err
     d->n_slot = q->n_slot;
     d->shift = q->shift;
     d->logit_row = q->logit_row;
+    lg_session_kept_copy(s, d, q);
 done:
     return st;
 }
@@ -468,12 +504,13 @@ lg_status lg_session_eval(lg_session *s, const int32_t *ids, int64_t n, int64_t 
     lg_session_drop(s, q, q->n_slot); /* the prompt is read behind slots, where there are any */
     q->len = q->n_slot;
     q->steps = 0;
+    lg_session_kept_cut(s, q);
     forget_logits(s);
     const int64_t n_pre = decode_from < 0 ? n : decode_from;
     for (int64_t at = 0; at < n_pre;) {
-        const int64_t k = n_pre - at < s->p.chunk ? n_pre - at : s->p.chunk;
+        const int64_t k = next_chunk(s, n_pre - at);
         const double start = lg_base_now();
-        LG_TRY(lg_session_chunk(s, 0, ids + at, k, k, NULL, err));
+        LG_TRY(lg_session_chunk(s, 0, ids + at, k, k, NULL, at + k == n_pre, err));
         s->stats.prefill_s += lg_base_now() - start;
         s->stats.prefill_tokens += k;
         for (int64_t r = 0; r < k; r += EVAL_ROWS) {
@@ -540,6 +577,7 @@ lg_status lg_session_fill_random_at(lg_session *s, int64_t seq, int64_t n, uint6
     lg_session_drop(s, q, 0);
     forget_logits(s);
     q->len = q->steps = q->n_slot = q->shift = 0;
+    q->observed = -1;
     lg_session_pages(s, q, 0, n);
     if (s->m->ops->kv_random) {
         for (int64_t l = 0; l < c->n_layer; l++) s->m->ops->kv_random(s->m->ctx, s->kv[l], &s->geom, q->page, q->n_page, seed + (uint64_t)(seq * c->n_layer + l));

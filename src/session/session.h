@@ -14,6 +14,8 @@ typedef struct lg_timeline {
     int64_t shift;     /* RoPE position of row r >= n_slot is r + shift (M - n_slot behind slots, else 0) */
     const lg_sampler_params *sampler; /* generation under way: the next passes also draw an id, on the device where it can; else NULL */
     int64_t n_drawn;   /* ids drawn so far */
+    uint32_t *kept;    /* device [n_slot of the plan][kept_words], NULL where nothing is kept */
+    int64_t observed;  /* length at the observation that kept is from, -1: none */
 } lg_timeline;
 
 /* Memory slots to stand before a prompt (docs/MEMORY.md): rows [n][n_head_kv] of row_bytes(dtype, head_dim) per layer, K not rotated
@@ -61,6 +63,11 @@ struct lg_session {
     int32_t *share, *n_make, *slot_share; /* [n_layer * n_head_kv] each */
     int64_t *step_budget;      /* [max_row] */
     uint8_t *step_dense;
+    int64_t keep, observe, refresh; /* keep 0: nothing is kept */
+    int64_t observing;         /* length of the sequence under observation */
+    float *mass, *mass_host;   /* device and host [n_head_kv, n_ctx]; the same where memory is the host's */
+    uint32_t *kept_host;       /* bits under way */
+    int32_t *kept_units, *kept_work; float *kept_score; /* [n_ctx] each: of the choice */
     lg_stats stats;
     int64_t *row_bytes_read, *row_bytes_dense; /* [n_seq_max] of the last step, by position in its arguments */
     int64_t *head_tokens;
@@ -88,6 +95,18 @@ bool lg_session_plan_row(const lg_session *s, int64_t len, int64_t *budget);
 void lg_session_plan_count(lg_session *s, int64_t row, int64_t arg, int64_t len, bool dense, int64_t budget);
 void lg_session_plan_report(lg_session *s, int64_t row, int64_t position, int64_t len, bool dense); /* position: slots not counted */
 
+/* kept.c: what the heads of a sequence keep. */
+lg_status lg_session_kept_init(lg_session *s, lg_error *err); /* after the plan */
+void lg_session_kept_free(lg_session *s);
+/* An observation: begin, then the masses of each layer (lg_mass_fn), then end. len: of the sequence, observed rows included. */
+void lg_session_kept_begin(lg_session *s, lg_timeline *q, int64_t len);
+lg_status lg_session_kept_mass(void *session, int64_t layer, lg_error *err);
+void lg_session_kept_end(lg_session *s, lg_timeline *q);
+void lg_session_kept_cut(lg_session *s, lg_timeline *q); /* rows from q->len on are gone */
+void lg_session_kept_copy(lg_session *s, lg_timeline *to, const lg_timeline *from);
+/* Whether the row that makes the sequence len tokens long must observe: it would be sparse, and the last observation is too old. */
+bool lg_session_kept_due(const lg_session *s, const lg_timeline *q, int64_t len);
+
 /* slots.c: empties sequence seq and puts slots in its first rows (slots NULL or n 0: none). Sync, step, rewind and generate then
  * work on the prompt alone: their ids and lengths do not count slots, the window n_ctx does. */
 lg_status lg_session_set_slots(lg_session *s, int64_t seq, const lg_slots *slots, lg_error *err);
@@ -102,8 +121,9 @@ lg_status lg_session_generate_many(lg_session *s, const lg_ids *prompts, const l
 typedef lg_status (*lg_ended_fn)(void *user, int64_t first, int64_t k, lg_error *err);
 lg_status lg_session_prefill_many(lg_session *s, const int32_t *seqs, const lg_ids *prompts, int64_t n, lg_ended_fn ended, void *user, lg_error *err);
 
-/* session.c: rows ids[first .. first+n) of a sequence as one dense chunk; logits of its last n_row rows. */
-lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, lg_error *err);
+/* session.c: rows ids[first .. first+n) of a sequence as one dense chunk; logits of its last n_row rows. last: the last rows before decoding,
+ * observed where heads keep tokens. */
+lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, bool last, lg_error *err);
 
 /* Teacher-forced decoding in one pass, for measuring: what n calls of lg_session_step with ids[0..n) would compute, hybrid or
  * dense as the session is set. Each layer writes K and V of all rows before its attention reads them, and row i sees

@@ -65,7 +65,7 @@ lg_status lg_session_set_slots(lg_session *s, int64_t seq, const lg_slots *slots
     lg_timeline *q = &s->seq[seq];
     lg_session_drop(s, q, 0);
     q->len = q->n_slot = q->shift = q->steps = 0;
-    q->logit_row = -1;
+    q->logit_row = q->observed = -1;
     if (!slots || !slots->n) return LG_OK;
     lg_session_pages(s, q, 0, slots->n);
     LG_TRY(write_slots(s, q, slots, err));

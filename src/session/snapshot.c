@@ -121,7 +121,7 @@ lg_status lg_session_load(lg_session *s, const char *path, lg_error *err) {
     q->len = head.n_tok;
     q->steps = head.steps;
     q->n_slot = q->shift = 0;
-    q->logit_row = -1;
+    q->logit_row = q->observed = -1;
 done:
     lg_file_unmap(&f);
     return st;

@@ -204,6 +204,12 @@ static layout layout_of(const job *j, void *scratch) {
     return l;
 }
 
+/* Of an observation: [n_head_kv][tiles][2][LG_FLASH_LANES] */
+static int64_t observe_tiles(int64_t rows, int32_t n_head, const lg_kv_geom *kv) { return up(rows * (n_head / kv->n_head_kv), LG_FLASH_LANES); }
+static int64_t peak_floats(int64_t rows, int32_t n_head, const lg_kv_geom *kv) {
+    return kv->n_head_kv * observe_tiles(rows, n_head, kv) * 2 * LG_FLASH_LANES;
+}
+
 int64_t lg_attend_scratch_bytes(const lg_gemm *g, int64_t n_tok, int64_t n_seq, int64_t max_len, int32_t n_head,
                                 const lg_kv_geom *kv, int nth) {
     (void)n_tok; /* a decode row has a sequence of its own */
@@ -211,7 +217,7 @@ int64_t lg_attend_scratch_bytes(const lg_gemm *g, int64_t n_tok, int64_t n_seq, 
     const int64_t chunks = CHUNKS + 1 + up(max_len, LG_PAGE * CHUNK_PAGES_MAX);
     const int64_t partials = units * chunks * pad16(group * (kv->head_dim + 2)), scores = units * pad16(max_len);
     const int64_t select = 2 * pad16(max_len) * (int64_t)sizeof(float), flash = flash_bytes(g, kv->head_dim);
-    return (partials + scores) * (int64_t)sizeof(float) + nth * max64(select, flash);
+    return max64((partials + scores) * (int64_t)sizeof(float), peak_floats(LG_OBSERVE_ROWS, n_head, kv) * (int64_t)sizeof(float)) + nth * max64(select, flash);
 }
 
 /* ---- phases ---- */
@@ -261,49 +267,134 @@ static void merge(const job *j, const unit *u, const float *partial) {
     }
 }
 
-/* The sets lg_ops_select defines, from the largest on. top-k over the units that are not forced, of a smaller set over those of the larger one; the
- * other rules as they are written. */
+/* Kept units among [lo, hi). */
+static int64_t count_kept(const uint32_t *kept, int64_t lo, int64_t hi) {
+    int64_t n = 0;
+    for (int64_t w = lo / 32; w * 32 < hi; w++) {
+        uint32_t bits = kept[w];
+        if (w * 32 < lo) bits &= ~0u << (lo - w * 32);
+        if (hi - w * 32 < 32) bits &= ~(~0u << (hi - w * 32));
+        n += __builtin_popcount(bits);
+    }
+    return n;
+}
+/* Kept units among [lo, hi) and the n chosen ones, which are others: ascending. */
+static void with_kept(int32_t *out, const uint32_t *kept, int64_t lo, int64_t hi, const int32_t *chosen, int64_t n) {
+    int64_t i = 0;
+    for (int64_t w = lo / 32; w * 32 < hi; w++)
+        for (uint32_t bits = kept[w]; bits; bits &= bits - 1) {
+            const int64_t u = w * 32 + __builtin_ctz(bits);
+            if (u < lo || u >= hi) continue;
+            while (i < n && chosen[i] < u) *out++ = chosen[i++];
+            *out++ = (int32_t)u;
+        }
+    while (i < n) *out++ = chosen[i++];
+}
+
+/* What sets of one row are made of. */
+typedef struct making {
+    const job *j;
+    const float *score;      /* of units */
+    int64_t head, tail;      /* units before and from there on are forced */
+    const int32_t *best;     /* others of the largest set that keeps nothing, ascending, or NULL */
+    int64_t n_best;
+    float *gathered;         /* [units] */
+    int32_t *work, *chosen;  /* [units] each; chosen is work again */
+} making;
+
+/* k units of [head, tail): kept ones before all. */
+static void choose_kept(const making *m, int32_t *out, const uint32_t *kept, int64_t k) {
+    const int64_t n_kept = count_kept(kept, m->head, m->tail), left = k - n_kept;
+    const bool few = left >= 0 && m->best && (m->n_best >= k || m->n_best == m->tail - m->head);
+    const int64_t n = few ? m->n_best : m->tail - m->head;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t u = few ? m->best[i] : m->head + i;
+        m->gathered[i] = lg_ops_kept(kept, u) == (left < 0) ? m->score[u] : -INFINITY; /* fewer than there are: only kept ones */
+    }
+    m->j->k.topk(out, m->gathered, n, left < 0 ? k : left, 0, (uint32_t *)m->work);
+    for (int64_t i = 0; i < (left < 0 ? k : left); i++) (left < 0 ? out : m->chosen)[i] = (int32_t)(few ? m->best[out[i]] : m->head + out[i]);
+    if (left >= 0) with_kept(out, kept, m->head, m->tail, m->chosen, left);
+}
+
+/* The first and the last units of a set are forced: how many, and how many others there are to choose. */
+typedef struct forced { int64_t n, head, tail; } forced;
+static forced forced_of(const lg_op_attend_hybrid *a, int64_t len) {
+    const int64_t block = a->sets.block, n = up(len, block), sinks = min64(a->select.sinks, len), recents = min64(a->select.recents, len);
+    const int64_t head = up(sinks, block);
+    return (forced){ n, head, max64(head, recents ? (len - recents) / block : n) };
+}
+
+/* The sets lg_ops_select defines, from the last slot on. top-k over the units that are not forced, of a smaller set over those of the larger one,
+ * of one that keeps units over those of the largest; the other rules as they are written. */
 static void make_sets(const job *j, const unit *u, const float *score, float *work_f, int32_t *work_i) {
     const lg_op_attend_hybrid *a = j->h;
     const int64_t len = u->seq->len, block = a->sets.block;
-    const int64_t n = up(len, block), sinks = min64(a->select.sinks, len), recents = min64(a->select.recents, len);
-    const int64_t head = up(sinks, block), tail = max64(head, recents ? (len - recents) / block : n);
+    const forced f = forced_of(a, len);
     const bool forced_rule = a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO;
-    const float *unit_score = score;
-    float *gathered = work_f;
+    making m = { .j = j, .score = score, .head = f.head, .tail = f.tail, .gathered = work_f, .work = work_i, .chosen = work_i };
     if (block > 1 && forced_rule) {
-        for (int64_t b = head; b < tail; b++) {
-            float m = score[b * block];
-            for (int64_t t = b * block + 1; t < min64(len, (b + 1) * block); t++) m = score[t] > m ? score[t] : m;
-            work_f[b] = m;
+        for (int64_t b = f.head; b < f.tail; b++) {
+            float x = score[b * block];
+            for (int64_t t = b * block + 1; t < min64(len, (b + 1) * block); t++) x = score[t] > x ? score[t] : x;
+            work_f[b] = x;
         }
-        unit_score = work_f;
-        gathered += n;
+        m.score = work_f;
+        m.gathered += f.n;
     }
     const int32_t *larger = NULL;
     int64_t n_larger = 0;
     for (int32_t make = u->make + u->n_make - 1; make >= u->make; make--) {
         const int64_t slot = (int64_t)u->row * a->sets.n_slot + make;
         const int64_t budget = lg_ops_budget(&a->spread, a->spread.slot, make, a->budget[u->row]);
-        const int64_t k = max64(0, min64(tail - head, budget / block - head - (n - tail)));
-        int32_t *out = a->sets.idx + slot * a->sets.cap, *end = out + head + k;
-        if (!forced_rule || head + k + n - tail > a->sets.cap) {
-            a->sets.n[slot] = (int32_t)lg_ops_select(out, a->sets.cap, score, len, budget, (int32_t)block, &a->select, gathered, work_i);
+        const int64_t k = max64(0, min64(f.tail - f.head, budget / block - f.head - (f.n - f.tail)));
+        const uint32_t *kept = u->seq->kept ? u->seq->kept + make * a->sets.kept_words : NULL;
+        int32_t *out = a->sets.idx + slot * a->sets.cap, *end = out + f.head + k;
+        if (!forced_rule || f.head + k + f.n - f.tail > a->sets.cap) {
+            lg_select how = a->select;
+            how.kept = kept;
+            a->sets.n[slot] = (int32_t)lg_ops_select(out, a->sets.cap, score, len, budget, (int32_t)block, &how, m.gathered, work_i);
             continue;
         }
-        for (int64_t b = 0; b < head; b++) *out++ = (int32_t)b;
-        if (!larger) {
-            j->k.topk(out, unit_score + head, tail - head, k, (int32_t)head, (uint32_t *)work_i);
+        for (int64_t b = 0; b < f.head; b++) *out++ = (int32_t)b;
+        if (kept && count_kept(kept, f.head, f.tail)) {
+            choose_kept(&m, out, kept, k);
+        } else if (!larger) {
+            j->k.topk(out, m.score + f.head, f.tail - f.head, k, (int32_t)f.head, (uint32_t *)work_i);
+            m.best = larger = out;
+            m.n_best = n_larger = k;
         } else {
-            for (int64_t i = 0; i < n_larger; i++) gathered[i] = unit_score[larger[i]];
-            j->k.topk(out, gathered, n_larger, k, 0, (uint32_t *)work_i);
+            for (int64_t i = 0; i < n_larger; i++) m.gathered[i] = m.score[larger[i]];
+            j->k.topk(out, m.gathered, n_larger, k, 0, (uint32_t *)work_i);
             for (int64_t i = 0; i < k; i++) out[i] = larger[out[i]];
+            larger = out;
+            n_larger = k;
         }
-        larger = out;
-        n_larger = k;
-        for (int64_t b = tail; b < n; b++) *end++ = (int32_t)b;
-        a->sets.n[slot] = (int32_t)(head + k + n - tail);
+        for (int64_t b = f.tail; b < f.n; b++) *end++ = (int32_t)b;
+        a->sets.n[slot] = (int32_t)(f.head + k + f.n - f.tail);
     }
+}
+
+/* Slot `make` where the score of a token is its position: the latest units beside what is forced and kept. */
+static void make_latest(const lg_op_attend_hybrid *a, int32_t row, int32_t make) {
+    const int64_t len = a->seqs[row].len, slot = (int64_t)row * a->sets.n_slot + make;
+    const int64_t budget = lg_ops_budget(&a->spread, a->spread.slot, make, a->budget[row]) / a->sets.block;
+    const forced f = forced_of(a, len);
+    const uint32_t *kept = a->seqs[row].kept ? a->seqs[row].kept + make * a->sets.kept_words : NULL;
+    int64_t left = max64(0, min64(f.tail - f.head, budget - f.head - (f.n - f.tail))), n_kept = kept ? min64(left, count_kept(kept, f.head, f.tail)) : 0;
+    int32_t *out = a->sets.idx + slot * a->sets.cap;
+    const int64_t n = min64(f.head + left + f.n - f.tail, a->sets.cap);
+    /* From behind: units that are not kept while there is room for them, kept ones all (the latest, where there are too many). */
+    int64_t free = left - n_kept, at = f.head + left;
+    for (int64_t u = f.tail; u < f.n; u++)
+        if (at + u - f.tail < a->sets.cap) out[at + u - f.tail] = (int32_t)u;
+    for (int64_t u = f.tail - 1; at > f.head; u--) {
+        int64_t *room = lg_ops_kept(kept, u) ? &n_kept : &free;
+        if (*room == 0) continue;
+        --*room;
+        if (--at < a->sets.cap) out[at] = (int32_t)u;
+    }
+    for (int64_t u = 0; u < min64(f.head, a->sets.cap); u++) out[u] = (int32_t)u;
+    a->sets.n[slot] = (int32_t)n;
 }
 
 static void run_merge(const job *j, void *scratch, int ith, int nth) {
@@ -328,6 +419,9 @@ static void run_merge(const job *j, void *scratch, int ith, int nth) {
         if (mine(&s, merge_cost(j, &u))) merge(j, &u, partial);
         partial += chunk_count(u.n) * j->partial;
     }
+    for (int32_t row = 0, at = 0; j->h && row < j->h->n_seq; row++)
+        for (int32_t k = 0; !j->h->dense[row] && k < j->h->spread.n_latest; k++, at++)
+            if (at % nth == ith) make_latest(j->h, row, j->h->spread.latest + k);
 }
 
 /* Flash tiles of all runs of two rows and more, in the order (run, head, tile); a thread takes a stretch of them, cut
@@ -396,4 +490,37 @@ void lg_attend_hybrid_run(const lg_gemm *g, const lg_op_attend_hybrid *a, int ph
     const job j = job_of(g, NULL, a);
     if (phase == 0) run_partials(&j, scratch, ith, nth);
     else run_merge(&j, scratch, ith, nth);
+}
+
+/* ---- attention mass: tiles of lanes first, then runs of pages; what a token gets depends on neither cut ---- */
+enum { OBSERVE_PAGES = 8 };
+
+int lg_observe_phases(const lg_gemm *g, const lg_op_observe *a, int nth) {
+    (void)g; (void)a; (void)nth;
+    return 2;
+}
+
+void lg_observe_run(const lg_gemm *g, const lg_op_observe *a, int phase, void *scratch, int ith, int nth) {
+    const kernels k = kernels_for(g, a->geom.head_dim);
+    const int64_t d = a->geom.head_dim, group = a->n_head / a->geom.n_head_kv, lanes = a->n_tok * group, len = a->seq->len;
+    const int64_t tiles = observe_tiles(a->n_tok, a->n_head, &a->geom), pages = up(len, LG_PAGE), runs = up(pages, OBSERVE_PAGES);
+    float *peaks = scratch;
+    uint8_t *own = (uint8_t *)scratch + peak_floats(a->n_tok, a->n_head, &a->geom) * (int64_t)sizeof(float) + flash_bytes(g, a->geom.head_dim) * ith;
+    for (int64_t u = ith; u < a->geom.n_head_kv * (phase ? runs : tiles); u += nth) {
+        const int64_t h = u / (phase ? runs : tiles), part = u % (phase ? runs : tiles);
+        lg_flash f = { .q = a->q + h * group * d, .ld = a->n_head * d, .idx = a->idx, .k = a->kv.k, .page = a->seq->page, .head = (int32_t)h,
+                       .n_head_kv = a->geom.n_head_kv, .group = (int32_t)group, .head_dim = (int32_t)d, .row_bytes = a->geom.row_bytes,
+                       .dtype = a->geom.dtype, .scale2 = a->scale * 1.44269504f, .n_lane = lanes, .scratch = own };
+        float *peak = peaks + h * tiles * 2 * LG_FLASH_LANES;
+        if (phase == 0) {
+            f.lane0 = part * LG_FLASH_LANES;
+            f.n_lane = min64(LG_FLASH_LANES, lanes - f.lane0);
+            k.k->peak(&f, peak + part * 2 * LG_FLASH_LANES);
+            continue;
+        }
+        const int64_t first = part * OBSERVE_PAGES, end = min64(pages, first + OBSERVE_PAGES);
+        float *mass = a->mass + h * a->ld;
+        memset(mass + first * LG_PAGE, 0, (size_t)(min64(len, end * LG_PAGE) - first * LG_PAGE) * sizeof *mass);
+        k.k->mass(&f, peak, first, end, 1.0f / (float)lanes, mass);
+    }
 }

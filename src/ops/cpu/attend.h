@@ -11,4 +11,6 @@ int lg_attend_phases(const lg_gemm *g, const lg_op_attend *a, int nth);
 void lg_attend_run(const lg_gemm *g, const lg_op_attend *a, int phase, void *scratch, int ith, int nth);
 int lg_attend_hybrid_phases(const lg_gemm *g, const lg_op_attend_hybrid *a, int nth);
 void lg_attend_hybrid_run(const lg_gemm *g, const lg_op_attend_hybrid *a, int phase, void *scratch, int ith, int nth);
+int lg_observe_phases(const lg_gemm *g, const lg_op_observe *a, int nth);
+void lg_observe_run(const lg_gemm *g, const lg_op_observe *a, int phase, void *scratch, int ith, int nth);
 #endif

@@ -42,7 +42,7 @@ static inline void v_fma(vf *a, vf x, vf y) {
 
 #include "ops/cpu/attend_simd.h"
 
-const lg_attend_kernels lg_attend_avx2 = { .tile = tile_run, .flash = flash_run, .flash_bytes = flash_bytes_run };
+const lg_attend_kernels lg_attend_avx2 = { .tile = tile_run, .flash = flash_run, .flash_bytes = flash_bytes_run, .peak = peak_run, .mass = mass_run };
 
 /* ---- selection ---------------------------------------------------------------------------------------- */
 enum { TOP_BITS = 12, LOW_BITS = 10 }; /* 12 + 10 + 10 bits of a key */

@@ -31,7 +31,7 @@ static inline void v_fma(vf *a, vf x, vf y) { *a += x * y; }
 
 #include "ops/cpu/attend_simd.h"
 
-const lg_attend_kernels lg_attend_avx512 = { .tile = tile_run, .flash = flash_run, .flash_bytes = flash_bytes_run };
+const lg_attend_kernels lg_attend_avx512 = { .tile = tile_run, .flash = flash_run, .flash_bytes = flash_bytes_run, .peak = peak_run, .mass = mass_run };
 
 /* Order of floats as order of signed words; both zeros alike. */
 static inline __m512i keys_of(__m512i u) {

@@ -1,8 +1,10 @@
-/* What the driver (attend.c) asks of one instruction set. Two kernels:
+/* What the driver (attend.c) asks of one instruction set. Kernels:
  *   tile   decode: some cache rows of one KV head against the query heads of its group, which share every row read;
  *          lanes run along head_dim.
  *   flash  prefill: groups of LG_FLASH_LANES queries (row x head of the group) against a run of pages; lanes run along
  *          queries, so that the softmax needs no sum across lanes.
+ *   peak,    attention mass in two passes over the keys: of one tile of lanes what its softmax needs, then the sums over all lanes of a head
+ *   mass     for some pages.
  * Every kernel is a pure function of its own row: which rows travel with it changes nothing. */
 #ifndef LG_ATTEND_KERNELS_H
 #define LG_ATTEND_KERNELS_H
@@ -45,6 +47,9 @@ typedef struct lg_attend_kernels {
     void (*tile)(const lg_tile *t);
     void (*flash)(const lg_flash *f);
     int64_t (*flash_bytes)(int32_t head_dim);
+    void (*peak)(const lg_flash *f, float *peak); /* n_lane <= LG_FLASH_LANES; peak: [2][LG_FLASH_LANES] maxima and 1 / sums, 0 for lanes beyond n_lane */
+    void (*mass)(const lg_flash *f, const float *peak, int64_t page, int64_t end, float weight, float *mass); /* all lanes: peak of each tile; mass[t]
+                                                  * += weight * sum over lanes, for the tokens of pages [page, end) */
 } lg_attend_kernels;
 
 extern const lg_attend_kernels lg_attend_scalar, lg_attend_avx2, lg_attend_avx512;

@@ -289,3 +289,70 @@ static void flash_run(const lg_flash *f) {
         flash_end(f, &s, t);
     }
 }
+
+/* ---- attention mass ---- */
+static const float *page_of(const lg_flash *f, int64_t page, int64_t len, float *k, int64_t *n) {
+    const int64_t first = page * LG_PAGE;
+    *n = len - first < LG_PAGE ? len - first : LG_PAGE;
+    load_page(k, f->k + ((int64_t)f->page[page] * f->n_head_kv + f->head) * LG_PAGE * f->row_bytes, *n, f->row_bytes, f->dtype, f->head_dim);
+    return k;
+}
+/* Scores of a page's rows for a tile of lanes, -INFINITY where a lane does not see the row. Returns the rows, a multiple of MR. */
+static int64_t mass_scores(const lg_flash *f, const flash_state *s, int64_t tile, int64_t first, int64_t n, const float *k, float *w) {
+    const int64_t rows = (n + MR - 1) / MR * MR;
+    outer(w, k, f->head_dim, 1, s->q, rows, f->head_dim, false);
+    if (first + rows - 1 > f->idx[lane_of(f, tile, 0) / f->group])
+        for (int64_t l = 0; l < LANES; l++) {
+            const int64_t last = f->idx[lane_of(f, tile, l) / f->group];
+            for (int64_t i = last + 1 > first ? last + 1 - first : 0; i < rows; i++) w[i * LANES + l] = -INFINITY;
+        }
+    return rows;
+}
+
+static void peak_run(const lg_flash *f, float *peak) {
+    const flash_state s = state_of(f, f->scratch, 0);
+    float *k = (float *)f->scratch + LG_FLASH_GROUP * state_floats(f->head_dim), *w = k + 2 * LG_PAGE * f->head_dim;
+    const int64_t len = f->idx[lane_of(f, 0, LANES - 1) / f->group] + 1;
+    flash_begin(f, &s, 0);
+    for (int64_t page = 0, n; page * LG_PAGE < len; page++) {
+        page_of(f, page, len, k, &n);
+        const int64_t rows = mass_scores(f, &s, 0, page * LG_PAGE, n, k, w);
+        for (int64_t l = 0; l < LANES; l += VW) {
+            const vf old = v_load(s.max + l);
+            vf m = old, total = v_set(0);
+            for (int64_t i = 0; i < rows; i++) m = v_max(m, v_load(w + i * LANES + l));
+            for (int64_t i = 0; i < rows; i++) total += v_exp2(v_load(w + i * LANES + l) - m);
+            v_store(s.sum + l, v_load(s.sum + l) * v_exp2(old - m) + total);
+            v_store(s.max + l, m);
+        }
+    }
+    for (int64_t l = 0; l < LANES; l++) {
+        peak[l] = s.max[l];
+        peak[LANES + l] = l < f->n_lane ? 1.0f / s.sum[l] : 0.0f;
+    }
+}
+
+static void mass_run(const lg_flash *f, const float *peak, int64_t page, int64_t end, float weight, float *mass) {
+    const int64_t tiles = (f->n_lane + LANES - 1) / LANES, len = f->idx[lane_of(f, tiles - 1, LANES - 1) / f->group] + 1;
+    float *k = (float *)f->scratch + LG_FLASH_GROUP * state_floats(f->head_dim), *w = k + 2 * LG_PAGE * f->head_dim;
+    for (int64_t t0 = 0; t0 < tiles; t0 += LG_FLASH_GROUP) {
+        const int64_t t1 = tiles < t0 + LG_FLASH_GROUP ? tiles : t0 + LG_FLASH_GROUP;
+        for (int64_t t = t0; t < t1; t++) {
+            const flash_state s = state_of(f, f->scratch, t - t0);
+            flash_begin(f, &s, t);
+        }
+        for (int64_t p = page, n; p < end && p * LG_PAGE < len; p++) {
+            page_of(f, p, len, k, &n);
+            for (int64_t t = t0; t < t1; t++) {
+                const flash_state s = state_of(f, f->scratch, t - t0);
+                const float *max = peak + t * 2 * LANES, *scale = max + LANES;
+                mass_scores(f, &s, t, p * LG_PAGE, n, k, w);
+                for (int64_t i = 0; i < n; i++) {
+                    vf sum = v_set(0);
+                    for (int64_t l = 0; l < LANES; l += VW) sum += v_exp2(v_load(w + i * LANES + l) - v_load(max + l)) * v_load(scale + l);
+                    mass[p * LG_PAGE + i] += weight * v_hsum(sum);
+                }
+            }
+        }
+    }
+}

@@ -12,7 +12,7 @@
 
 enum { MAX_OPS = 512, SPINS = 400, SLAB_BYTES = 16 << 20 };
 
-typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS, K_KV_WRITE, K_ARGMAX, K_FETCH } kind;
+typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_OBSERVE, K_PRODUCT, K_GATE_UP, K_LOGITS, K_KV_WRITE, K_ARGMAX, K_FETCH } kind;
 typedef struct task {
     kind k;
     union {
@@ -20,6 +20,7 @@ typedef struct task {
         lg_op_qkv qkv;
         lg_op_attend attend;
         lg_op_attend_hybrid hybrid;
+        lg_op_observe observe;
         lg_op_product_add product;
         lg_op_gate_up gate_up;
         lg_op_logits logits;
@@ -468,6 +469,14 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
             }
             break;
         }
+        case K_OBSERVE: {
+            const int n = lg_observe_phases(g, &s->u.observe, nth);
+            for (int p = 0; p < n; p++) {
+                if (p) barrier(c, nth, sense);
+                lg_observe_run(g, &s->u.observe, p, c->attend, ith, nth);
+            }
+            break;
+        }
         case K_PRODUCT: {
             const lg_op_product_add *a = &s->u.product;
             lg_gemm_input(g, c->in, a->x, a->w->n_in, NULL, 0, a->n_tok, a->w->n_in, ith, nth);
@@ -536,6 +545,7 @@ static void cpu_embed(lg_ops_ctx *c, const lg_op_embed *a) { next(c, K_EMBED)->u
 static void cpu_qkv(lg_ops_ctx *c, const lg_op_qkv *a) { next(c, K_QKV)->u.qkv = *a; }
 static void cpu_attend(lg_ops_ctx *c, const lg_op_attend *a) { next(c, K_ATTEND)->u.attend = *a; }
 static void cpu_attend_hybrid(lg_ops_ctx *c, const lg_op_attend_hybrid *a) { next(c, K_HYBRID)->u.hybrid = *a; }
+static void cpu_observe(lg_ops_ctx *c, const lg_op_observe *a) { next(c, K_OBSERVE)->u.observe = *a; }
 static void cpu_product_add(lg_ops_ctx *c, const lg_op_product_add *a) { next(c, K_PRODUCT)->u.product = *a; }
 static void cpu_gate_up(lg_ops_ctx *c, const lg_op_gate_up *a) { next(c, K_GATE_UP)->u.gate_up = *a; }
 static void cpu_logits(lg_ops_ctx *c, const lg_op_logits *a) { next(c, K_LOGITS)->u.logits = *a; }
@@ -551,6 +561,6 @@ static void cpu_fetch(lg_ops_ctx *c, void *dst, const void *src, int64_t bytes) 
 const lg_ops lg_ops_cpu = {
     .name = "cpu", .host_memory = true, .chunk = 512, .copy = cpu_copy, .argmax = cpu_argmax, .fetch = cpu_fetch, .open = cpu_open, .close = cpu_close, .describe = cpu_describe, .alloc = cpu_alloc, .free = cpu_free,
     .upload = cpu_copy, .download = cpu_copy, .weight_bind = cpu_weight_bind, .weight_unbind = cpu_weight_unbind, .lora_bind = cpu_lora_bind, .lora_unbind = cpu_lora_unbind,
-    .reserve = cpu_reserve, .embed = cpu_embed, .qkv = cpu_qkv, .attend = cpu_attend, .attend_hybrid = cpu_attend_hybrid,
+    .reserve = cpu_reserve, .embed = cpu_embed, .qkv = cpu_qkv, .attend = cpu_attend, .attend_hybrid = cpu_attend_hybrid, .observe = cpu_observe,
     .product_add = cpu_product_add, .gate_up = cpu_gate_up, .logits = cpu_logits, .kv_write = cpu_kv_write, .sync = cpu_sync,
 };

@@ -119,6 +119,15 @@ void lg_ref_attend(const lg_op_attend *a) {
     scratch_free(&s);
 }
 
+/* Slot k of row i from s->score. */
+static void fill_slot(const lg_op_attend_hybrid *a, int32_t i, int32_t k, const scratch *s) {
+    const int64_t slot = (int64_t)i * a->sets.n_slot + k, budget = lg_ops_budget(&a->spread, a->spread.slot, k, a->budget[i]);
+    lg_select how = a->select;
+    if (a->seqs[i].kept) how.kept = a->seqs[i].kept + k * a->sets.kept_words;
+    a->sets.n[slot] = (int32_t)lg_ops_select(a->sets.idx + slot * a->sets.cap, a->sets.cap, s->score, a->seqs[i].len, budget, a->sets.block, &how,
+                                             s->unit, s->heap);
+}
+
 static void hybrid_head(const lg_op_attend_hybrid *a, int32_t i, int32_t h, scratch *s) {
     const int64_t d = a->geom.head_dim, group = a->n_head / a->geom.n_head_kv, len = a->seqs[i].len;
     const int64_t at = ((int64_t)i * a->n_head + h * group) * d;
@@ -137,12 +146,7 @@ static void hybrid_head(const lg_op_attend_hybrid *a, int32_t i, int32_t h, scra
         attend_one(a->out + at + j * d, a->q + at + j * d, &v, list, n, (double)a->scale, s->work, s->sum, s->row);
     if (!a->dense[i] && a->make[h] >= 0) {
         scores(s->score, a->q + at, group, &v, len, s->row);
-        for (int32_t k = a->make[h]; k < a->make[h] + lg_ops_n_make(&a->spread, h); k++) {
-            const int64_t slot = (int64_t)i * a->sets.n_slot + k;
-            const int64_t budget = lg_ops_budget(&a->spread, a->spread.slot, k, a->budget[i]);
-            a->sets.n[slot] = (int32_t)lg_ops_select(a->sets.idx + slot * a->sets.cap, a->sets.cap, s->score, len, budget,
-                                                     a->sets.block, &a->select, s->unit, s->heap);
-        }
+        for (int32_t k = a->make[h]; k < a->make[h] + lg_ops_n_make(&a->spread, h); k++) fill_slot(a, i, k, s);
     }
 }
 
@@ -155,8 +159,36 @@ void lg_ref_attend_hybrid(const lg_op_attend_hybrid *a) {
             for (int32_t i = 0; i < a->n_seq; i++)
                 for (int32_t h = 0; h < a->geom.n_head_kv; h++)
                     if ((a->make[h] >= 0) == (making == 1)) hybrid_head(a, i, h, &s);
+        for (int32_t i = 0; i < a->n_seq; i++) {
+            if (a->dense[i] || !a->spread.n_latest) continue;
+            for (int64_t t = 0; t < a->seqs[i].len; t++) s.score[t] = (float)t;
+            for (int32_t k = 0; k < a->spread.n_latest; k++) fill_slot(a, i, a->spread.latest + k, &s);
+        }
     } else {
         for (int64_t i = 0; i < n; i++) a->out[i] = NAN;
+    }
+    scratch_free(&s);
+}
+
+void lg_ref_observe(const lg_op_observe *a) {
+    const int64_t d = a->geom.head_dim, group = a->n_head / a->geom.n_head_kv, len = a->seq->len;
+    scratch s;
+    const bool ok = scratch_new(&s, len > 0 ? len : 1, d);
+    for (int32_t h = 0; h < a->geom.n_head_kv; h++) {
+        const view v = { &a->kv, &a->geom, a->seq, h };
+        for (int64_t t = 0; t < len; t++) a->mass[h * a->ld + t] = ok ? 0.0f : NAN;
+        for (int64_t lane = 0; ok && lane < a->n_tok * group; lane++) {
+            const int64_t n = a->idx[lane / group] + 1;
+            const float *q = a->q + (lane / group * a->n_head + h * group + lane % group) * d;
+            double max = -INFINITY, total = 0;
+            for (int64_t t = 0; t < n; t++) {
+                lg_ops_kv_load(&a->geom, s.row, a->kv.k + row_of(&v, t));
+                s.work[t] = (double)a->scale * dot(q, s.row, d);
+                if (s.work[t] > max) max = s.work[t];
+            }
+            for (int64_t t = 0; t < n; t++) total += exp(s.work[t] - max);
+            for (int64_t t = 0; t < n; t++) a->mass[h * a->ld + t] += (float)(exp(s.work[t] - max) / total / (double)(a->n_tok * group));
+        }
     }
     scratch_free(&s);
 }

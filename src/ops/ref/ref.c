@@ -145,6 +145,7 @@ static void ref_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
 
 static void ref_attend(lg_ops_ctx *c, const lg_op_attend *a) { (void)c; lg_ref_attend(a); }
 static void ref_attend_hybrid(lg_ops_ctx *c, const lg_op_attend_hybrid *a) { (void)c; lg_ref_attend_hybrid(a); }
+static void ref_observe(lg_ops_ctx *c, const lg_op_observe *a) { (void)c; lg_ref_observe(a); }
 
 static void ref_product_add(lg_ops_ctx *c, const lg_op_product_add *a) {
     for (int64_t t = 0; t < a->n_tok; t++) {
@@ -219,6 +220,6 @@ static lg_status ref_sync(lg_ops_ctx *c, lg_error *err) {
 const lg_ops lg_ops_ref = {
     .name = "ref", .host_memory = true, .chunk = 512, .copy = ref_copy, .argmax = ref_argmax, .sample = ref_sample, .fetch = ref_copy, .open = ref_open, .close = ref_close, .describe = ref_describe, .alloc = ref_alloc, .free = ref_free,
     .upload = ref_copy, .download = ref_copy, .weight_bind = ref_weight_bind, .weight_unbind = ref_weight_unbind,
-    .reserve = ref_reserve, .embed = ref_embed, .qkv = ref_qkv, .attend = ref_attend, .attend_hybrid = ref_attend_hybrid,
+    .reserve = ref_reserve, .embed = ref_embed, .qkv = ref_qkv, .attend = ref_attend, .attend_hybrid = ref_attend_hybrid, .observe = ref_observe,
     .product_add = ref_product_add, .gate_up = ref_gate_up, .logits = ref_logits, .kv_write = ref_kv_write, .sync = ref_sync,
 };
