@@ -90,9 +90,9 @@ typedef struct options {
     int compute, kv;
     /* hybrid heads */
     const char *roles;
-    int64_t budget, sinks, recents, correct_every;
+    int64_t budget, sinks, recents, observe, refresh, correct_every;
     int rule, block, correct;
-    double rule_value, rule_scale;
+    double rule_value, rule_scale, keep;
     bool roles_any_model;
     /* input and output */
     const char *prompt, *file, *ids, *output, *system, *session;

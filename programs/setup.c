@@ -324,6 +324,9 @@ void session_setup(const options *o, const lg_roles *roles, lg_session_params *p
     p->hybrid.budget = opt_given(o, "budget") ? o->budget : -1;
     p->hybrid.sinks = opt_given(o, "sinks") ? o->sinks : -1;
     p->hybrid.recents = opt_given(o, "recents") ? o->recents : -1;
+    p->hybrid.keep = opt_given(o, "keep") ? o->keep : -1;
+    p->hybrid.observe = opt_given(o, "observe") ? o->observe : 0;
+    p->hybrid.refresh = opt_given(o, "refresh") ? o->refresh : 0;
     p->hybrid.rule = (lg_rule)o->rule;
     p->hybrid.rule_value = o->rule_value;
     p->hybrid.rule_scale = opt_given(o, "rule-scale") ? o->rule_scale : 0;

@@ -78,6 +78,9 @@ static lg_hybrid_params case_options(const lg_json *c) {
     h.rule_value = number(c, "rule_value");
     h.rule_scale = number(c, "rule_scale");
     h.correct_every = integer(c, "correct_every", 0);
+    h.keep = number(c, "keep");
+    h.observe = integer(c, "observe", 0);
+    h.refresh = integer(c, "refresh", 0);
     h.correct = strcmp(string(c, "correct"), "rerun") ? LG_CORRECT_STEP : LG_CORRECT_RERUN;
     int r = 0;
     while (strcmp(rule[r], string(c, "rule"))) assert_true(++r < 4);

@@ -174,8 +174,9 @@ class Model:
     def append(self, kv, l, k, v, rnd):
         kv[l] = np.concatenate([kv[l], np.stack([rnd(k), rnd(v)], 1)])
 
-    def prefill(self, ids, kv=None, rnd=KV_ROUND["f32"]):
-        """Dense causal forward of ids behind the cache; logits [n, vocab]. The cache grows."""
+    def prefill(self, ids, kv=None, rnd=KV_ROUND["f32"], watch=0, mass=None):
+        """Dense causal forward of ids behind the cache; logits [n, vocab]. The cache grows. mass [n_layer][n_kv]: attention of the
+        last `watch` rows, mean over them and over a KV head's query heads."""
         kv = self.cache() if kv is None else kv
         past, n = kv[0].shape[0], len(ids)
         pos = np.arange(past, past + n)
@@ -191,6 +192,8 @@ class Model:
                 s = np.where(seen, s, -np.inf)
                 p = np.exp(s - s.max(-1, keepdims=True))
                 o[:, h] = p @ vv[:, h // self.group] / p.sum(-1, keepdims=True)
+                if watch:
+                    mass[l][h // self.group] += (p / p.sum(-1, keepdims=True))[-watch:].mean(0) / self.group
             x = x + o.reshape(n, -1) @ self.w(f"layers.{l}.self_attn.o_proj.weight").T
             x = self.mlp(l, x)
         return self.logits(x)
@@ -202,8 +205,8 @@ class Model:
         p = np.exp(s - s.max())
         return p @ v / p.sum()
 
-    def decode_hybrid(self, tok, kv, roles, share, opt, rnd, log):
-        """One hybrid step; fills log["sets"], log["tokens"] (read per head), log["margin"]."""
+    def decode_hybrid(self, tok, kv, roles, share, opt, rnd, log, kept=None):
+        """One hybrid step; fills log["sets"], log["tokens"] (read per head), log["margin"]. kept: (layer, head) -> blocks."""
         pos = kv[0].shape[0]
         budget, S = effective_budget(opt, pos + 1), pos + 1
         dense = opt["rule"] in ("topk", "ratio") and S <= budget
@@ -216,8 +219,14 @@ class Model:
             for r, s in zip(row, part):
                 if isinstance(r, tuple):
                     parts.setdefault(r, set()).add(s)
-        sel = {}
+        sel, own, late = {}, {}, []
+        readers = lambda r: [(a, b) for a in range(self.n_layer) for b in range(self.n_kv) if roles[a][b] == r]
         x = self.w("embed_tokens.weight")[[tok]]
+        if kept is not None and not dense:              # windows are sets too, but in the first layer
+            for r in readers("window"):
+                if r[0] > 0:
+                    own[r], _ = choose(np.arange(S), S, shared_budget(opt, budget, share[r[0]][r[1]]), opt, self.scale, kept.get(r, ()))
+                    late.append((*r, own[r]))
         for l in range(self.n_layer):
             q, k, v = self.qkv(l, x, [pos])
             self.append(kv, l, k, v, rnd)
@@ -227,6 +236,8 @@ class Model:
                 role = roles[l][h]
                 if dense or role == "retrieval":
                     tokens = np.arange(S)
+                elif (l, h) in own:
+                    tokens = own[l, h]
                 elif role == "window":
                     tokens = window(S, opt["sinks"], shared_budget(opt, budget, share[l][h]))
                 else:                                   # of an earlier layer, this step
@@ -234,6 +245,17 @@ class Model:
                 log["tokens"][l, h] = len(tokens)
                 for g in range(h * self.group, (h + 1) * self.group):
                     o[g] = self.attend_set(q[0, g], kv[l], h, tokens)
+                if kept is not None and not dense and (l, h) in parts:
+                    qbar = q[0, h * self.group:(h + 1) * self.group].mean(0)
+                    score = kv[l][:, 0, h] @ qbar
+                    for r in readers((l, h)):           # of later layers all
+                        own[r], margin = choose(score, S, shared_budget(opt, budget, share[r[0]][r[1]]), opt, self.scale, kept.get(r, ()))
+                        log["margin"] = min(log["margin"], margin)
+                        log["sets"].append((l, h, own[r]))
+                    most, margin = choose(score, S, shared_budget(opt, budget, max(parts[l, h])), opt, self.scale)
+                    log["margin"] = min(log["margin"], margin)
+                    log["sets"].append((l, h, most))
+                    continue
                 for s in sorted(parts.get((l, h), ())) if not dense else ():
                     qbar = q[0, h * self.group:(h + 1) * self.group].mean(0)
                     fresh[(l, h), s], margin = choose(kv[l][:, 0, h] @ qbar, S, shared_budget(opt, budget, s), opt, self.scale)
@@ -242,7 +264,25 @@ class Model:
             sel.update(fresh)
             x = x + o.reshape(1, -1) @ self.w(f"layers.{l}.self_attn.o_proj.weight").T
             x = self.mlp(l, x)
+        log["sets"] += late
         return self.logits(x)[0]
+
+    def observe(self, ids, kv, roles, share, opt, rnd):
+        """A dense chunk whose last rows say what heads keep: last logits, (layer, head) -> blocks, how clear the cuts are."""
+        S, block, margin, kept = kv[0].shape[0] + len(ids), opt["block"], math.inf, {}
+        mass = np.zeros((self.n_layer, self.n_kv, S))
+        row = self.prefill(ids, kv, rnd, min(opt["observe"], len(ids)), mass)[-1]
+        first, last = -(-opt["sinks"] // block), (S - opt["recents"]) // block if opt["recents"] else -(-S // block)
+        budget, least = effective_budget(opt, S), forced_tokens(opt)
+        for l in range(self.n_layer):
+            for h in range(self.n_kv):
+                n = max(shared_budget(opt, budget, share[l][h]) - least, 0) * round(opt["keep"] * 1024) // 1024 // block
+                units = {b: mass[l, h, b * block:(b + 1) * block].max() for b in range(first, last)}
+                order = sorted(units, key=lambda b: (-units[b], b))
+                kept[l, h] = order[:n]
+                if roles[l][h] != "retrieval" and 0 < n < len(order):
+                    margin = min(margin, (units[order[n - 1]] - units[order[n]]) / max(np.std(list(units.values())), 1e-9))
+        return row, kept, margin
 
 
 def effective_budget(opt, S):
@@ -252,14 +292,17 @@ def effective_budget(opt, S):
     return max(b, opt["sinks"] + opt["recents"])
 
 
+def forced_tokens(opt):
+    """Sinks and recents, or the most tokens of blocks that hold them."""
+    up = lambda n: -(-n // opt["block"]) * opt["block"]
+    return opt["sinks"] + opt["recents"] if opt["block"] == 1 else up(opt["sinks"]) + up(opt["recents"] + opt["block"])
+
+
 def shared_budget(opt, budget, share):
     """Of a set or window with a share of its own, a whole number of 1024ths of what the budget holds beyond the forced tokens."""
     if share == 1024:
         return budget
-    up = lambda n: -(-n // opt["block"]) * opt["block"]
-    least = opt["sinks"] + opt["recents"]
-    if opt["block"] > 1:                                # blocks that hold them
-        least = up(opt["sinks"]) + up(opt["recents"] + opt["block"])
+    least = forced_tokens(opt)
     return least + (budget - least) * share // 1024 if budget > least else budget
 
 
@@ -268,8 +311,8 @@ def window(S, sinks, budget):
     return np.union1d(np.arange(min(sinks, S)), np.arange(recent, S))
 
 
-def choose(score, S, budget, opt, scale):
-    """Token set of a retrieval head and how clear its cut is (relative to the spread of the scores)."""
+def choose(score, S, budget, opt, scale, kept=()):
+    """Token set of a retrieval head and how clear its cut is (relative to the spread of the scores). kept: blocks that come first."""
     block, n_block = opt["block"], -(-S // opt["block"])
     bs = np.array([score[b * block:(b + 1) * block].max() for b in range(n_block)])
     order = np.lexsort((np.arange(n_block), -bs))       # best first, ties: lower position
@@ -277,10 +320,10 @@ def choose(score, S, budget, opt, scale):
     margin = math.inf
     if opt["rule"] in ("topk", "ratio"):
         forced = {t // block for t in range(S) if t < opt["sinks"] or t >= S - opt["recents"]}
-        free = [b for b in order if b not in forced]
+        free = sorted((b for b in order if b not in forced), key=lambda b: b not in kept)  # stable: by score among both
         take = max(budget // block - len(forced), 0)
         picked = sorted(forced | set(free[:take]))
-        if 0 < take < len(free):
+        if 0 < take < len(free) and (free[take - 1] in kept) == (free[take] in kept):
             margin = (bs[free[take - 1]] - bs[free[take]]) / spread
     else:                                               # probabilities are of tokens, whatever the block
         z = (opt["rule_scale"] or scale) * score
@@ -320,24 +363,40 @@ def resolve(file):
 
 def run_case(m, ids, decode_from, roles, share, opt, rnd):
     """Teacher-forced decode; logits rows and one log per step."""
-    kv = m.cache()
-    if decode_from:
+    kv, kept, seen = m.cache(), None, -1
+    keeps = opt["keep"] > 0 and opt["rule"] in ("topk", "ratio") and any(r != "retrieval" for row in roles for r in row)
+    keeps = keeps and (any(isinstance(r, tuple) for row in roles for r in row) or any(r == "window" for row in roles[1:] for r in row))
+    start = math.inf                                    # how clear the cuts of the last observation are
+    if decode_from and keeps:
+        _, kept, start = m.observe(ids[:decode_from], kv, roles, share, opt, rnd)
+        seen = decode_from
+    elif decode_from:
         m.prefill(ids[:decode_from], kv, rnd)
     rows, logs = [], []
     for step, tok in enumerate(ids[decode_from:], 1):
         pos, log = kv[0].shape[0], {}
-        n = opt["correct_every"]
-        if n and step % n == 0:
-            if opt["correct"] == "rerun":               # reading B: the last N tokens again, as one dense chunk
+        n = opt["correct_every"] if opt["correct_every"] and step % opt["correct_every"] == 0 else 0
+        rerun = n if opt["correct"] == "rerun" else 0
+        if keeps and (seen < 0 or pos + 1 - seen >= opt["refresh"]) and pos + 1 > effective_budget(opt, pos + 1):
+            rerun = max(rerun, opt["observe"])
+        if n or rerun:
+            if rerun:                                   # reading B, or observation: the last tokens again, as one dense chunk
+                rerun = min(rerun, pos + 1)
                 for l in range(m.n_layer):
-                    kv[l] = kv[l][:pos - (n - 1)]
-                row = m.prefill(ids[pos - (n - 1):pos + 1], kv, rnd)[-1]
+                    kv[l] = kv[l][:pos - (rerun - 1)]
+                again = ids[pos - (rerun - 1):pos + 1]
+                if keeps:
+                    row, kept, start = m.observe(again, kv, roles, share, opt, rnd)
+                    seen = pos + 1
+                else:
+                    row = m.prefill(again, kv, rnd)[-1]
             else:                                       # reading A: this step dense
                 row = m.prefill([tok], kv, rnd)[-1]
             log = dict(sets=[], dense=True, position=pos, margin=math.inf,
                        tokens=np.full((m.n_layer, m.n_kv), pos + 1, np.int64))
         else:
-            row = m.decode_hybrid(tok, kv, roles, share, opt, rnd, log)
+            row = m.decode_hybrid(tok, kv, roles, share, opt, rnd, log, kept if keeps else None)
+            log["margin"] = min(log["margin"], start)
         rows.append(row)
         logs.append(log)
     return np.array(rows), logs
@@ -410,7 +469,7 @@ def write_roles(folder):
     return out
 
 
-OPT = dict(rule="topk", rule_value=0.0, rule_scale=0.0, budget=24, sinks=4, recents=8, block=1, correct_every=0, correct="step")
+OPT = dict(rule="topk", rule_value=0.0, rule_scale=0.0, budget=24, sinks=4, recents=8, block=1, correct_every=0, correct="step", keep=0.0, observe=64, refresh=128)
 
 
 def case_list():
@@ -461,6 +520,19 @@ def case_list():
         add(f"block16-{roles}", roles, 254, 4, block=16, budget=112)
         add(f"topp-{roles}", roles, 50, 4, rule="topp", rule_value=0.6, budget=16)  # shares are not looked at
         add(f"correct-{roles}", roles, 60, 7, correct_every=3, correct="rerun")
+    for roles in ("cross", "lonely", "window", "same-sparse", "share-cross", "share-random"):
+        keep = dict(keep=0.5, observe=8, refresh=16)
+        add(f"keep-{roles}", roles, 60, 4, **keep)
+        add(f"keep-all-{roles}", roles, 60, 3, **{**keep, "keep": 1.0})
+        add(f"keep-refresh-{roles}", roles, 60, 9, keep=0.4, observe=3, refresh=4)
+        add(f"keep-ratio-{roles}", roles, 70, 4, rule="ratio", rule_value=0.5, budget=None, **keep)
+        add(f"keep-edge-{roles}", roles, 22, 5, **keep)                     # observed before the first sparse step
+        add(f"keep-first-{roles}", roles, 0, 28, **keep)                    # no prompt: observed when the first step would be sparse
+        add(f"keep-block16-{roles}", roles, 254, 3, block=16, budget=112, **keep)
+        add(f"keep-correct-{roles}", roles, 60, 7, correct_every=3, correct="rerun", **keep)
+        add(f"keep-step-{roles}", roles, 60, 5, correct_every=3, **keep)
+    add("keep-topp", "cross", 50, 3, rule="topp", rule_value=0.6, budget=16, keep=0.5)  # not looked at
+    add("keep-retrieval", "all", 40, 3, keep=0.5)
     return out
 
 
