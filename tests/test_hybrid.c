@@ -2,6 +2,7 @@
  * the public interface, on the plain C back end and on the CPU kernels. The numbers in the test names are those of
  * the specification's list of conformance tests. */
 #include "fixture.h"
+#include "session/session.h"
 
 #define FOLDER FIXTURES "tiny-hybrid"
 enum { N_LAYER = 5, N_KV = 3, N_HEAD = 6, DIM = 16, N_CELL = N_LAYER * N_KV };
@@ -523,11 +524,12 @@ static void test_ragged(void **state) {
     (void)state;
     enum { N_SEQ = 4, STEPS = 9 };
     static const int64_t len[N_SEQ] = { 5, 21, 64, 300 }; /* dense at first and sparse later, sparse, page edge, long */
-    static const struct { const char *roles; lg_rule rule; double value; int64_t block, every; lg_correct correct; } kind[] = {
-        { "cross", LG_RULE_TOPK, 0, 1, 0, LG_CORRECT_STEP },     { "same-sparse", LG_RULE_RATIO, 0.6, 1, 0, LG_CORRECT_STEP },
-        { "random-6", LG_RULE_TOPP, 0.8, 1, 0, LG_CORRECT_STEP }, { "cross", LG_RULE_THRESHOLD, 0.02, 16, 0, LG_CORRECT_STEP },
-        { "cross", LG_RULE_TOPK, 0, 16, 3, LG_CORRECT_STEP },    { "same-pure", LG_RULE_TOPK, 0, 1, 4, LG_CORRECT_RERUN },
-        { "share-cross", LG_RULE_TOPK, 0, 1, 0, LG_CORRECT_STEP }, { "share-same", LG_RULE_RATIO, 0.6, 16, 3, LG_CORRECT_STEP },
+    static const struct { const char *roles; lg_rule rule; double value; int64_t block, every; lg_correct correct; double keep; } kind[] = {
+        { "cross", LG_RULE_TOPK, 0, 1, 0, LG_CORRECT_STEP, 0 },     { "same-sparse", LG_RULE_RATIO, 0.6, 1, 0, LG_CORRECT_STEP, 0 },
+        { "random-6", LG_RULE_TOPP, 0.8, 1, 0, LG_CORRECT_STEP, 0 }, { "cross", LG_RULE_THRESHOLD, 0.02, 16, 0, LG_CORRECT_STEP, 0 },
+        { "cross", LG_RULE_TOPK, 0, 16, 3, LG_CORRECT_STEP, 0 },    { "same-pure", LG_RULE_TOPK, 0, 1, 4, LG_CORRECT_RERUN, 0 },
+        { "share-cross", LG_RULE_TOPK, 0, 1, 0, LG_CORRECT_STEP, 0 }, { "share-same", LG_RULE_RATIO, 0.6, 16, 3, LG_CORRECT_STEP, 0 },
+        { "share-cross", LG_RULE_TOPK, 0, 1, 0, LG_CORRECT_STEP, 0.5 }, { "lonely", LG_RULE_RATIO, 0.6, 16, 3, LG_CORRECT_RERUN, 0.5 },
     };
     static int32_t ids[N_SEQ][512];
     for (int q = 0; q < N_SEQ; q++) run_ids(ids[q], 512, 60 + (uint64_t)q);
@@ -542,6 +544,9 @@ static void test_ragged(void **state) {
             h.block = kind[k].block;
             h.correct_every = kind[k].every;
             h.correct = kind[k].correct;
+            h.keep = kind[k].keep;
+            h.observe = 6;
+            h.refresh = 5;
             float *single[N_SEQ];
             set_list want = { 0 }, got = { 0 };
             lg_stats a = { 0 }, t;
@@ -638,8 +643,10 @@ static void test_no_allocation(void **state) {
     run_ids(ids, 512, 9);
     lg_model *m = fx_model("tiny-hybrid", "cpu");
     lg_roles *roles = load_roles("cross");
-    for (int k = 0; k < 8; k++) {
+    for (int k = 0; k < 10; k++) { /* 8, 9: heads keep tokens */
         lg_hybrid_params h = small_options();
+        h.keep = k < 8 ? 0 : 0.5;
+        h.refresh = 11;
         h.rule = (lg_rule)(k % 4);
         h.rule_value = k % 4 == 0 ? 0 : k % 4 == 3 ? 0.02 : 0.7;
         h.block = k < 4 ? 1 : 16;
@@ -669,6 +676,91 @@ static void test_no_allocation(void **state) {
     lg_base_alloc_guard(false);
     lg_roles_free(roles);
     lg_model_free(m);
+}
+
+/* ---- what heads keep, over a session's history: wherever a prompt ends, its last tokens have been observed ---- */
+enum { KEEP_STEPS = 12 };
+static void keep_steps(lg_session *s, int32_t seq, const int32_t *ids, float *rows) {
+    for (int i = 0; i < KEEP_STEPS; i++) {
+        OK(lg_session_step(s, &seq, ids + i, 1, err));
+        memcpy(rows + i * want_rows.n_col, lg_session_logits(s, seq), (size_t)want_rows.n_col * sizeof *rows);
+    }
+}
+static void same_steps(lg_session *s, int32_t seq, const int32_t *ids, const float *want, double bound, const char *what) {
+    float *got = malloc(KEEP_STEPS * (size_t)want_rows.n_col * sizeof *got);
+    keep_steps(s, seq, ids, got);
+    const double d = fx_max_diff(got, want, KEEP_STEPS * want_rows.n_col);
+    if (!(d <= bound)) fail_msg("%s: logits differ by %.3g, bound %.3g", what, d, bound);
+    free(got);
+}
+
+static void test_keep_history(void **state) {
+    (void)state;
+    enum { PROMPT = 70 };
+    int32_t ids[512];
+    run_ids(ids, 512, 77);
+    const char *path = "build/keep.snapshot";
+    for (int d = 0; d < FX_N_DEVICE; d++) {
+        lg_model *m = fx_model("tiny-hybrid", fx_devices[d]);
+        lg_roles *roles = load_roles("share-cross");
+        lg_hybrid_params h = small_options(), none = h;
+        h.keep = 0.5;
+        h.observe = 8;
+        h.refresh = 5;
+        none.keep = 0;
+        const size_t floats = KEEP_STEPS * (size_t)want_rows.n_col;
+        float *want = malloc(floats * sizeof *want), *plain = malloc(floats * sizeof *plain);
+        lg_session *s = hybrid_session(m, roles, h, 3, LG_DTYPE_F32);
+        OK(lg_session_sync(s, 0, ids, PROMPT, err));
+        OK(lg_session_fork(s, 1, 0, err));
+        keep_steps(s, 0, ids + PROMPT, want);
+        same_steps(s, 1, ids + PROMPT, want, 0, "a fork");
+        lg_stats t;
+        lg_session_stats(s, &t);
+        assert_int_equal(t.dense_steps, 2 * 2); /* the 5th and the 10th */
+        OK(lg_session_sync(s, 2, ids, PROMPT - 30, err)); /* in two parts, with steps between */
+        OK(lg_session_sync(s, 2, ids, PROMPT, err));
+        same_steps(s, 2, ids + PROMPT, want, BOUND, "a prompt in two parts");
+        OK(lg_session_rewind(s, 1, PROMPT - 5, err)); /* before the last observation, which is cut; then read again */
+        OK(lg_session_step(s, &(int32_t){ 1 }, ids + 5, 1, err));
+        OK(lg_session_rewind(s, 1, PROMPT - 20, err));
+        OK(lg_session_sync(s, 1, ids, PROMPT, err));
+        same_steps(s, 1, ids + PROMPT, want, BOUND, "after a rewind");
+        OK(lg_session_rewind(s, 0, PROMPT, err));
+        OK(lg_session_save(s, path, err));
+        lg_session_free(s);
+
+        s = hybrid_session(m, roles, h, 1, LG_DTYPE_F32);
+        OK(lg_session_load(s, path, err));
+        remove(path);
+        OK(lg_session_sync(s, 0, ids, PROMPT, err));
+        same_steps(s, 0, ids + PROMPT, want, BOUND, "a snapshot");
+        lg_session_free(s);
+
+        lg_session_params p;
+        lg_session_defaults(&p);
+        p.n_ctx = 512;
+        p.kv = LG_DTYPE_F32;
+        OK(lg_session_new_rows(&s, m, &p, KEEP_STEPS, err)); /* roles come after the prompt; many rows in a pass, two of which observe */
+        OK(lg_session_sync(s, 0, ids, PROMPT, err));
+        strcpy(roles->family, m->info.family);
+        OK(lg_session_set_roles(s, roles, &h, err));
+        const float *rows;
+        OK(lg_session_force(s, 0, ids + PROMPT, KEEP_STEPS, NULL, &rows, err));
+        const double worst = fx_max_diff(rows, want, (int64_t)floats);
+        if (!(worst <= BOUND)) fail_msg("forced rows differ from steps by %.3g", worst);
+        lg_session_free(s);
+
+        lg_session *off = hybrid_session(m, roles, none, 1, LG_DTYPE_F32); /* and it does matter */
+        OK(lg_session_sync(off, 0, ids, PROMPT, err));
+        keep_steps(off, 0, ids + PROMPT, plain);
+        assert_true(fx_max_diff(plain, want, (int64_t)floats) > 100 * BOUND);
+        lg_session_free(off);
+        free(want);
+        free(plain);
+        lg_roles_free(roles);
+        lg_model_free(m);
+    }
 }
 
 /* ---- refusals ---- */
@@ -711,7 +803,7 @@ int main(void) {
         cmocka_unit_test(test_reference),        cmocka_unit_test(test_threads),           cmocka_unit_test(test_cache_dtypes),
         cmocka_unit_test(test_all_retrieval),    cmocka_unit_test(test_budget_covers_all), cmocka_unit_test(test_same_index_as_donors), cmocka_unit_test(test_shares),
         cmocka_unit_test(test_pick_is_for_later_layers), cmocka_unit_test(test_permuted_heads), cmocka_unit_test(test_ragged),
-        cmocka_unit_test(test_rerun_restores_dense), cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_rerun_restores_dense), cmocka_unit_test(test_no_allocation), cmocka_unit_test(test_keep_history), cmocka_unit_test(test_refusals),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -89,6 +89,27 @@ static void test_shares(void **state) {
     lg_roles_free(r);
 }
 
+/* What heads keep: a share in whole 1024ths; absent or null: nothing. */
+static void test_keep(void **state) {
+    (void)state;
+    lg_roles *r = NULL, *again = NULL;
+    lg_text t = { 0 };
+    assert_int_equal(parse(&r, HEAD DONOR ",\"keep\":0.33333,\"observe\":64,\"refresh\":7}", NULL), LG_OK);
+    assert_int_equal(lg_roles_format(&t, r, NULL, NULL), LG_OK);
+    assert_int_equal(lg_roles_parse(&again, "again", t.data, t.n, NULL), LG_OK);
+    lg_roles *const both[] = { r, again };
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(both[i]->keep, 341);
+        assert_int_equal(both[i]->observe, 64);
+        assert_int_equal(both[i]->refresh, 7);
+        lg_roles_free(both[i]);
+    }
+    lg_text_free(&t);
+    assert_int_equal(parse(&r, HEAD DONOR ",\"keep\":null,\"observe\":null}", NULL), LG_OK);
+    assert_int_equal(r->keep + r->observe + r->refresh, 0);
+    lg_roles_free(r);
+}
+
 /* Each text is refused and the message names the key. */
 static const struct { const char *text, *key; } refused[] = {
     { "[]", "object" },
@@ -132,6 +153,12 @@ static const struct { const char *text, *key; } refused[] = {
     { HEAD DONOR ",\"sinks\":-1}", "sinks" },
     { HEAD DONOR ",\"recents\":99999999999}", "recents" },
     { HEAD DONOR ",\"share\":\"donor\"}", "share" }, /* twice */
+    { HEAD DONOR ",\"keep\":\"0.5\"}", "keep" },
+    { HEAD DONOR ",\"keep\":1.01}", "keep" },
+    { HEAD DONOR ",\"keep\":-0.1}", "keep" },
+    { HEAD DONOR ",\"keep\":0.5,\"observe\":0}", "observe" },
+    { HEAD DONOR ",\"keep\":0.5,\"observe\":65}", "observe" },
+    { HEAD DONOR ",\"keep\":0.5,\"refresh\":1.5}", "refresh" },
     { HEAD DONOR ",\"budget_share\":1}", "budget_share" },
     { HEAD DONOR ",\"budget_share\":[[1,1],[1,1]]}", "budget_share" },
     { HEAD DONOR ",\"budget_share\":[[1,1],[1,1,1],[1,1]]}", "budget_share[1]" },
@@ -231,7 +258,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_donor),
         cmocka_unit_test(test_sparse_resolves),
-        cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_shares), cmocka_unit_test(test_keep),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_written_is_read),
         cmocka_unit_test(test_broken_maps_are_not_written),

@@ -43,6 +43,7 @@ typedef struct study {
     list ctx, budget, n, key_ctx, key_budget;
     int64_t passages, positions, samples, part, n_part;
     bool bare; /* without the rows of 128 sinks and 256 recents */
+    bool donor_only;
     const char *path[MAX_TEXT];
     lg_ids ids[MAX_TEXT];
     int64_t n_text;
@@ -185,6 +186,7 @@ static int64_t make_configs(const study *s, const list *budget, config *out) {
         for (int64_t i = 0; i < s->n.n; i++) {
             int64_t n = s->n.v[i], bud = budget->v[b];
             out[n_out++] = (config){ MAP_DONOR, n, bud, 16, 64, 0, NULL, "" };
+            if (s->donor_only) continue;
             out[n_out++] = (config){ MAP_SAME, n, bud, 16, 64, 0, NULL, "" };
             if (!s->bare && bud >= 384 + 64) { /* the method's own sinks and recents beside ours */
                 out[n_out++] = (config){ MAP_DONOR, n, bud, 128, 256, 0, NULL, "" };
@@ -200,6 +202,7 @@ static int64_t make_configs(const study *s, const list *budget, config *out) {
         const int64_t heads = s->info.n_layer * s->info.n_head_kv;
         if (c->roles) hash = lg_base_hash_64(c->roles->role, heads * (int64_t)sizeof(lg_role));
         if (c->roles && c->roles->share) hash ^= lg_base_hash_64(c->roles->share, heads * (int64_t)sizeof *c->roles->share);
+        if (c->roles) hash ^= (uint64_t)(c->roles->keep << 20 | c->roles->observe << 10 | c->roles->refresh);
         snprintf(c->name, sizeof c->name, "%s n%lld b%lld s%lld r%lld seed%lld %08llx", map_name[c->kind], (long long)c->n,
                  (long long)c->budget, (long long)c->sinks, (long long)c->recents, (long long)c->seed,
                  (unsigned long long)(hash & 0xffffffff));
@@ -352,7 +355,7 @@ static const struct option options[] = {
     { "roles", 1, NULL, 'r' }, { "dir", 1, NULL, 'd' }, { "ctx", 1, NULL, 'c' }, { "budgets", 1, NULL, 'b' }, { "n", 1, NULL, 'n' },
     { "passages", 1, NULL, 'p' }, { "positions", 1, NULL, 'P' }, { "samples", 1, NULL, 's' }, { "passkey-ctx", 1, NULL, 'k' },
     { "passkey-budgets", 1, NULL, 'B' }, { "threads", 1, NULL, 't' }, { "part", 1, NULL, 'i' }, { "compute", 1, NULL, 'C' }, { "device", 1, NULL, 'D' },
-    { "report", 0, NULL, 'R' }, { "bare", 0, NULL, 'w' }, { "quick", 0, NULL, 'q' }, { "help", 0, NULL, 'h' }, { 0 },
+    { "report", 0, NULL, 'R' }, { "bare", 0, NULL, 'w' }, { "donor", 0, NULL, 'O' }, { "quick", 0, NULL, 'q' }, { "help", 0, NULL, 'h' }, { 0 },
 };
 
 static void help(void) {
@@ -361,6 +364,7 @@ static void help(void) {
          "  --passages 16 --positions 128                         plain text: passages, decoded positions of each\n"
          "  --samples 64 --passkey-ctx 1536 --passkey-budgets 192,512   multi-passkey samples\n"
          "  --bare                                                without the rows of 128 sinks and 256 recents\n"
+         "  --donor                                               the donor maps, dense and the window alone\n"
          "  --compute f32|auto                                    f32: no rounding of activations beside the method's loss\n"
          "  --device cpu|cuda|cuda:N\n"
          "  --threads N   --part I/N (0 <= I < N)   --report (sum what is there)   --quick (a small study)");
@@ -400,6 +404,7 @@ int main(int argc, char **argv) {
         case 'D': mp.device = optarg; break;
         case 'R': only_report = true; break;
         case 'w': s.bare = true; break;
+        case 'O': s.donor_only = true; break;
         case 'q': s.passages = 2; s.positions = 100; s.samples = BATCH; break;
         case 'h': help(); return 0;
         default: return 2;

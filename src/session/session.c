@@ -402,16 +402,43 @@ done:
     return st;
 }
 
+/* Rows ids[0..n) of a sequence in one pass, hybrid or dense; logits of the wanted ones (NULL: of all) to row `first` of s->logits and on. */
+static lg_status force_rows(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, const uint8_t *want, int64_t first, int64_t *n_row, lg_error *err) {
+    lg_timeline *q = &s->seq[seq];
+    const int64_t at = q->len;
+    const bool hybrid = s->roles.n_layer > 0;
+    *n_row = 0;
+    lg_session_pages(s, q, at, at + n);
+    for (int64_t t = 0; t < n; t++) {
+        place(s, t, seq, hybrid ? (int32_t)t : 0, ids[t], at + t);
+        if (!want || want[t]) s->row[(*n_row)++] = (int32_t)t;
+        s->seqs[t] = (lg_kv_seq){ .page = q->page, .len = at + (hybrid ? t + 1 : n), .kept = hybrid ? q->kept : NULL };
+        s->step_budget[t] = 0;
+        s->step_dense[t] = !hybrid || lg_session_plan_row(s, at + t + 1, &s->step_budget[t]);
+    }
+    lg_forward f = forward_of(s, n, hybrid ? (int32_t)n : 1);
+    f.n_row = *n_row;
+    f.logits = s->logits + first * s->m->cfg.n_vocab;
+    if (hybrid) make_hybrid(s, &f, false);
+    const lg_status st = lg_model_forward(s->m, &s->work, &f, err);
+    if (st != LG_OK) return st;
+    memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
+    q->len = at + n;
+    q->steps += n;
+    for (int64_t t = 0; t < n; t++) lg_session_plan_count(s, t, 0, at + t + 1, s->step_dense[t], s->step_budget[t]);
+    return LG_OK;
+}
+
 lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, const uint8_t *want, const float **logits,
                            lg_error *err) {
     lg_status st;
     const double start = lg_base_now();
+    const int64_t n_vocab = s->m->cfg.n_vocab;
     LG_TRY(check_seq(s, seq, err));
     if (n < 1 || n > s->max_row) return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld rows in one pass (1 to %lld)", (long long)n, (long long)s->max_row);
     LG_TRY(check_ids(s, ids, n, err));
     lg_timeline *q = &s->seq[seq];
     const int64_t at = q->len;
-    int64_t n_row = 0;
     LG_TRY(check_fit(s, at + q->shift + n, err));
     forget_logits(s);
     if (s->keep && q->observed < 0) { /* other roles stood when the context was read */
@@ -419,25 +446,22 @@ lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64
         q->len -= again;
         if (again) LG_TRY(lg_session_chunk(s, seq, q->ids + at - again, again, 0, NULL, true, err));
     }
-    lg_session_pages(s, q, at, at + n);
-    const bool hybrid = s->roles.n_layer > 0;
-    for (int64_t t = 0; t < n; t++) {
-        place(s, t, seq, hybrid ? (int32_t)t : 0, ids[t], at + t);
-        if (!want || want[t]) s->row[n_row++] = (int32_t)t;
-        s->seqs[t] = (lg_kv_seq){ .page = q->page, .len = at + (hybrid ? t + 1 : n), .kept = hybrid ? q->kept : NULL };
-        s->step_budget[t] = 0;
-        s->step_dense[t] = !hybrid || lg_session_plan_row(s, at + t + 1, &s->step_budget[t]);
+    int64_t n_row = 0;
+    for (int64_t t = 0, k; t < n; t += k) { /* up to the row that observes; that one alone */
+        int64_t rows;
+        for (k = 0; t + k < n && !lg_session_kept_due(s, q, at + t + k + 1); k++) {}
+        if (k) {
+            LG_TRY(force_rows(s, seq, ids + t, k, want ? want + t : NULL, n_row, &rows, err));
+            n_row += rows;
+            continue;
+        }
+        k = 1;
+        LG_TRY(rerun(s, seq, ids[t], s->observe, s->logits + n_row * n_vocab, err));
+        n_row += !want || want[t];
+        q->steps++;
+        lg_session_plan_count(s, 0, 0, q->len, true, 0);
     }
-    lg_forward f = forward_of(s, n, hybrid ? (int32_t)n : 1);
-    f.n_row = n_row;
-    f.logits = s->logits;
-    if (hybrid) make_hybrid(s, &f, false);
-    LG_TRY(lg_model_forward(s->m, &s->work, &f, err));
-    memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
-    q->len = at + n;
-    q->steps += n;
-    for (int64_t t = 0; t < n; t++) lg_session_plan_count(s, t, 0, at + t + 1, s->step_dense[t], s->step_budget[t]);
-    if (!s->m->ops->host_memory) s->m->ops->download(s->m->ctx, s->logits_host, s->logits, n_row * s->m->cfg.n_vocab * (int64_t)sizeof(float));
+    if (!s->m->ops->host_memory) s->m->ops->download(s->m->ctx, s->logits_host, s->logits, n_row * n_vocab * (int64_t)sizeof(float));
     *logits = s->logits_host;
     s->stats.decode_s += lg_base_now() - start;
 done:

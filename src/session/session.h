@@ -128,7 +128,7 @@ lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64
 /* Teacher-forced decoding in one pass, for measuring: what n calls of lg_session_step with ids[0..n) would compute, hybrid or
  * dense as the session is set. Each layer writes K and V of all rows before its attention reads them, and row i sees
  * len + i + 1 tokens, so rows depend on each other just as steps do. The session comes from lg_session_new_rows with
- * max_row >= n. No cache correction. want: [n], rows whose logits are computed (NULL: all); *logits: theirs in order, valid until
+ * max_row >= n. No cache correction, but what heads keep is observed anew where it is due. want: [n], rows whose logits are computed (NULL: all); *logits: theirs in order, valid until
  * the next pass. */
 lg_status lg_session_new_rows(lg_session **out, lg_model *m, const lg_session_params *p, int64_t max_row, lg_error *err);
 lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, const uint8_t *want, const float **logits,
