@@ -89,6 +89,9 @@ static int calibrate_with(const options *o, lg_model *m, const buf *text)
     p.search = o->search;
     p.refine = o->refine;
     p.spread = o->spread == 0;
+    p.keep = o->keep;
+    p.observe = o->observe;
+    p.refresh = o->refresh;
     p.also = also;
     p.n_also = n_also;
     p.progress = cli_progress;
@@ -144,6 +147,9 @@ static const opt calibrate_opts[] = {
     O_SIZE(0, "search", search, 0, 64, "2", NULL, "candidates per added head that are tried by real decoding"),
     O_SIZE(0, "refine", refine, 0, 64, "0", NULL, "rounds of swaps in the map of each asked count, by real decoding"),
     O_CHOICE("spread", spread, "on|off", "off", NULL, "budgets per head; with f32, many passages"),
+    O_REAL("keep", keep, 0.0, 1.0, "0", NULL, "share of a set kept by attention seen before"),
+    O_SIZE(0, "observe", observe, 1, 64, NULL, "64", "last tokens whose attention says what is kept"),
+    O_SIZE(0, "refresh", refresh, 1, (int64_t)1 << 30, NULL, "128", "tokens until that is observed anew"),
     O_TEXT(0, "also", also, "N,N,..", NULL, "further counts to write, each beside the output as NAME-nN.json"),
     O_TEXT(0, "curve", curve, "CSV", NULL, "write KL over the number of retrieval heads"),
     O_END};

@@ -24,6 +24,8 @@ typedef struct lg_calibrate_params {
     int64_t n_also;
     int64_t search;        /* candidates per added head that are tried by real decoding (1: none, the cover alone decides) */
     bool spread;           /* budgets per head ("budget_share"), their mean the budget; wants f32 and much material (docs/SPARSE.md); default false */
+    double keep;           /* share that heads keep ("keep" of the file; docs/SPARSE.md, "Kept tokens"): written, and in force where maps are decoded; default 0 */
+    int64_t observe, refresh; /* 0: 64, 128 */
     int64_t refine;        /* rounds of swaps in the map of each count asked for, by real decoding (0: none; maps are then nested) */
     lg_progress_fn progress;
     void *progress_user;

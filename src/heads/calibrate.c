@@ -271,9 +271,17 @@ static lg_status open_probes(calib *c, const material *plain, const material *pa
     return tell(c, "contexts", 2, 2);
 }
 
-static lg_status run_probes(calib *c, lg_roles *roles, lg_score score[2]) {
+static void keep_of(const calib *c, lg_roles *r) {
+    r->keep = (int64_t)(c->p->keep * LG_SHARE_ONE + 0.5);
+    r->observe = r->keep ? c->p->observe : 0;
+    r->refresh = r->keep ? c->p->refresh : 0;
+}
+
+/* keeps: with what heads keep; a map without its donors' sets (sensitivity) is measured without. */
+static lg_status run_probes(calib *c, lg_roles *roles, bool keeps, lg_score score[2]) {
     const material *mt[2] = { &c->plain, &c->passkey };
     memcpy(roles->family, c->info.family, sizeof roles->family);
+    if (keeps) keep_of(c, roles);
     for (int k = 0; k < 2; k++) {
         lg_hybrid_params how;
         lg_hybrid_defaults(&how);
@@ -301,7 +309,7 @@ static lg_status measure_sensitivity(calib *c) {
         for (int64_t whole = first; whole < 2; whole++) {
             lg_score score[2];
             r->share[i] = whole ? LG_SHARE_ONE : 0;
-            LG_TRY(run_probes(c, r, score));
+            LG_TRY(run_probes(c, r, false, score));
             for (int k = 0; k < 2; k++) c->kl[k][whole * c->n + i] = score[k].kl > 0 ? score[k].kl : 0;
         }
         r->role[i].kind = LG_ROLE_RETRIEVAL;
@@ -523,7 +531,7 @@ static lg_status choose(calib *c, int64_t most) {
             c->order[count] = cand[j].head;
             r = roles_of(c, count + 1, NULL);
             if (!r) LG_TRY(nomem(c));
-            LG_TRY(run_probes(c, r, score));
+            LG_TRY(run_probes(c, r, true, score));
             lg_roles_free(r);
             r = NULL;
             const double loss = loss_of((double[2]){ score[0].kl, score[1].kl });
@@ -548,7 +556,7 @@ static lg_status loss_of_marks(calib *c, const uint8_t *mark, double *loss) {
     lg_score score[2];
     lg_roles *r = map_of(c, mark, NULL);
     if (!r) return nomem(c);
-    lg_status st = run_probes(c, r, score);
+    lg_status st = run_probes(c, r, true, score);
     lg_roles_free(r);
     *loss = st == LG_OK ? loss_of((double[2]){ score[0].kl, score[1].kl }) : 0;
     return st;
@@ -614,7 +622,7 @@ static lg_status settle(calib *c, int64_t count) {
         LG_TRY(tell(c, "shares", i, c->n));
         if (r->role[i].kind == LG_ROLE_RETRIEVAL) continue;
         alone->role[i] = r->role[i];
-        LG_TRY(run_probes(c, alone, score));
+        LG_TRY(run_probes(c, alone, true, score));
         alone->role[i] = (lg_role){ LG_ROLE_RETRIEVAL, -1, -1 };
         for (int k = 0; k < 2; k++) {
             const double kl0 = c->kl[k][i], m0 = 1 - c->cover[k].all_w[i], m1 = 1 - found(c, r, k, i, LG_COVER_ONE);
@@ -663,7 +671,7 @@ static lg_status measure_count(calib *c, int64_t count) {
     lg_score score[2];
     lg_roles *r = roles_of(c, count, NULL);
     if (!r) return nomem(c);
-    lg_status st = run_probes(c, r, score);
+    lg_status st = run_probes(c, r, true, score);
     lg_roles_free(r);
     if (st == LG_OK) c->curve[count] = (struct point){ true, score[0], score[1] };
     return st;
@@ -742,6 +750,7 @@ static lg_status write_count(const calib *c, int64_t count, const char *path) {
     r->budget = c->p->budget;
     r->sinks = c->p->sinks;
     r->recents = c->p->recents;
+    keep_of(c, r);
     LG_TRY(describe(c, count, &made));
     lg_roles_notes notes = { made.data, coverage, c->sens };
     LG_TRY(lg_roles_write(path, r, &notes, c->err));
@@ -788,6 +797,8 @@ static lg_status check(const calib *c) {
                             (long long)p->n_ctx, (long long)p->budget);
     if (p->n_ctx > c->info.n_ctx_train && !c->info.rope_scaled)
         return lg_base_fail(c->err, LG_ERR_LIMIT, -1, "a context of %lld tokens: the model was trained for %lld", (long long)p->n_ctx, (long long)c->info.n_ctx_train);
+    if (!(p->keep >= 0 && p->keep <= 1) || p->observe < 0 || p->observe > LG_OBSERVE_ROWS || p->refresh < 0)
+        return lg_base_fail(c->err, LG_ERR_USAGE, -1, "keep %g (0 to 1), observe %lld (up to %d), refresh %lld", p->keep, (long long)p->observe, LG_OBSERVE_ROWS, (long long)p->refresh);
     if (p->refine < 0 || p->refine > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "%lld rounds of refinement (0 to 64)", (long long)p->refine);
     if (p->search < 0 || p->search > 64) return lg_base_fail(c->err, LG_ERR_USAGE, -1, "search over %lld candidates (0 to 64)", (long long)p->search);
     return LG_OK;
