@@ -412,6 +412,13 @@ static void table(const bench *t, int64_t n, buf *b)
                    (long long)(t->roles->n_layer * t->roles->n_head_kv), t->o->rule_value);
     else
         buf_puts(b, "no --roles: dense only\n");
+    const bool keeps = t->roles && (t->o->rule == LG_RULE_TOPK || t->o->rule == LG_RULE_RATIO);
+    const double keep = !keeps ? 0 : opt_given(t->o, "keep") ? t->o->keep : (double)t->roles->keep / 1024;
+    if (keep > 0) {
+        const int64_t refresh = opt_given(t->o, "refresh") ? t->o->refresh : t->roles->refresh > 0 ? t->roles->refresh : 128;
+        buf_printf(b, "hybrid: heads keep %g of a set, observed anew every %lld tokens%s\n", keep, (long long)refresh,
+                   t->o->steps < refresh ? " (no such step is among the timed ones: --steps)" : "");
+    }
     if (t->copy_rate > 0)
         buf_printf(b, "copy on the device: %.0f GB/s\n", t->copy_rate / 1e9);
     if (t->o->at_once > 1)
