@@ -23,7 +23,7 @@ static const char *const originals[] = {
     "\"made\":{\"seed\":1},\"coverage\":[[1,0.5,1],[0.5,0.25,0.75],[1,0.5,0.125],[0.5,0.5,0.5]],"
     "\"sensitivity\":[[0.1,0.2,0.3],[0,0,0],[1e-3,2e-2,0.5],[0.1,0.1,0.1]]}",
     "{\"format\":\"longan-roles\",\"version\":1,\"model\":{\"family\":\"0123456789abcdef0123456789abcdef\",\"n_layer\":2,\"n_head_kv\":3},"
-    "\"share\":\"donor\",\"roles\":[[\"retrieval\",\"window\",\"window\"],[[0,0],[0,0],\"window\"]],\"budget_share\":[[1,0,0.25],[2.5,1,0.5]]}",
+    "\"share\":\"donor\",\"keep\":0.5,\"observe\":64,\"refresh\":128,\"roles\":[[\"retrieval\",\"window\",\"window\"],[[0,0],[0,0],\"window\"]],\"budget_share\":[[1,0,0.25],[2.5,1,0.5]]}",
     "{\"format\":\"longan-roles\",\"version\":1,\"model\":{\"family\":\"0123456789abcdef0123456789abcdef\",\"n_layer\":4,\"n_head_kv\":2},"
     "\"share\":\"same-index\",\"roles\":[[\"retrieval\",\"retrieval\"],[\"sparse\",\"window\"],[\"retrieval\",\"sparse\"],[\"sparse\",\"sparse\"]]}",
 };

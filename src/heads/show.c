@@ -90,6 +90,8 @@ static bool show_json(lg_text *t, const sheet *s) {
                                   r->same_index ? "same-index" : "donor", (long long)r->n_layer, (long long)r->n_head_kv,
                                   (long long)r->n_retrieval, (long long)count(s, LG_ROLE_DONOR), (long long)count(s, LG_ROLE_WINDOW)) &&
               put_optional(t, "budget", r->budget) && put_optional(t, "sinks", r->sinks) && put_optional(t, "recents", r->recents) &&
+              (!r->keep || lg_base_text_printf(t, ",\"keep\":%.10g", (double)r->keep / LG_SHARE_ONE)) && put_optional(t, "observe", r->observe ? r->observe : -1) &&
+              put_optional(t, "refresh", r->refresh ? r->refresh : -1) &&
               lg_base_text_printf(t, ",\"roles\":[");
     for (int64_t i = 0; ok && i < s->n; i++) {
         const lg_role *e = &r->role[i];
@@ -118,6 +120,8 @@ static bool show_text(lg_text *t, const sheet *s) {
                                   r->same_index ? "same-index" : "donor", r->family, (long long)r->n_retrieval,
                                   (long long)count(s, LG_ROLE_DONOR), (long long)count(s, LG_ROLE_WINDOW), (long long)s->n) &&
               put_size(t, "budget", r->budget) && put_size(t, "sinks", r->sinks) && put_size(t, "recents", r->recents) &&
+              (!r->keep || lg_base_text_printf(t, ", keep %.4g", (double)r->keep / LG_SHARE_ONE)) && put_size(t, "observe", r->observe ? r->observe : -1) &&
+              put_size(t, "refresh", r->refresh ? r->refresh : -1) &&
               lg_base_text_printf(t, "\nR:n retrieval head whose set n heads read, l.h donor, - window%s\n",
                                   s->share ? "; behind it the share of what the budget holds beyond sinks and recents" : "");
     for (int64_t l = 0; ok && l < r->n_layer; l++) {
