@@ -378,7 +378,7 @@ def run_case(m, ids, decode_from, roles, share, opt, rnd):
         n = opt["correct_every"] if opt["correct_every"] and step % opt["correct_every"] == 0 else 0
         rerun = n if opt["correct"] == "rerun" else 0
         if keeps and (seen < 0 or pos + 1 - seen >= opt["refresh"]) and pos + 1 > effective_budget(opt, pos + 1):
-            rerun = max(rerun, opt["observe"])
+            rerun = max(rerun, 1, min(opt["observe"], opt["refresh"] // 4))
         if n or rerun:
             if rerun:                                   # reading B, or observation: the last tokens again, as one dense chunk
                 rerun = min(rerun, pos + 1)
@@ -524,7 +524,7 @@ def case_list():
         keep = dict(keep=0.5, observe=8, refresh=16)
         add(f"keep-{roles}", roles, 60, 4, **keep)
         add(f"keep-all-{roles}", roles, 60, 3, **{**keep, "keep": 1.0})
-        add(f"keep-refresh-{roles}", roles, 60, 9, keep=0.4, observe=3, refresh=4)
+        add(f"keep-refresh-{roles}", roles, 60, 9, keep=0.4, observe=3, refresh=8)
         add(f"keep-ratio-{roles}", roles, 70, 4, rule="ratio", rule_value=0.5, budget=None, **keep)
         add(f"keep-edge-{roles}", roles, 22, 5, **keep)                     # observed before the first sparse step
         add(f"keep-first-{roles}", roles, 0, 28, **keep)                    # no prompt: observed when the first step would be sparse

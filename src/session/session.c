@@ -389,7 +389,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         lg_timeline *q = &s->seq[seqs[i]];
         if (q->logit_row >= 0) continue;
         const bool correct = h->correct_every > 0 && (q->steps + 1) % h->correct_every == 0 && h->correct == LG_CORRECT_RERUN;
-        const int64_t due = lg_session_kept_due(s, q, q->len + 1) ? s->observe : 0;
+        const int64_t due = lg_session_kept_due(s, q, q->len + 1) ? s->again : 0;
         LG_TRY(rerun(s, seqs[i], ids[i], correct && h->correct_every > due ? h->correct_every : due, s->logits + r * n_vocab, err));
         s->next_known = false;
         q->steps++;
@@ -456,7 +456,7 @@ lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64
             continue;
         }
         k = 1;
-        LG_TRY(rerun(s, seq, ids[t], s->observe, s->logits + n_row * n_vocab, err));
+        LG_TRY(rerun(s, seq, ids[t], s->again, s->logits + n_row * n_vocab, err));
         n_row += !want || want[t];
         q->steps++;
         lg_session_plan_count(s, 0, 0, q->len, true, 0);

@@ -64,6 +64,7 @@ struct lg_session {
     int64_t *step_budget;      /* [max_row] */
     uint8_t *step_dense;
     int64_t keep, observe, refresh; /* keep 0: nothing is kept */
+    int64_t again;             /* tokens that are run again, and observed, when that is due */
     int64_t observing;         /* length of the sequence under observation */
     float *mass, *mass_host;   /* device and host [n_head_kv, n_ctx]; the same where memory is the host's */
     uint32_t *kept_host;       /* bits under way */
