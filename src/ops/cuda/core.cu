@@ -503,7 +503,7 @@ static void fill_block(lg_ops_ctx *c) {
         }
         const lg_kv_seq *s = (const lg_kv_seq *)a->host;
         lg_cuda_seq *to = (lg_cuda_seq *)(c->pin + a->at);
-        for (int64_t k = 0; k < a->bytes / (int64_t)sizeof *s; k++) to[k] = lg_cuda_seq{ twin_of(c, &s[k]), s[k].len };
+        for (int64_t k = 0; k < a->bytes / (int64_t)sizeof *s; k++) to[k] = lg_cuda_seq{ twin_of(c, &s[k]), s[k].len, s[k].kept };
     }
 }
 
@@ -544,6 +544,7 @@ static bool sets_sized(const task *tasks, int i, int16_t *maker) {
     }
     for (int h = 0; h < a->geom.n_head_kv; h++)
         for (int32_t j = 0; a->make[h] >= 0 && j < lg_ops_n_make(&a->spread, h); j++) maker[a->make[h] + j] = (int16_t)i;
+    for (int32_t j = 0; j < a->spread.n_latest; j++) maker[a->spread.latest + j] = (int16_t)i;
     return known;
 }
 
@@ -939,7 +940,7 @@ template <typename O> static lg_cuda_decode decode_of(const lg_ops_ctx *c, const
 
 static void run_hybrid(lg_ops_ctx *c, const task *t) {
     const lg_op_attend_hybrid *a = &t->u.hybrid;
-    bool makes = false;
+    bool makes = a->spread.n_latest > 0;
     lg_cuda_decode d = decode_of(c, t, a);
     d.read = a->read;
     d.make = a->make;
@@ -1112,9 +1113,10 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
             if (a->spread.slot) {
                 n_make = 0;
                 for (int h = 0; h < a->geom.n_head_kv; h++) n_make += a->spread.n_make[h];
-                if (n_make > LG_CUDA_SPREAD || a->geom.n_head_kv > LG_CUDA_SPREAD)
-                    missing = "attend_hybrid: budgets per head for more than 128 heads or sets of a layer";
+                if (n_make > LG_CUDA_SETS || a->geom.n_head_kv > LG_CUDA_SPREAD)
+                    missing = "attend_hybrid: budgets per head for more than 128 heads or 256 sets of a layer";
             }
+            if (a->spread.n_latest > LG_CUDA_SETS) missing = "attend_hybrid: more than 256 latest sets of a layer";
             if (makes) {
                 select = max64(select, lg_cuda_select_scratch(&c->env, a->n_seq, n_make, c->max_len));
                 score = max64(score, (int64_t)a->n_seq * a->geom.n_head_kv * c->max_len * 4);
@@ -1188,8 +1190,8 @@ static bool make_key(lg_ops_ctx *c) {
         }
         case K_HYBRID: {
             const lg_op_attend_hybrid &a = t->u.hybrid;
-            keys(c, a.out, a.q, a.seqs, a.n_seq, a.budget, a.dense, a.read, a.make, a.sets.idx, a.sets.n, a.sets.cap, a.sets.n_slot, a.sets.block, a.select.rule,
-                 a.select.value, a.select.scale, a.select.sinks, a.select.recents, a.n_head, a.scale);
+            keys(c, a.out, a.q, a.seqs, a.n_seq, a.budget, a.dense, a.read, a.make, a.sets.idx, a.sets.n, a.sets.cap, a.sets.n_slot, a.sets.block, a.sets.kept_words, a.select.rule,
+                 a.select.value, a.select.scale, a.select.sinks, a.select.recents, a.spread.latest, a.spread.n_latest, a.n_head, a.scale);
             key_kv(c, a.kv, a.geom);
             key_add(c, t->read_host, a.geom.n_head_kv * 4);
             key_add(c, t->make_host, a.geom.n_head_kv * 4);
@@ -1199,6 +1201,7 @@ static bool make_key(lg_ops_ctx *c) {
                 key_add(c, a.spread.n_make, a.geom.n_head_kv * 4);
                 for (int h = 0; h < a.geom.n_head_kv; h++)
                     if (t->make_host[h] >= 0) key_add(c, a.spread.slot + t->make_host[h], a.spread.n_make[h] * 4);
+                key_add(c, a.spread.slot + a.spread.latest, a.spread.n_latest * 4);
             }
             break;
         }
