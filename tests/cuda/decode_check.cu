@@ -1,7 +1,7 @@
-/* Decode attention and selection on the device against their specification (lg_ref_attend, lg_ref_attend_hybrid, lg_ops_select) on
- * random data, then their speed.
+/* Decode attention, selection and attention mass on the device against their specification (lg_ref_attend, lg_ref_attend_hybrid, lg_ops_select,
+ * lg_ref_observe) on random data, then their speed.
  *
- *   decode_check [check [SEED [COUNT]]]   COUNT cases of attention, twice as many of selection alone; exit 1 if one fails or (from 8 on,
+ *   decode_check [check [SEED [COUNT]]]   COUNT cases of attention and of mass, twice as many of selection alone; exit 1 if one fails or (from 8 on,
  *                                         where ways are counted: emulation, took.cuh) too few went one of the ways (LG_WAY_*)
  *   decode_check time | quick | select    speed, its few main rows, or that of selection; needs a GPU
  *
@@ -527,6 +527,58 @@ static bool run_select(const lg_cuda_env *e, int64_t longest) {
     return bad == 0;
 }
 
+static bool run_observe(lg_cuda_env e, int64_t longest) {
+    static const lg_dtype dtypes[] = { LG_DTYPE_BF16, LG_DTYPE_F16, LG_DTYPE_KV8, LG_DTYPE_F32 };
+    static const int32_t sizes[] = { 64, 128, 80, 256, 50, 2 }, groups[] = { 1, 2, 3, 4, 7, 9 };
+    const lg_dtype dtype = dtypes[below(4)];
+    const int32_t hd = sizes[below(6)], group = groups[below(6)], n_kv = 1 + (int32_t)below(3), n_head = n_kv * group;
+    const int64_t len = 1 + below(below(2) ? longest : 200), most = len < LG_OBSERVE_ROWS ? len : LG_OBSERVE_ROWS, n = below(4) == 0 ? 1 : below(3) ? 1 + below(most) : most;
+    const int64_t seen = below(4) ? len : n + below(len - n + 1), rb = lg_base_row_bytes(dtype, hd), ld = len + below(100), n_page = (len + LG_PAGE - 1) / LG_PAGE;
+    const int64_t bytes = n_page * n_kv * LG_PAGE * rb, nq = n * n_head * hd;
+    const lg_kv_geom g = { dtype, n_kv, hd, rb };
+    int32_t *page = (int32_t *)lg_base_calloc(n_page, 4);
+    uint8_t *k = (uint8_t *)lg_base_alloc(bytes);
+    float *q = (float *)lg_base_calloc(nq, 4), *want = (float *)lg_base_calloc(n_kv * ld, 4), *got = (float *)lg_base_calloc(n_kv * ld, 4), *again = (float *)lg_base_calloc(n_kv * ld, 4), row[256];
+    int64_t idx[LG_OBSERVE_ROWS];
+    memset(k, 0xff, (size_t)bytes);
+    for (int64_t p = 0; p < n_page; p++) page[p] = (int32_t)(n_page - 1 - p);
+    for (int64_t t = 0; t < seen; t++)
+        for (int h = 0; h < n_kv; h++) {
+            for (int d = 0; d < hd; d++) row[d] = 2 * unit();
+            lg_ops_kv_store(&g, k + (((int64_t)page[t / LG_PAGE] * n_kv + h) * LG_PAGE + t % LG_PAGE) * rb, row);
+        }
+    for (int64_t i = 0; i < nq; i++) q[i] = 2 * unit();
+    for (int64_t r = 0; r < n; r++) idx[r] = seen - n + r;
+    for (int64_t i = 0; i < n_kv * ld; i++) want[i] = -1; /* what is behind the sequence stays */
+    const lg_kv_seq seq = { page, len, NULL };
+    const lg_cuda_seq dseq = { (int32_t *)up(page, n_page * 4), len, NULL };
+    lg_op_observe a = { want, ld, q, { k, NULL }, g, &seq, idx, n, n_head, 1.5f / sqrtf((float)hd) };
+    float *mass = (float *)up(want, n_kv * ld * 4);
+    lg_ref_observe(&a);
+    a.mass = mass;
+    a.q = (float *)up(q, nq * 4);
+    a.kv.k = (uint8_t *)up(k, bytes);
+    a.seq = (lg_kv_seq *)up(&dseq, sizeof dseq);
+    a.idx = (int64_t *)up(idx, sizeof idx);
+    e.scratch = (uint8_t *)room(lg_cuda_observe_scratch(n, len, n_head));
+    lg_cuda_observe(&e, &a, len);
+    done();
+    down(got, mass, n_kv * ld * 4);
+    lg_cuda_observe(&e, &a, len);
+    done();
+    down(again, mass, n_kv * ld * 4);
+    double worst = 0;
+    for (int64_t i = 0; i < n_kv * ld; i++) fx_worsen(&worst, fabs((double)got[i] - want[i]) / (fabs((double)want[i]) + 1e-9));
+    const bool same = !memcmp(got, again, (size_t)(n_kv * ld) * 4), good = same && worst < 2e-5;
+    if (!good || getenv("VERBOSE"))
+        printf("observe %s hd %d kv %d group %d len %lld seen %lld rows %lld: max %.2g%s %s\n", lg_base_dtype(dtype)->name, hd, n_kv, group, (long long)len, (long long)seen, (long long)n,
+               worst, same ? "" : " REPLAY DIFFERS", good ? "ok" : "FAIL");
+    CUDA(cudaFree(mass)); CUDA(cudaFree((void *)a.q)); CUDA(cudaFree(a.kv.k)); CUDA(cudaFree((void *)a.seq)); CUDA(cudaFree((void *)a.idx)); CUDA(cudaFree((void *)dseq.page));
+    CUDA(cudaFree(e.scratch));
+    lg_base_free(page); lg_base_free(k); lg_base_free(q); lg_base_free(want); lg_base_free(got); lg_base_free(again);
+    return good;
+}
+
 #ifndef LG_CUDA_EMU
 #include "decode_time.cuh"
 #endif
@@ -583,7 +635,15 @@ int main(int argc, char **argv) {
         }
         ways_add(&ways);
     }
+    for (int i = first; i < first + n; i++) {
+        seed = (uint64_t)i;
+        counter = 1u << 31;
+        if (!run_observe(e, longest)) {
+            printf("  seed %d\n", i);
+            failed++;
+        }
+    }
     if (COUNTED && n >= 8) failed += ways_show(&ways, n < 40 ? 1 : n / 40);
-    printf("%d passed, %d failed, 0 skipped\n", 3 * n - failed, failed);
+    printf("%d passed, %d failed, 0 skipped\n", 4 * n - failed, failed);
     return failed != 0;
 }

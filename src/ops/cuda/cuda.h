@@ -86,6 +86,10 @@ typedef struct lg_cuda_prefill {
 int64_t lg_cuda_prefill_scratch(const lg_cuda_env *e, int64_t n_tok, int32_t n_head, const lg_kv_geom *g);
 void lg_cuda_prefill_attend(const lg_cuda_env *e, const lg_cuda_prefill *a);
 
+/* ---- observe.cu: lg_op_observe with device pointers (seq is a lg_cuda_seq) over a sequence of len tokens; the same bits every time ---- */
+int64_t lg_cuda_observe_scratch(int64_t n_tok, int64_t len, int32_t n_head); /* bytes of env.scratch */
+void lg_cuda_observe(const lg_cuda_env *e, const lg_op_observe *a, int64_t len);
+
 /* ---- sample.cu: lg_op_sample with device pointers, id in mapped memory. top_k, top_p: some row has that limit. ---- */
 int64_t lg_cuda_sample_scratch(int64_t n_row, int64_t n_vocab); /* bytes of env.scratch */
 void lg_cuda_sample(const lg_cuda_env *e, const lg_op_sample *a, bool top_k, bool top_p);

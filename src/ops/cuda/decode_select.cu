@@ -612,14 +612,14 @@ static __global__ void sel_clear(uint4 *zero, int64_t n) {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) zero[i] = make_uint4(0, 0, 0, 0);
 }
 
-template <int RULE>
+template <int RULE, bool KEPT>
 static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5;
     const int32_t s = (int32_t)blockIdx.y / a.n_list, item = (int32_t)blockIdx.y % a.n_list;
     const int32_t h = a.heads_in ? a.head[item] : item, make = a.heads_in ? a.slot[item] : a.make[item];
     const bool dense = a.dense[s] != 0;
     const int64_t len = a.seqs[s].len;
-    const uint32_t *kept = RULE == LG_RULE_TOPK ? a.seqs[s].kept : NULL;
+    const uint32_t *kept = KEPT ? a.seqs[s].kept : NULL;
     const int64_t all_budget = RULE == LG_RULE_TOPK ? a.budget[s] : 0;
     if (make < 0 || dense) return;
     const int64_t slot = (int64_t)s * a.n_slot + make;
@@ -671,7 +671,7 @@ static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh
             return;
         }
         int32_t n_kept = 0;
-        if (kept) {
+        if (KEPT && kept) {
             kept += make * a.kept_words;
             n_kept = sel_count_kept(sh, kept, (int32_t)head, (int32_t)tail);
             if (n_kept > 0) r.kept = kept;
@@ -819,11 +819,11 @@ static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh
 }
 
 /* topk reads scores before the clearing has ended: they are older than its start. */
-template <int RULE> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD */
+template <int RULE, bool KEPT> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD; KEPT: topk, and sets may keep units */
 static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_constant__ sel_args a) {
     LG_SMEM(smem);
     if (RULE != LG_RULE_TOPK) lg_dec_wait();
-    sel_set<RULE>(a, (sel_shared *)(void *)smem);
+    sel_set<RULE, KEPT>(a, (sel_shared *)(void *)smem);
     if (RULE == LG_RULE_TOPK) lg_dec_wait(); /* no block ends before what it waits for */
 }
 
@@ -949,7 +949,8 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     d.spots = (uint16_t *)(void *)(d.keys + rows * d.key_room);
     LG_LAUNCH(sel_clear, (unsigned)rows, 512, 0, stream, (uint4 *)(void *)d.zero, rows * d.zero_room / 16); /* (a memset node would divide L1 otherwise) */
     const dim3 grid((unsigned)blocks, (unsigned)rows);
-    void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP> : a->select.rule == LG_RULE_THRESHOLD ? sel_pick<LG_RULE_THRESHOLD> : sel_pick<LG_RULE_TOPK>;
-    const bool masses = pick != sel_pick<LG_RULE_TOPK>;
+    const bool masses = a->select.rule == LG_RULE_TOPP || a->select.rule == LG_RULE_THRESHOLD;
+    void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP, false> : masses ? sel_pick<LG_RULE_THRESHOLD, false>
+                                 : a->sets.kept_words > 0 ? sel_pick<LG_RULE_TOPK, true> : sel_pick<LG_RULE_TOPK, false>;
     LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, offsetof(sel_shared, hist) + SEL_BINS * (masses ? sizeof(sel_mass) : 4) + (masses ? 0 : SEL_ROOM * 2), stream, true, d);
 }
