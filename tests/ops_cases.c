@@ -14,8 +14,8 @@
 #include <string.h>
 #include "ops/ops.h"
 
-typedef enum what { PRODUCT, GATE_UP, LOGITS, EMBED, QKV, LAYER, KV_WRITE, ARGMAX, SAMPLE, ATTEND, HYBRID } what;
-static const char *const what_name[] = { "product", "gate_up", "logits", "embed", "qkv", "layer", "kv_write", "argmax", "sample", "attend", "hybrid" };
+typedef enum what { PRODUCT, GATE_UP, LOGITS, EMBED, QKV, LAYER, KV_WRITE, ARGMAX, SAMPLE, ATTEND, HYBRID, OBSERVE } what;
+static const char *const what_name[] = { "product", "gate_up", "logits", "embed", "qkv", "layer", "kv_write", "argmax", "sample", "attend", "hybrid", "observe" };
 
 typedef struct cas {
     what k;
@@ -26,8 +26,9 @@ typedef struct cas {
     bool bias, qk_norm, interleaved;
     lg_dtype kv;
     int32_t n_kv, group, d;
-    int64_t len[4]; int32_t n_seq; /* attention; attend: n_tok last rows of each sequence */
+    int64_t len[4]; int32_t n_seq; /* attention; attend, observe: n_tok last rows of each sequence */
     lg_rule rule; int32_t block; double value; bool dense_row, spread;
+    int32_t keep, n_latest; /* hybrid: 1024ths of all units that a set keeps; latest slots */
     bool perf;
     char name[160];
 } cas;
@@ -45,10 +46,12 @@ static void named(visit_fn f, void *u, cas c) {
     if (c.k >= ATTEND) {
         ADD(" len");
         for (int i = 0; i < c.n_seq; i++) ADD("%c%lld", i ? ',' : ' ', (long long)c.len[i]);
-        if (c.k == ATTEND) ADD(" n%lld", (long long)c.n_tok);
+        if (c.k == ATTEND || c.k == OBSERVE) ADD(" n%lld", (long long)c.n_tok);
     }
     if (c.k == HYBRID)
         ADD(" %s block %d%s%s", (const char *[]){ "topk", "ratio", "topp", "threshold" }[c.rule], c.block, c.dense_row ? " one dense" : "", c.spread ? " budgets per head" : "");
+    if (c.keep) ADD(" keep %d/1024", c.keep);
+    if (c.n_latest) ADD(" latest %d", c.n_latest);
     if (c.vocab) ADD(" logits %lld", (long long)c.vocab);
     if (c.rank) ADD(" lora %d", c.rank);
     if (c.bias) ADD(" bias");
@@ -171,7 +174,23 @@ static void attention_cases(visit_fn f, void *u) {
                     named(f, u, c);
                     c.spread = r < 2;
                     if (c.spread) named(f, u, c);
+                    /* Kept units: few, more than fit, nearly all; every third case nothing but latest slots. */
+                    c.spread = (h + k + b) % 2;
+                    c.keep = (int32_t[]){ 20, 300, 1000, 0 }[(h + k + r + b) % 4];
+                    c.n_latest = c.keep ? (h + r) % 3 : 3;
+                    if (r < 2) named(f, u, c);
                 }
+    for (int k = 0; k < N_CACHE; k++) /* long rows, which CUDA picks from by a sample: few, many, too many are kept */
+        for (int b = 0; b < 3; b++)
+            named(f, u, (cas){ .k = HYBRID, .kv = caches[k], .d = 64, .n_kv = 2, .group = 1, .block = 1, .n_seq = 1, .len = { 40000 - k }, .keep = (int[]){ 1, 6, 300 }[b],
+                               .spread = k % 2, .n_latest = b });
+    static const struct { int64_t len, n; } seen[] = { { 1, 1 }, { 70, 64 }, { 700, 33 }, { 2111, 1 }, { 3000, 64 } };
+    for (int h = 0; h < 7; h++)
+        for (int k = 0; k < N_CACHE; k++)
+            for (int l = 0; l < 5; l++)
+                named(f, u, (cas){ .k = OBSERVE, .kv = caches[k], .d = head[h][0], .n_kv = head[h][1], .group = head[h][2], .n_seq = 1, .len = { seen[l].len }, .n_tok = seen[l].n });
+    for (int k = 0; k < N_CACHE; k++) /* odd sizes */
+        named(f, u, (cas){ .k = OBSERVE, .kv = caches[k], .d = 50, .n_kv = 2, .group = 5, .n_seq = 1, .len = { 515 }, .n_tok = 13 });
 }
 
 static void perf_cases(visit_fn f, void *u) {
@@ -195,6 +214,9 @@ static void perf_cases(visit_fn f, void *u) {
         cas s = { .k = HYBRID, .perf = true, .kv = caches[k], .d = 128, .n_kv = 8, .group = 4, .n_seq = 1, .block = 1, .len = { 131072 } };
         named(f, u, s);
         named(f, u, (s.block = 64, s));
+        cas o = { .k = OBSERVE, .perf = true, .kv = caches[k], .d = 128, .n_kv = 8, .group = 4, .n_seq = 1, .len = { 131072 }, .n_tok = LG_OBSERVE_ROWS };
+        named(f, u, o);
+        named(f, u, (o.d = 64, o.n_kv = o.group = 3, o.len[0] = 8192, o));
     }
 }
 
@@ -798,9 +820,9 @@ static void test_hybrid(bench *b, const cas *c) {
     cache k;
     make_cache(b, &k, c, true);
     const int64_t d = c->d, n_head = c->n_kv * c->group, n = c->n_seq, sinks = 16, recents = 64;
-    /* Slots before n_made are made, with budgets per head three by a head; behind them one is ready for each head. Heads: dense that make, a window, readers. */
-    const int32_t each = c->spread ? 3 : 1, n_made = (c->n_kv + 1) / 2 * each, n_slot = n_made + c->n_kv;
-    const int64_t cap = 3000, size = n * n_slot * cap;
+    /* Slots before n_made are made, with budgets per head three by a head; behind them one is ready for each head, then come the latest. Heads: dense that make, a window, readers. */
+    const int32_t each = c->spread ? 3 : 1, n_made = (c->n_kv + 1) / 2 * each, latest = n_made + c->n_kv, n_slot = latest + c->n_latest;
+    const int64_t cap = c->len[0] > 3000 ? c->len[0] : 3000, size = n * n_slot * cap;
     int32_t *idx = host(b, size * 4), *cnt = host(b, n * n_slot * 4), *read = host(b, c->n_kv * 4), *make = host(b, c->n_kv * 4);
     int32_t *n_make = host(b, c->n_kv * 4), *window = host(b, c->n_kv * 4), *share = host(b, n_slot * 4);
     int64_t *budget = host(b, n * 8);
@@ -816,7 +838,7 @@ static void test_hybrid(bench *b, const cas *c) {
     for (int64_t s = 0; s < n; s++) {
         budget[s] = c->rule == LG_RULE_RATIO ? (int64_t)((1 - c->value) * (double)c->len[s]) : 320 + 33 * s;
         dense[s] = c->dense_row && s == 1;
-        for (int32_t j = n_made; j < n_slot; j++) { /* ascending blocks, the last one among them */
+        for (int32_t j = n_made; j < latest; j++) { /* ascending blocks, the last one among them */
             int32_t *to = idx + (s * n_slot + j) * cap;
             const int64_t blocks = (c->len[s] + c->block - 1) / c->block;
             for (int64_t i = 0; i < blocks; i++)
@@ -825,11 +847,24 @@ static void test_hybrid(bench *b, const cas *c) {
     }
     float *q = host(b, n * n_head * d * 4), *want = host(b, n * n_head * d * 4), *out = device(b, NULL, n * n_head * d * 4);
     for (int64_t i = 0; i < n * n_head * d; i++) q[i] = (float)lg_base_rng_below(7, 8, b->counter++, 5) - 2.0f;
+    /* Kept units, but not of the second sequence, nor where a head fills several slots of the one with the largest share. */
+    const int64_t words = c->keep ? (cap + 32 * c->block - 1) / (32 * c->block) : 0;
+    lg_kv_seq seqs[4], dseqs[4];
+    for (int64_t s = 0; s < n; s++) {
+        uint32_t *kept = c->keep && s != 1 ? host(b, n_slot * words * 4) : NULL;
+        for (int64_t i = 0; kept && i < n_slot * words * 32; i++)
+            if (lg_base_rng_below(7, 9, b->counter++, 1024) < c->keep && (each == 1 || i / 32 / words % each != each - 1)) kept[i / 32] |= 1u << (i % 32);
+        seqs[s] = dseqs[s] = k.seqs[s];
+        seqs[s].kept = kept;
+        dseqs[s].kept = kept ? device(b, kept, n_slot * words * 4) : NULL;
+    }
     int32_t *didx = device(b, idx, size * 4), *dcnt = device(b, cnt, n * n_slot * 4);
-    lg_op_attend_hybrid a = { .out = out, .q = device(b, q, n * n_head * d * 4), .kv = k.dev, .geom = k.g, .seqs = k.seqs, .n_seq = c->n_seq, .budget = budget,
-                              .dense = dense, .read = read, .make = make, .sets = { didx, dcnt, cap, n_slot, c->block },
+    lg_op_attend_hybrid a = { .out = out, .q = device(b, q, n * n_head * d * 4), .kv = k.dev, .geom = k.g, .seqs = dseqs, .n_seq = c->n_seq, .budget = budget,
+                              .dense = dense, .read = read, .make = make, .sets = { didx, dcnt, cap, n_slot, c->block, words },
                               .select = { c->rule, c->value, 0.02f, sinks, recents }, .n_head = (int32_t)n_head, .scale = 0.05f / sqrtf((float)d) };
-    if (c->spread) a.spread = (lg_spread){ share, window, n_make, sinks + recents };
+    if (c->spread) a.spread = (lg_spread){ share, window, n_make, sinks + recents, 0, 0 };
+    a.spread.latest = latest;
+    a.spread.n_latest = c->n_latest;
     reserve(b, c, n, c->n_seq, n_head * d, n_head * d);
     b->o->attend_hybrid(b->c, &a);
     const lg_status st = b->o->sync(b->c, &e);
@@ -837,6 +872,7 @@ static void test_hybrid(bench *b, const cas *c) {
     r.out = want;
     r.q = q;
     r.kv = k.host;
+    r.seqs = seqs;
     r.sets.idx = idx;
     r.sets.n = cnt;
     lg_ops_ref.attend_hybrid(b->ref, &r);
@@ -845,7 +881,7 @@ static void test_hybrid(bench *b, const cas *c) {
     b->o->download(b->c, gcnt, dcnt, n * n_slot * 4);
     char more[96] = "";
     for (int64_t s = 0; s < n && !*more; s++)
-        for (int32_t j = 0; j < n_made && !dense[s] && !*more; j++) {
+        for (int32_t j = 0; j < n_slot && !dense[s] && !*more; j++) {
             const int64_t at = s * n_slot + j;
             if (gcnt[at] != cnt[at]) snprintf(more, sizeof more, "set %d of sequence %d: %d blocks, not %d", j, (int)s, gcnt[at], cnt[at]);
             for (int32_t i = 0; i < cnt[at] && !*more; i++)
@@ -853,6 +889,37 @@ static void test_hybrid(bench *b, const cas *c) {
                     snprintf(more, sizeof more, "set %d of sequence %d: entry %d is %d, not %d", j, (int)s, i, gidx[at * cap + i], idx[at * cap + i]);
         }
     verdict(b, c, st, &e, error_of(download(b, out, n * n_head * d), want, n * n_head * d), attend_bound(b), more);
+}
+
+static void test_observe(bench *b, const cas *c) {
+    lg_error e = { 0 };
+    cache k;
+    make_cache(b, &k, c, false);
+    const int64_t d = c->d, n_head = c->n_kv * c->group, n = c->n_tok, len = c->len[0], ld = len + 7, unseen = len > 600 ? 70 : 0, size = c->n_kv * ld;
+    float *q = floats(b, n * n_head * d, -2, 2), *want = floats(b, size, -2, -1), *mass = device(b, want, size * 4); /* what lies behind the sequence stays */
+    int64_t *idx = host(b, n * 8);
+    for (int64_t r = 0; r < n; r++) idx[r] = len - unseen - n + r;
+    lg_op_observe a = { .mass = want, .ld = ld, .q = q, .kv = k.host, .geom = k.g, .seq = k.seqs, .idx = idx, .n_tok = n, .n_head = (int32_t)n_head, .scale = 2.0f / sqrtf((float)d) };
+    reserve(b, c, n, 1, n_head * d, n_head * d);
+    lg_op_observe o = a;
+    o.mass = mass;
+    o.q = device(b, q, n * n_head * d * 4);
+    o.kv = k.dev;
+    b->o->observe(b->c, &o);
+    const lg_status st = b->o->sync(b->c, &e);
+    lg_ops_ref.observe(b->ref, &a);
+    float *got = download(b, mass, size), *first = host(b, size * 4), *wanted_mass = host(b, size * 4);
+    char more[64] = "";
+    for (int64_t h = 0; h < c->n_kv; h++) {
+        memcpy(first + h * len, got + h * ld, (size_t)len * 4);
+        memcpy(wanted_mass + h * len, want + h * ld, (size_t)len * 4);
+        if (memcmp(got + h * ld + len, want + h * ld + len, (size_t)(ld - len) * 4)) snprintf(more, sizeof more, "head %d: something behind the sequence is written", (int)h);
+    }
+    const double err = error_of(first, wanted_mass, c->n_kv * len);
+    memcpy(first, got, (size_t)size * 4);
+    b->o->observe(b->c, &o);
+    if (b->o->sync(b->c, &e) == LG_OK && memcmp(first, download(b, mass, size), (size_t)size * 4)) snprintf(more, sizeof more, "not the same twice");
+    verdict(b, c, st, &e, err, attend_bound(b), more);
 }
 
 static void test_case(void *user, const cas *c) {
@@ -879,6 +946,7 @@ static void test_case(void *user, const cas *c) {
     case SAMPLE: test_sample(b, c); break;
     case ATTEND: test_attend(b, c); break;
     case HYBRID: test_hybrid(b, c); break;
+    case OBSERVE: test_observe(b, c); break;
     }
     release(b);
 }
@@ -943,7 +1011,7 @@ static void perf_case(void *user, const cas *c) {
             if (b->o->kv_random) b->o->kv_random(b->c, kv[s], &g, page, n_page, 7 + (uint64_t)s);
         }
     }
-    const lg_kv_seq one_seq = { page, c->len[0] };
+    const lg_kv_seq one_seq = { page, c->len[0], NULL };
     cas res = *c;
     res.d = g.head_dim;
     res.n_kv = g.n_head_kv;
@@ -970,6 +1038,12 @@ static void perf_case(void *user, const cas *c) {
         bytes = 2.0 * (double)(g.row_bytes * c->n_kv * c->len[0]);
         for (int64_t t = 0; t < c->n_tok; t++) flops += 4.0 * (double)((idx[t] + 1) * nq);
     }
+    float *mass = NULL;
+    if (c->k == OBSERVE) { /* K twice, at least once in each pass */
+        mass = device(b, NULL, c->n_kv * c->len[0] * 4);
+        bytes = 2.0 * (double)(g.row_bytes * c->n_kv * c->len[0]);
+        for (int64_t t = 0; t < c->n_tok; t++) flops += 4.0 * (double)((idx[t] + 1) * nq);
+    }
     double ms[7];
     const int reps = b->o->host_memory ? 1 : c->n_tok > 64 ? 4 : 48 / sets * sets;
     for (int r = -1; r < 7; r++) {
@@ -989,8 +1063,12 @@ static void perf_case(void *user, const cas *c) {
                 break;
             case HYBRID:
                 b->o->attend_hybrid(b->c, &(lg_op_attend_hybrid){ .out = y, .q = dx, .kv = kv[s], .geom = g, .seqs = &one_seq, .n_seq = 1, .budget = budget, .dense = dense,
-                                                                  .read = read, .make = make, .sets = { sidx, scnt, cap, 4, c->block },
+                                                                  .read = read, .make = make, .sets = { sidx, scnt, cap, 4, c->block, 0 },
                                                                   .select = { LG_RULE_TOPK, 0, 0.088f, 128, 256 }, .n_head = (int32_t)n_head, .scale = 0.088f });
+                break;
+            case OBSERVE:
+                b->o->observe(b->c, &(lg_op_observe){ .mass = mass, .ld = c->len[0], .q = dx, .kv = kv[s], .geom = g, .seq = &one_seq, .idx = idx, .n_tok = c->n_tok,
+                                                      .n_head = (int32_t)n_head, .scale = 0.088f });
                 break;
             default: break;
             }

@@ -1,7 +1,7 @@
-/* Decode attention and selection on the device against their specification (lg_ref_attend, lg_ref_attend_hybrid, lg_ops_select) on
- * random data, then their speed.
+/* Decode attention, selection and attention mass on the device against their specification (lg_ref_attend, lg_ref_attend_hybrid, lg_ops_select,
+ * lg_ref_observe) on random data, then their speed.
  *
- *   decode_check [check [SEED [COUNT]]]   COUNT cases of attention, twice as many of selection alone; exit 1 if one fails or (from 8 on,
+ *   decode_check [check [SEED [COUNT]]]   COUNT cases of attention and of mass, twice as many of selection alone; exit 1 if one fails or (from 8 on,
  *                                         where ways are counted: emulation, took.cuh) too few went one of the ways (LG_WAY_*)
  *   decode_check time | quick | select    speed, its few main rows, or that of selection; needs a GPU
  *
@@ -102,7 +102,20 @@ typedef struct test_case {
     int32_t n_make[HEADS], window[HEADS], slot[SLOTS];
     bool hybrid, whole, roles_on_device;
     bool sized; /* sets that are read are as large as the rule makes them */
+    bool kept[SEQS]; int32_t n_latest; /* the last slots */
 } test_case;
+
+/* What the slots of a sequence keep: [n_slot][words]. Few, some, all, none or a run of units. */
+static uint32_t *draw_kept(int32_t n_slot, int64_t words) {
+    uint32_t *kept = (uint32_t *)lg_base_calloc(n_slot * words, 4);
+    for (int32_t j = 0; j < n_slot; j++) {
+        const int64_t kind = below(6), odds = 1 + below(kind < 2 ? 5 : 200), at = below(words * 32), n = 1 + below(words * 32);
+        for (int64_t u = 0; u < words * 32; u++)
+            if (kind == 5 || (kind == 4 && u >= at && u < at + n) || (kind < 3 && below(odds) == 0)) kept[j * words + u / 32] |= 1u << (u % 32);
+    }
+    return kept;
+}
+static int64_t kept_words(int64_t max_len, int32_t block) { return (max_len + 32 * block - 1) / (32 * block); }
 
 static void show(const test_case *c) {
     static const char *rules[] = { "topk", "ratio", "topp", "threshold" };
@@ -113,6 +126,8 @@ static void show(const test_case *c) {
         printf(" block %d %s %g sinks %lld recents %lld read", c->block, rules[c->select.rule], c->select.value, (long long)c->select.sinks, (long long)c->select.recents);
         for (int h = 0; h < c->n_kv; h++) printf(" %d/%d", c->read[h], c->make[h]);
         if (c->sized) printf(" sized");
+        for (int s = 0; s < c->n_seq; s++) printf("%s", c->kept[s] ? " kept" : "");
+        if (c->n_latest) printf(" latest %d", c->n_latest);
         for (int h = 0; c->spread && h < c->n_kv; h++) printf("%s%d x%d", h ? " " : " share ", c->window[h], c->n_make[h]);
     }
     printf(": ");
@@ -188,7 +203,13 @@ static bool run(const test_case *c, lg_cuda_env e) {
     /* device */
     lg_cuda_seq dseq[SEQS];
     int32_t *dpage = (int32_t *)up(order, n_page * 4);
-    for (int s = 0; s < c->n_seq; s++) dseq[s] = (lg_cuda_seq){ dpage + (seqs[s].page - order), seqs[s].len };
+    const int64_t words = kept_words(max_len, c->block);
+    uint32_t *kept[SEQS], *dkept[SEQS];
+    for (int s = 0; s < c->n_seq; s++) {
+        kept[s] = c->kept[s] ? draw_kept(c->n_slot, words) : NULL;
+        dkept[s] = c->kept[s] ? (uint32_t *)up(kept[s], c->n_slot * words * 4) : NULL;
+        dseq[s] = (lg_cuda_seq){ dpage + (seqs[s].page - order), seqs[s].len, dkept[s] };
+    }
     lg_cuda_decode a = {};
     a.out = (float *)room(nq * 4);
     a.q = (float *)up(q, nq * 4);
@@ -204,7 +225,9 @@ static bool run(const test_case *c, lg_cuda_env e) {
     a.select = c->select;
     const int64_t least = c->select.sinks + c->select.recents;
     if (c->spread) a.spread = (lg_spread){ c->slot, c->window, c->n_make, least };
-    a.sets = (lg_sets){ (int32_t *)up(idx, (n_set * cap + 1) * 4), (int32_t *)up(cnt, (n_set + 1) * 4), cap, c->n_slot, c->block };
+    a.spread.latest = c->n_slot - c->n_latest;
+    a.spread.n_latest = c->n_latest;
+    a.sets = (lg_sets){ (int32_t *)up(idx, (n_set * cap + 1) * 4), (int32_t *)up(cnt, (n_set + 1) * 4), cap, c->n_slot, c->block, words };
     if (c->hybrid) {
         a.read = (int32_t *)up(c->read, sizeof c->read);
         a.make = (int32_t *)up(c->make, sizeof c->make);
@@ -240,7 +263,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
     }
     const bool same = good;
     /* specification */
-    lg_op_attend_hybrid b = { want, q, { k, v }, g, seqs, c->n_seq, c->budget, c->dense, c->read, c->make, { idx, cnt, cap, c->n_slot, c->block }, c->select, (int32_t)n_head, scale, a.spread };
+    lg_op_attend_hybrid b = { want, q, { k, v }, g, seqs, c->n_seq, c->budget, c->dense, c->read, c->make, { idx, cnt, cap, c->n_slot, c->block, words }, c->select, (int32_t)n_head, scale, a.spread };
     int32_t seq[SEQS], none[HEADS];
     int64_t last[SEQS];
     for (int s = 0; s < c->n_seq; s++) {
@@ -250,6 +273,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
     lg_op_attend da = { want, q, { k, v }, g, seqs, c->n_seq, seq, last, c->n_seq, (int32_t)n_head, scale };
     for (int h = 0; h < HEADS; h++) none[h] = -1;
     b.make = none; /* sets are compared below, on the device's own scores */
+    b.spread.n_latest = 0;
     if (c->hybrid) lg_ref_attend_hybrid(&b);
     else lg_ref_attend(&da);
     double worst = 0, num = 0, den = 0;
@@ -265,7 +289,8 @@ static bool run(const test_case *c, lg_cuda_env e) {
     double worst_score = 0;
     int64_t n_sets = 0, bad_sets = 0;
     if (c->hybrid) {
-        float *score = (float *)lg_base_calloc(c->n_seq * c->n_kv * max_len, 4), *wf = (float *)lg_base_calloc(max_len, 4);
+        float *score = (float *)lg_base_calloc(c->n_seq * c->n_kv * max_len, 4), *wf = (float *)lg_base_calloc(max_len, 4),
+              *positions = (float *)lg_base_calloc(max_len, 4);
         int32_t *wi = (int32_t *)lg_base_calloc(max_len, 4), *ids = (int32_t *)lg_base_calloc(cap, 4);
         uint8_t *sel = (uint8_t *)room(lg_cuda_select_scratch(&e, c->n_seq, SLOTS, max_len));
         for (int r = 0; r < 2; r++) lg_cuda_decode_select(&e, &a, NULL, sel);
@@ -275,10 +300,14 @@ static bool run(const test_case *c, lg_cuda_env e) {
         down(cnt_got, a.sets.n, (n_set + 1) * 4);
         for (int s = 0; s < c->n_seq; s++) {
             bool made[SLOTS] = { false };
-            for (int h = 0; h < c->n_kv; h++) {
-                if (c->dense[s] || c->make[h] < 0) continue;
+            for (int h = 0; h <= c->n_kv; h++) { /* behind the heads: the latest slots */
+                const bool latest = h == c->n_kv;
+                if (c->dense[s] || (latest ? c->n_latest == 0 : c->make[h] < 0)) continue;
+                if (latest)
+                    for (int64_t t = 0; t < c->len[s]; t++) positions[t] = (float)t;
+                const int32_t first = latest ? c->n_slot - c->n_latest : c->make[h], n_make = latest ? c->n_latest : c->spread ? c->n_make[h] : 1;
                 const float *x = score + ((int64_t)s * c->n_kv + h) * max_len;
-                for (int64_t t = 0; t < c->len[s]; t++) {
+                for (int64_t t = 0; t < c->len[s] && !latest; t++) {
                     const int64_t at = (((int64_t)seqs[s].page[t / LG_PAGE] * c->n_kv + h) * LG_PAGE + t % LG_PAGE) * rb;
                     double sum = 0, size = 0;
                     lg_ops_kv_load(&g, row, k + at);
@@ -292,9 +321,11 @@ static bool run(const test_case *c, lg_cuda_env e) {
                     const double d = fabs((double)x[t] - (double)(float)(sum / c->group)) / (size > 0 ? size / c->group : 1); /* rounding grows with the terms */
                     fx_worsen(&worst_score, d);
                 }
-                for (int32_t j = c->make[h]; j < c->make[h] + (c->spread ? c->n_make[h] : 1); j++) {
+                for (int32_t j = first; j < first + n_make; j++) {
                     const int64_t slot = (int64_t)s * c->n_slot + j, budget = c->spread ? lg_ops_share(c->budget[s], least, c->slot[j]) : c->budget[s];
-                    const int64_t n = lg_ops_select(ids, cap, x, c->len[s], budget, c->block, &c->select, wf, wi);
+                    lg_select how = c->select;
+                    how.kept = kept[s] ? kept[s] + j * words : NULL;
+                    const int64_t n = lg_ops_select(ids, cap, latest ? positions : x, c->len[s], budget, c->block, &how, wf, wi);
                     made[j] = true;
                     n_sets++;
                     if (n == cnt_got[slot] && !memcmp(ids, idx_got + slot * cap, (size_t)n * 4)) continue;
@@ -312,7 +343,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
             }
         }
         good = good && bad_sets == 0 && worst_score <= (c->whole && (c->group & (c->group - 1)) == 0 ? 0 : 4e-6); /* 2^-18: a query's rest is rounded */
-        lg_base_free(score); lg_base_free(wf); lg_base_free(wi); lg_base_free(ids);
+        lg_base_free(score); lg_base_free(wf); lg_base_free(wi); lg_base_free(ids); lg_base_free(positions);
         CUDA(cudaFree(sel));
     }
     if (!good || getenv("VERBOSE")) {
@@ -326,6 +357,10 @@ static bool run(const test_case *c, lg_cuda_env e) {
     CUDA(cudaFree(a.score)); CUDA(cudaFree(a.sets.idx)); CUDA(cudaFree(a.sets.n)); CUDA(cudaFree(dpage));
     if (c->hybrid) {
         CUDA(cudaFree((void *)a.read)); CUDA(cudaFree((void *)a.make)); CUDA(cudaFree((void *)a.budget)); CUDA(cudaFree((void *)a.dense));
+    }
+    for (int s = 0; s < c->n_seq; s++) {
+        if (dkept[s]) CUDA(cudaFree(dkept[s]));
+        lg_base_free(kept[s]);
     }
     lg_base_free(order); lg_base_free(k); lg_base_free(v); lg_base_free(q); lg_base_free(want); lg_base_free(got); lg_base_free(again);
     lg_base_free(idx); lg_base_free(cnt); lg_base_free(cnt_got); lg_base_free(idx_got);
@@ -379,6 +414,10 @@ static test_case draw(int64_t longest, int32_t long_kv) {
         if (!c.hybrid || c.make[h] >= 0 || below(3) == 0) continue;
         c.read[h] = c.n_slot > makes && below(2) ? makes + (int32_t)below(c.n_slot - makes) : LG_HEAD_WINDOW;
     }
+    if (c.hybrid && (c.select.rule == LG_RULE_TOPK || c.select.rule == LG_RULE_RATIO)) {
+        for (int s = 0; s < c.n_seq; s++) c.kept[s] = below(2) != 0;
+        if (below(2)) c.n_slot += c.n_latest = 1 + (int32_t)below(3);
+    }
     return c;
 }
 
@@ -409,7 +448,8 @@ static bool run_select(const lg_cuda_env *e, int64_t longest) {
     lg_cuda_seq seqs[SEQS] = {};
     int64_t budget[SEQS];
     uint8_t dense[SEQS];
-    int32_t make[HEADS], n_make[HEADS] = { 0 }, window[HEADS] = { 0 }, share[SLOTS], n_slot = 0;
+    uint32_t *kept[SEQS] = {};
+    int32_t make[HEADS], n_make[HEADS + 1] = { 0 }, window[HEADS] = { 0 }, share[SLOTS], n_slot = 0;
     lg_cuda_decode a = {};
     a.select.rule = below(2) ? LG_RULE_TOPK : LG_RULE_RATIO;
     a.select.sinks = below(3) ? below(150) : 0;
@@ -428,11 +468,18 @@ static bool run_select(const lg_cuda_env *e, int64_t longest) {
         n_slot += n_make[h];
     }
     for (int j = 0; j < SLOTS; j++) share[j] = (int32_t)below(2 * LG_SHARE_ONE);
+    const int32_t n_latest = below(3) ? 0 : 1 + (int32_t)below(4), latest = n_slot;
+    n_slot += n_latest;
     if (n_slot == 0) return true;
+    const int64_t words = kept_words(max_len, 1);
+    for (int s = 0; s < n_seq; s++)
+        if (below(2)) seqs[s].kept = (uint32_t *)up(kept[s] = draw_kept(n_slot, words), n_slot * words * 4);
     const int64_t cap = below(6) ? max_len : 1 + below(max_len), least = a.select.sinks + a.select.recents;
-    float *score = (float *)lg_base_calloc(n_seq * n_kv * max_len, 4), *wf = (float *)lg_base_calloc(max_len, 4);
+    float *score = (float *)lg_base_calloc(n_seq * n_kv * max_len, 4), *wf = (float *)lg_base_calloc(max_len, 4),
+          *positions = (float *)lg_base_calloc(max_len, 4);
     int32_t *wi = (int32_t *)lg_base_calloc(max_len, 4), *want = (int32_t *)lg_base_calloc(cap, 4), *got = (int32_t *)lg_base_calloc(n_seq * n_slot * cap, 4), n_got[SEQS * SLOTS];
     for (int64_t i = 0; i < n_seq * n_kv * max_len; i++) score[i] = NAN;
+    for (int64_t t = 0; t < max_len; t++) positions[t] = (float)t;
     for (int i = 0; i < n_seq * n_kv; i++) draw_scores(score + i * max_len, seqs[i / n_kv].len, budget[i / n_kv]);
     a.score = (float *)up(score, n_seq * n_kv * max_len * 4);
     a.geom.n_head_kv = n_kv;
@@ -444,7 +491,10 @@ static bool run_select(const lg_cuda_env *e, int64_t longest) {
     a.budget = (int64_t *)up(budget, sizeof budget);
     a.dense = (uint8_t *)up(dense, sizeof dense);
     if (spread) a.spread = (lg_spread){ share, window, n_make, least };
-    a.sets = (lg_sets){ (int32_t *)room(n_seq * n_slot * cap * 4), (int32_t *)room(n_seq * n_slot * 4), cap, n_slot, 1 };
+    a.spread.latest = latest;
+    a.spread.n_latest = n_latest;
+    n_make[n_kv] = n_latest; /* behind the heads: the latest slots */
+    a.sets = (lg_sets){ (int32_t *)room(n_seq * n_slot * cap * 4), (int32_t *)room(n_seq * n_slot * 4), cap, n_slot, 1, words };
     uint8_t *scratch = (uint8_t *)room(lg_cuda_select_scratch(e, n_seq, n_slot > n_kv ? n_slot : n_kv, max_len));
     for (int r = 0; r < 2; r++) lg_cuda_decode_select(e, &a, NULL, scratch);
     done();
@@ -452,22 +502,81 @@ static bool run_select(const lg_cuda_env *e, int64_t longest) {
     down(n_got, a.sets.n, n_seq * n_slot * 4);
     int bad = 0;
     for (int s = 0; s < n_seq; s++)
-        for (int h = 0; h < n_kv && !dense[s]; h++)
+        for (int h = 0; h <= n_kv && !dense[s]; h++)
             for (int j = 0; j < n_make[h]; j++) {
-                const int64_t slot = (int64_t)s * n_slot + make[h] + j, b = spread ? lg_ops_share(budget[s], least, share[make[h] + j]) : budget[s];
-                const int64_t n = lg_ops_select(want, cap, score + (s * n_kv + h) * max_len, seqs[s].len, b, 1, &a.select, wf, wi);
+                const int32_t of = (h == n_kv ? latest : make[h]) + j;
+                const int64_t slot = (int64_t)s * n_slot + of, b = spread ? lg_ops_share(budget[s], least, share[of]) : budget[s];
+                lg_select how = a.select;
+                how.kept = kept[s] ? kept[s] + of * words : NULL;
+                const int64_t n = lg_ops_select(want, cap, h == n_kv ? positions : score + (s * n_kv + h) * max_len, seqs[s].len, b, 1, &how, wf, wi);
                 if (n == n_got[slot] && !memcmp(want, got + slot * cap, (size_t)n * 4)) continue;
                 if (bad++) continue;
                 int64_t i = 0;
                 while (i < n && i < n_got[slot] && want[i] == got[slot * cap + i]) i++;
-                printf("select seq %d head %d set %d len %lld budget %lld sinks %lld recents %lld cap %lld: want %lld got %d, first difference at %lld: want %d got %d FAIL\n", s, h, j,
+                printf("select%s seq %d head %d set %d len %lld budget %lld sinks %lld recents %lld cap %lld: want %lld got %d, first difference at %lld: want %d got %d FAIL\n", kept[s] ? " kept" : "", s, h, j,
                        (long long)seqs[s].len, (long long)b, (long long)a.select.sinks, (long long)a.select.recents, (long long)cap, (long long)n, n_got[slot], (long long)i,
                        i < n ? want[i] : -1, i < n_got[slot] ? got[slot * cap + i] : -1);
             }
+    for (int s = 0; s < n_seq; s++) {
+        if (seqs[s].kept) CUDA(cudaFree((void *)seqs[s].kept));
+        lg_base_free(kept[s]);
+    }
     CUDA(cudaFree(a.score)); CUDA(cudaFree((void *)a.seqs)); CUDA(cudaFree((void *)a.make)); CUDA(cudaFree((void *)a.budget)); CUDA(cudaFree((void *)a.dense));
     CUDA(cudaFree(a.sets.idx)); CUDA(cudaFree(a.sets.n)); CUDA(cudaFree(scratch));
-    lg_base_free(score); lg_base_free(wf); lg_base_free(wi); lg_base_free(want); lg_base_free(got);
+    lg_base_free(score); lg_base_free(wf); lg_base_free(wi); lg_base_free(want); lg_base_free(got); lg_base_free(positions);
     return bad == 0;
+}
+
+static bool run_observe(lg_cuda_env e, int64_t longest) {
+    static const lg_dtype dtypes[] = { LG_DTYPE_BF16, LG_DTYPE_F16, LG_DTYPE_KV8, LG_DTYPE_F32 };
+    static const int32_t sizes[] = { 64, 128, 80, 256, 50, 2 }, groups[] = { 1, 2, 3, 4, 7, 9 };
+    const lg_dtype dtype = dtypes[below(4)];
+    const int32_t hd = sizes[below(6)], group = groups[below(6)], n_kv = 1 + (int32_t)below(3), n_head = n_kv * group;
+    const int64_t len = 1 + below(below(2) ? longest : 200), most = len < LG_OBSERVE_ROWS ? len : LG_OBSERVE_ROWS, n = below(4) == 0 ? 1 : below(3) ? 1 + below(most) : most;
+    const int64_t seen = below(4) ? len : n + below(len - n + 1), rb = lg_base_row_bytes(dtype, hd), ld = len + below(100), n_page = (len + LG_PAGE - 1) / LG_PAGE;
+    const int64_t bytes = n_page * n_kv * LG_PAGE * rb, nq = n * n_head * hd;
+    const lg_kv_geom g = { dtype, n_kv, hd, rb };
+    int32_t *page = (int32_t *)lg_base_calloc(n_page, 4);
+    uint8_t *k = (uint8_t *)lg_base_alloc(bytes);
+    float *q = (float *)lg_base_calloc(nq, 4), *want = (float *)lg_base_calloc(n_kv * ld, 4), *got = (float *)lg_base_calloc(n_kv * ld, 4), *again = (float *)lg_base_calloc(n_kv * ld, 4), row[256];
+    int64_t idx[LG_OBSERVE_ROWS];
+    memset(k, 0xff, (size_t)bytes);
+    for (int64_t p = 0; p < n_page; p++) page[p] = (int32_t)(n_page - 1 - p);
+    for (int64_t t = 0; t < seen; t++)
+        for (int h = 0; h < n_kv; h++) {
+            for (int d = 0; d < hd; d++) row[d] = 2 * unit();
+            lg_ops_kv_store(&g, k + (((int64_t)page[t / LG_PAGE] * n_kv + h) * LG_PAGE + t % LG_PAGE) * rb, row);
+        }
+    for (int64_t i = 0; i < nq; i++) q[i] = 2 * unit();
+    for (int64_t r = 0; r < n; r++) idx[r] = seen - n + r;
+    for (int64_t i = 0; i < n_kv * ld; i++) want[i] = -1; /* what is behind the sequence stays */
+    const lg_kv_seq seq = { page, len, NULL };
+    const lg_cuda_seq dseq = { (int32_t *)up(page, n_page * 4), len, NULL };
+    lg_op_observe a = { want, ld, q, { k, NULL }, g, &seq, idx, n, n_head, 1.5f / sqrtf((float)hd) };
+    float *mass = (float *)up(want, n_kv * ld * 4);
+    lg_ref_observe(&a);
+    a.mass = mass;
+    a.q = (float *)up(q, nq * 4);
+    a.kv.k = (uint8_t *)up(k, bytes);
+    a.seq = (lg_kv_seq *)up(&dseq, sizeof dseq);
+    a.idx = (int64_t *)up(idx, sizeof idx);
+    e.scratch = (uint8_t *)room(lg_cuda_observe_scratch(n, len, n_head));
+    lg_cuda_observe(&e, &a, len);
+    done();
+    down(got, mass, n_kv * ld * 4);
+    lg_cuda_observe(&e, &a, len);
+    done();
+    down(again, mass, n_kv * ld * 4);
+    double worst = 0;
+    for (int64_t i = 0; i < n_kv * ld; i++) fx_worsen(&worst, fabs((double)got[i] - want[i]) / (fabs((double)want[i]) + 1e-9));
+    const bool same = !memcmp(got, again, (size_t)(n_kv * ld) * 4), good = same && worst < 2e-5;
+    if (!good || getenv("VERBOSE"))
+        printf("observe %s hd %d kv %d group %d len %lld seen %lld rows %lld: max %.2g%s %s\n", lg_base_dtype(dtype)->name, hd, n_kv, group, (long long)len, (long long)seen, (long long)n,
+               worst, same ? "" : " REPLAY DIFFERS", good ? "ok" : "FAIL");
+    CUDA(cudaFree(mass)); CUDA(cudaFree((void *)a.q)); CUDA(cudaFree(a.kv.k)); CUDA(cudaFree((void *)a.seq)); CUDA(cudaFree((void *)a.idx)); CUDA(cudaFree((void *)dseq.page));
+    CUDA(cudaFree(e.scratch));
+    lg_base_free(page); lg_base_free(k); lg_base_free(q); lg_base_free(want); lg_base_free(got); lg_base_free(again);
+    return good;
 }
 
 #ifndef LG_CUDA_EMU
@@ -526,7 +635,15 @@ int main(int argc, char **argv) {
         }
         ways_add(&ways);
     }
+    for (int i = first; i < first + n; i++) {
+        seed = (uint64_t)i;
+        counter = 1u << 31;
+        if (!run_observe(e, longest)) {
+            printf("  seed %d\n", i);
+            failed++;
+        }
+    }
     if (COUNTED && n >= 8) failed += ways_show(&ways, n < 40 ? 1 : n / 40);
-    printf("%d passed, %d failed, 0 skipped\n", 3 * n - failed, failed);
+    printf("%d passed, %d failed, 0 skipped\n", 4 * n - failed, failed);
     return failed != 0;
 }

@@ -10,7 +10,7 @@ for f in src/ops/select.c src/ops/ref/attend.c src/base/dtype.c src/base/memory.
     ${CC:-gcc} -O2 -std=c11 -D_GNU_SOURCE -Iinclude -Isrc -c "$f" -o "$d/decode-$(basename "$f" .c)-$(basename "$(dirname "$f")").o"
 done
 pids=
-for f in src/ops/cuda/decode.cu src/ops/cuda/decode_select.cu tests/cuda/decode_check.cu; do
+for f in src/ops/cuda/decode.cu src/ops/cuda/decode_select.cu src/ops/cuda/observe.cu tests/cuda/decode_check.cu; do
     o=$d/decode-$(basename "$f").o
     if [ "$kind" != emu ]; then
         a=${CUDA_ARCH:-90a}

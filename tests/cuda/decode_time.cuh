@@ -253,12 +253,23 @@ static double time_beside(const lg_cuda_env *e, const lg_cuda_decode *a, uint8_t
     return us[N / 2];
 }
 
-static void time_select(lg_cuda_env e, int64_t len, int heads, lg_rule rule, double value, int32_t block) {
-    int32_t make[T_KV];
+/* each: sets of a head, at different shares of the budget; keep: they keep every so many-th unit, 0: none. */
+static void time_select_of(lg_cuda_env e, int64_t len, int heads, lg_rule rule, double value, int32_t block, int32_t each, int32_t keep, int32_t n_latest) {
+    const int32_t n_slot = T_KV * each + n_latest;
+    const int64_t words = keep ? (len / block + 31) / 32 : 0;
+    int32_t make[T_KV], n_make[T_KV];
     int64_t budget = 4096;
     uint8_t dense = 0;
-    for (int h = 0; h < T_KV; h++) make[h] = h < heads ? h : -1;
-    lg_cuda_seq seq = { NULL, len };
+    for (int h = 0; h < T_KV; h++) {
+        make[h] = h < heads ? h * each : -1;
+        n_make[h] = h < heads ? each : 0;
+    }
+    int32_t *share = (int32_t *)lg_base_calloc(n_slot, 4);
+    for (int32_t j = 0; j < n_slot; j++) share[j] = LG_SHARE_ONE * (1 + j % 5) / 4;
+    uint32_t *kept = (uint32_t *)lg_base_calloc(n_slot * words + 1, 4);
+    for (int64_t i = 0; i < n_slot * words; i++)
+        for (int bit = 0; bit < 32; bit++) kept[i] |= (uint32_t)(below(keep) == 0) << bit;
+    lg_cuda_seq seq = { NULL, len, keep ? (uint32_t *)up(kept, n_slot * words * 4) : NULL };
     lg_cuda_decode a = {};
     a.geom = (lg_kv_geom){ LG_DTYPE_BF16, T_KV, T_HD, 256 };
     a.n_seq = 1;
@@ -273,8 +284,9 @@ static void time_select(lg_cuda_env e, int64_t len, int heads, lg_rule rule, dou
     float *score = (float *)room(T_KV * len * 4);
     time_floats<<<256, 256>>>(score, T_KV * len, 9);
     a.score = score;
-    a.sets = (lg_sets){ (int32_t *)room(T_KV * len * 4), (int32_t *)room(T_KV * 4), len, T_KV, block };
-    uint8_t *scratch = (uint8_t *)room(lg_cuda_select_scratch(&e, 1, T_KV, len));
+    if (each > 1 || n_latest) a.spread = (lg_spread){ share, share, n_make, 384, T_KV * each, n_latest };
+    a.sets = (lg_sets){ (int32_t *)room(n_slot * len * 4), (int32_t *)room(n_slot * 4), len, n_slot, block, words };
+    uint8_t *scratch = (uint8_t *)room(lg_cuda_select_scratch(&e, 1, T_KV * each, len));
     enum { N = 16 };
     cudaGraph_t g;
     cudaGraphExec_t x;
@@ -287,15 +299,34 @@ static void time_select(lg_cuda_env e, int64_t len, int heads, lg_rule rule, dou
     CUDA(cudaGraphInstantiate(&x, g, 0));
     const double alone = time_graph(x, e.stream, 15) / N;
     const double beside = time_beside(&e, &a, scratch, true), stamps = time_beside(&e, &a, scratch, false);
-    printf("select rule %d value %g block %2d heads %d len %8lld: %8.2f us; beside a full memory %.2f (stamps alone %.2f)\n", (int)rule, value, block, heads, (long long)len,
+    printf("select rule %d value %g block %2d heads %d x %d keep 1/%d latest %2d len %8lld: %8.2f us; beside a full memory %.2f (stamps alone %.2f)\n", (int)rule, value, block, heads, each, keep, n_latest, (long long)len,
            alone, beside, stamps);
     fflush(stdout);
     CUDA(cudaGraphExecDestroy(x)); CUDA(cudaGraphDestroy(g));
     CUDA(cudaFree((void *)a.seqs)); CUDA(cudaFree((void *)a.make)); CUDA(cudaFree((void *)a.budget)); CUDA(cudaFree((void *)a.dense)); CUDA(cudaFree(score));
     CUDA(cudaFree(a.sets.idx)); CUDA(cudaFree(a.sets.n)); CUDA(cudaFree(scratch));
+    if (seq.kept) CUDA(cudaFree((void *)seq.kept));
+    lg_base_free(share); lg_base_free(kept);
+}
+
+static void time_select(lg_cuda_env e, int64_t len, int heads, lg_rule rule, double value, int32_t block) { time_select_of(e, len, heads, rule, value, block, 1, 0, 0); }
+
+/* As maps with kept tokens have it: of SmolLM2-135M (3 KV heads, latest slots in layer 0 alone), of Llama-3-8B. */
+static void time_kept(lg_cuda_env e) {
+    time_select_of(e, 8192, 3, LG_RULE_TOPK, 0, 1, 1, 0, 0);
+    time_select_of(e, 8192, 3, LG_RULE_TOPK, 0, 1, 1, 8, 0);
+    time_select_of(e, 8192, 3, LG_RULE_TOPK, 0, 1, 20, 0, 0);
+    time_select_of(e, 8192, 3, LG_RULE_TOPK, 0, 1, 20, 8, 0);
+    time_select_of(e, 8192, 0, LG_RULE_TOPK, 0, 1, 1, 8, 60);
+    time_select_of(e, 131072, 8, LG_RULE_TOPK, 0, 1, 1, 64, 0);
+    time_select_of(e, 131072, 8, LG_RULE_TOPK, 0, 1, 4, 0, 0);
+    time_select_of(e, 131072, 8, LG_RULE_TOPK, 0, 1, 4, 64, 0);
+    time_select_of(e, 131072, 8, LG_RULE_TOPK, 0, 1, 28, 64, 0);
+    time_select_of(e, 131072, 0, LG_RULE_TOPK, 0, 1, 1, 64, 60);
 }
 
 static void time_selects(lg_cuda_env e) {
+    time_kept(e);
     for (int64_t len = 8192; len <= 1 << 20; len *= 2) {
         time_select(e, len, 1, LG_RULE_TOPK, 0, 1);
         time_select(e, len, 8, LG_RULE_TOPK, 0, 1);

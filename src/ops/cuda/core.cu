@@ -13,8 +13,8 @@
 
 enum { MAX_OPS = 2048, MAX_ARRAYS = 4096, HASH = 16384, MAX_TWINS = 8192, N_GRAPH = 8, N_SEEN = 64, KEY_BYTES = 1 << 20, DECODE_ROWS = 64, OUT_BYTES = 64 << 10 };
 
-typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_PRODUCT, K_GATE_UP, K_LOGITS, K_KV_WRITE, K_ARGMAX, K_SAMPLE, K_FETCH } kind;
-static const char *const kind_name[] = { "embed", "qkv", "attend", "attend_hybrid", "product_add", "gate_up", "logits", "kv_write", "argmax", "sample", "fetch" };
+typedef enum kind { K_EMBED, K_QKV, K_ATTEND, K_HYBRID, K_OBSERVE, K_PRODUCT, K_GATE_UP, K_LOGITS, K_KV_WRITE, K_ARGMAX, K_SAMPLE, K_FETCH } kind;
+static const char *const kind_name[] = { "embed", "qkv", "attend", "attend_hybrid", "observe", "product_add", "gate_up", "logits", "kv_write", "argmax", "sample", "fetch" };
 typedef struct fetch_op { void *dst; const void *src; int64_t bytes; } fetch_op;
 typedef struct task {
     kind k;
@@ -23,6 +23,7 @@ typedef struct task {
         lg_op_qkv qkv;
         lg_op_attend attend;
         lg_op_attend_hybrid hybrid;
+        lg_op_observe observe;
         lg_op_product_add product;
         lg_op_gate_up gate_up;
         lg_op_logits logits;
@@ -34,6 +35,7 @@ typedef struct task {
     lg_lora lora[3];
     const int32_t *read_host, *make_host; /* hybrid */
     const int32_t *seq_host; const int64_t *idx_host; /* attend */
+    int64_t len;                /* observe: of the sequence */
     bool decode;                /* attend: row s is the last of sequence s */
     bool sized;                 /* hybrid: lg_cuda_decode.sized */
     bool early;                 /* attend: the op before wrote the sequences' newest rows alone (lg_cuda_decode.early) */
@@ -349,6 +351,7 @@ static lg_status cuda_reserve(lg_ops_ctx *c, int64_t n_tok, int64_t n_seq, int64
     c->max_len = max64(c->max_len, max_len);
     c->max_seq = max64(c->max_seq, n_seq);
     LG_TRY(reserve_scratch(c, max64(lg_cuda_decode_scratch(&c->env, n_seq, n_head, g), lg_cuda_prefill_scratch(&c->env, n_tok, n_head, g)), err));
+    LG_TRY(reserve_scratch(c, lg_cuda_observe_scratch(LG_OBSERVE_ROWS, max_len, n_head), err));
     LG_TRY(grow(c, &c->kv_rows, &c->kv_bytes, 2 * n_tok * g->n_head_kv * g->head_dim * 4, "K and V of a chunk", err));
 done:
     return st;
@@ -384,6 +387,7 @@ static const lg_lora *keep_lora(task *t, int i, const lg_lora *l) {
 RECORD(embed, K_EMBED, embed)
 RECORD(attend, K_ATTEND, attend)
 RECORD(attend_hybrid, K_HYBRID, hybrid)
+RECORD(observe, K_OBSERVE, observe)
 RECORD(logits, K_LOGITS, logits)
 RECORD(kv_write, K_KV_WRITE, kv_write)
 RECORD(argmax, K_ARGMAX, argmax)
@@ -503,7 +507,7 @@ static void fill_block(lg_ops_ctx *c) {
         }
         const lg_kv_seq *s = (const lg_kv_seq *)a->host;
         lg_cuda_seq *to = (lg_cuda_seq *)(c->pin + a->at);
-        for (int64_t k = 0; k < a->bytes / (int64_t)sizeof *s; k++) to[k] = lg_cuda_seq{ twin_of(c, &s[k]), s[k].len };
+        for (int64_t k = 0; k < a->bytes / (int64_t)sizeof *s; k++) to[k] = lg_cuda_seq{ twin_of(c, &s[k]), s[k].len, s[k].kept };
     }
 }
 
@@ -544,6 +548,7 @@ static bool sets_sized(const task *tasks, int i, int16_t *maker) {
     }
     for (int h = 0; h < a->geom.n_head_kv; h++)
         for (int32_t j = 0; a->make[h] >= 0 && j < lg_ops_n_make(&a->spread, h); j++) maker[a->make[h] + j] = (int16_t)i;
+    for (int32_t j = 0; j < a->spread.n_latest; j++) maker[a->spread.latest + j] = (int16_t)i;
     return known;
 }
 
@@ -610,6 +615,15 @@ static bool resolve(lg_ops_ctx *c, bool dry) {
             point(c, &a->budget, n_tok);
             point(c, &a->dense, n_tok);
             a->seqs = (const lg_kv_seq *)point_seqs(c, a->seqs, n_tok);
+            break;
+        }
+        case K_OBSERVE: {
+            lg_op_observe *a = &t->u.observe;
+            n_tok = a->n_tok;
+            graph_able = false; /* its grid follows the length */
+            t->len = a->seq->len;
+            point(c, &a->idx, n_tok);
+            a->seq = (const lg_kv_seq *)point_seqs(c, a->seq, 1);
             break;
         }
         case K_PRODUCT: n_tok = t->u.product.n_tok; break;
@@ -939,7 +953,7 @@ template <typename O> static lg_cuda_decode decode_of(const lg_ops_ctx *c, const
 
 static void run_hybrid(lg_ops_ctx *c, const task *t) {
     const lg_op_attend_hybrid *a = &t->u.hybrid;
-    bool makes = false;
+    bool makes = a->spread.n_latest > 0;
     lg_cuda_decode d = decode_of(c, t, a);
     d.read = a->read;
     d.make = a->make;
@@ -1028,6 +1042,7 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
         case K_QKV: run_qkv(c, &t->u.qkv); break;
         case K_ATTEND: run_attend(c, t); break;
         case K_HYBRID: run_hybrid(c, t); break;
+        case K_OBSERVE: lg_cuda_observe(&c->env, &t->u.observe, t->len); break;
         case K_PRODUCT: {
             const lg_op_product_add *a = &t->u.product;
             const lg_cuda_in in = { a->x, NULL, 0, NULL, a->n_tok };
@@ -1112,15 +1127,17 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
             if (a->spread.slot) {
                 n_make = 0;
                 for (int h = 0; h < a->geom.n_head_kv; h++) n_make += a->spread.n_make[h];
-                if (n_make > LG_CUDA_SPREAD || a->geom.n_head_kv > LG_CUDA_SPREAD)
-                    missing = "attend_hybrid: budgets per head for more than 128 heads or sets of a layer";
+                if (n_make > LG_CUDA_SETS || a->geom.n_head_kv > LG_CUDA_SPREAD)
+                    missing = "attend_hybrid: budgets per head for more than 128 heads or 256 sets of a layer";
             }
+            if (a->spread.n_latest > LG_CUDA_SETS) missing = "attend_hybrid: more than 256 latest sets of a layer";
             if (makes) {
                 select = max64(select, lg_cuda_select_scratch(&c->env, a->n_seq, n_make, c->max_len));
                 score = max64(score, (int64_t)a->n_seq * a->geom.n_head_kv * c->max_len * 4);
             }
             break;
         }
+        case K_OBSERVE: scratch = max64(scratch, lg_cuda_observe_scratch(t->u.observe.n_tok, t->u.observe.seq->len, t->u.observe.n_head)); break;
         case K_KV_WRITE: if (t->u.kv_write.geom.head_dim > 256) missing = "kv_write: head size beyond 256"; break;
         case K_ARGMAX: if (t->u.argmax.n_row > 4096) missing = "argmax: more than 4096 rows"; break;
         case K_SAMPLE: scratch = max64(scratch, lg_cuda_sample_scratch(t->u.sample.n_row, t->u.sample.n_vocab)); break;
@@ -1188,8 +1205,8 @@ static bool make_key(lg_ops_ctx *c) {
         }
         case K_HYBRID: {
             const lg_op_attend_hybrid &a = t->u.hybrid;
-            keys(c, a.out, a.q, a.seqs, a.n_seq, a.budget, a.dense, a.read, a.make, a.sets.idx, a.sets.n, a.sets.cap, a.sets.n_slot, a.sets.block, a.select.rule,
-                 a.select.value, a.select.scale, a.select.sinks, a.select.recents, a.n_head, a.scale);
+            keys(c, a.out, a.q, a.seqs, a.n_seq, a.budget, a.dense, a.read, a.make, a.sets.idx, a.sets.n, a.sets.cap, a.sets.n_slot, a.sets.block, a.sets.kept_words, a.select.rule,
+                 a.select.value, a.select.scale, a.select.sinks, a.select.recents, a.spread.latest, a.spread.n_latest, a.n_head, a.scale);
             key_kv(c, a.kv, a.geom);
             key_add(c, t->read_host, a.geom.n_head_kv * 4);
             key_add(c, t->make_host, a.geom.n_head_kv * 4);
@@ -1199,9 +1216,11 @@ static bool make_key(lg_ops_ctx *c) {
                 key_add(c, a.spread.n_make, a.geom.n_head_kv * 4);
                 for (int h = 0; h < a.geom.n_head_kv; h++)
                     if (t->make_host[h] >= 0) key_add(c, a.spread.slot + t->make_host[h], a.spread.n_make[h] * 4);
+                key_add(c, a.spread.slot + a.spread.latest, a.spread.n_latest * 4);
             }
             break;
         }
+        case K_OBSERVE: break; /* in no graph */
         case K_PRODUCT: {
             const lg_op_product_add &a = t->u.product;
             keys(c, a.y, a.x, a.w, a.w->packed, a.n_tok, a.lora);
@@ -1329,6 +1348,6 @@ extern "C" const lg_ops lg_ops_cuda = {
     .name = "cuda", .host_memory = false, .chunk = 2048, .open = cuda_open, .close = cuda_close, .describe = cuda_describe, .alloc = cuda_alloc, .free = cuda_free,
     .upload = cuda_upload, .download = cuda_download, .copy = cuda_copy, .download_rows = cuda_download_rows, .host_alloc = cuda_host_alloc, .host_free = cuda_host_free,
     .in_use = cuda_in_use, .weight_bind = cuda_weight_bind, .weight_unbind = cuda_weight_unbind, .lora_bind = cuda_lora_bind, .lora_unbind = cuda_lora_unbind, .reserve = cuda_reserve,
-    .embed = cuda_embed, .qkv = cuda_qkv, .attend = cuda_attend, .attend_hybrid = cuda_attend_hybrid, .product_add = cuda_product_add, .gate_up = cuda_gate_up,
+    .embed = cuda_embed, .qkv = cuda_qkv, .attend = cuda_attend, .attend_hybrid = cuda_attend_hybrid, .observe = cuda_observe, .product_add = cuda_product_add, .gate_up = cuda_gate_up,
     .logits = cuda_logits, .kv_write = cuda_kv_write, .argmax = cuda_argmax, .sample = cuda_sample, .fetch = cuda_fetch, .kv_random = cuda_kv_random, .sync = cuda_sync,
 };

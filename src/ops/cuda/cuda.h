@@ -13,7 +13,7 @@ extern "C" {
 #include "ops/ops.h"
 }
 
-typedef struct lg_cuda_seq { const int32_t *page; int64_t len; } lg_cuda_seq; /* device twin of lg_kv_seq */
+typedef struct lg_cuda_seq { const int32_t *page; int64_t len; const uint32_t *kept; } lg_cuda_seq; /* device twin of lg_kv_seq */
 
 typedef struct lg_cuda_env {
     cudaStream_t stream;      /* the step */
@@ -36,7 +36,7 @@ typedef struct lg_cuda_decode {
     const int64_t *budget; const uint8_t *dense; /* device [n_seq] */
     lg_sets sets; lg_select select;      /* sets.idx, sets.n: device */
     const int32_t *read_host, *make_host; /* the same on the host: fixed for a graph (they are part of its key) */
-    lg_spread spread;                    /* host memory, fixed for a graph; with slot at most LG_CUDA_SPREAD heads, and sets made, of a layer */
+    lg_spread spread;                    /* host memory, fixed for a graph; with slot at most LG_CUDA_SPREAD heads, LG_CUDA_SETS sets made */
     int64_t max_len;                     /* capacity (reserve's max_len), not the current length */
     float *score;                        /* device [n_seq, n_head_kv, max_len]: raw scores of heads that make a set */
     bool sized; /* hybrid: a set that is read holds what lg_cuda_span says, with the share of its slot in `spread`: the kernel need not wait to know how much */
@@ -47,7 +47,7 @@ typedef struct lg_cuda_decode {
 } lg_cuda_decode;
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g); /* bytes of env.scratch */
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);
-enum { LG_CUDA_SPREAD = 128 };
+enum { LG_CUDA_SPREAD = 128, LG_CUDA_SETS = 256 }; /* of a layer */
 /* lg_ops_share in a kernel; least -1: no shares. */
 static __device__ __forceinline__ int64_t lg_cuda_share(int64_t budget, int64_t least, int64_t share) {
     return least >= 0 && budget > least ? least + (budget - least) * share / LG_SHARE_ONE : budget;
@@ -67,10 +67,10 @@ static __device__ __forceinline__ lg_cuda_span lg_cuda_span_of(int64_t len, int6
     if (s.k < 0) s.k = 0;
     return s;
 }
-/* Picks the sets of all (sequence, head with make >= 0) of this layer from a->score; enqueued on `stream`, which core.cu forks
+/* Picks the sets of all (sequence, head with make >= 0) of this layer from a->score, and the latest slots; enqueued on `stream`, which core.cu forks
  * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own (about 7
  * bytes a token of max_len and 50 KB for each set). */
-int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_make, int64_t max_len); /* n_make: sets made, or KV heads */
+int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_make, int64_t max_len); /* n_make: sets made from scores, or KV heads */
 void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch);
 
 /* ---- prefill.cu: rows that extend their sequences (not captured: host data may shape the grid) ----
@@ -85,6 +85,10 @@ typedef struct lg_cuda_prefill {
 } lg_cuda_prefill;
 int64_t lg_cuda_prefill_scratch(const lg_cuda_env *e, int64_t n_tok, int32_t n_head, const lg_kv_geom *g);
 void lg_cuda_prefill_attend(const lg_cuda_env *e, const lg_cuda_prefill *a);
+
+/* ---- observe.cu: lg_op_observe with device pointers (seq is a lg_cuda_seq) over a sequence of len tokens; the same bits every time ---- */
+int64_t lg_cuda_observe_scratch(int64_t n_tok, int64_t len, int32_t n_head); /* bytes of env.scratch */
+void lg_cuda_observe(const lg_cuda_env *e, const lg_op_observe *a, int64_t len);
 
 /* ---- sample.cu: lg_op_sample with device pointers, id in mapped memory. top_k, top_p: some row has that limit. ---- */
 int64_t lg_cuda_sample_scratch(int64_t n_row, int64_t n_vocab); /* bytes of env.scratch */

@@ -12,6 +12,8 @@
  * sample of scores, whose cut tells all of them a key that a few more than the k best reach. They list their tokens that reach it, and
  * the one that arrives last finds the k best of the lists. Were there too few or too many (ties), all go on with digits as above.
  *
+ * Units that a slot keeps (topk, ratio) are all in, and the others compete for what is left; where they are more than fit, none but them competes.
+ *
  * Sums of exponentials are doubles in a fixed order; masses are added as whole multiples of 2^-62, in any order the same. */
 #include "ops/cuda/decode_ptx.cuh"
 #include "ops/cuda/cuda.h"
@@ -24,7 +26,7 @@
 #define SEL_SIGMAS 4       /* between the rank of the k-th best in the sample, as expected, and the rank taken */
 #define SEL_ROOM 12288     /* tokens one block chooses from */
 #endif
-enum { SEL_BLOCKS = 128, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SPREAD, SEL_BATCH = 8,
+enum { SEL_BLOCKS = 128, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SETS, SEL_BATCH = 8,
        SEL_OWN = 18,                                    /* keys a thread keeps of its block's part */
        SEL_DRAW = (2 << SEL_SAMPLE_BITS) / SEL_THREADS, /* scores of the sample a thread has at most */
        SEL_NEAR_BITS = 3, SEL_NEAR = 1 << SEL_NEAR_BITS, /* tokens drawn together, 32 bytes: beside products each request counts, not its bytes */
@@ -49,7 +51,7 @@ typedef struct sel_args {
     sel_info *info;         /* [row] */
     uint32_t *keys;         /* [row][key_room]: of units of more than one token; of tokens: listed keys, each block's from its first token on */
     uint16_t *spots;        /* [row][key_room]: listed tokens, counted from the block's first */
-    int64_t set_cap, max_len, key_room, zero_room, sinks, recents, least;
+    int64_t set_cap, max_len, key_room, zero_room, sinks, recents, least, kept_words;
     double value, scale;
     int32_t n_kv, n_slot, shift, n_list, heads_in; /* shift: log2 of the block */
     int16_t head[SEL_HEADS], slot[SEL_HEADS];
@@ -59,6 +61,8 @@ typedef struct sel_args {
 typedef struct sel_row { /* of the running block */
     const float *score;
     uint32_t *keys;         /* NULL: a unit is a token */
+    const uint32_t *kept;   /* NULL: no unit that competes is kept */
+    bool crowded;           /* more are kept than fit */
     sel_info *info;
     sel_zero *zero;
     int64_t len, n, u0, u1; /* tokens, units, this warp's units */
@@ -82,7 +86,14 @@ static __device__ __forceinline__ uint32_t sel_key(float score) {
     return x & 0x80000000u ? ~x : x | 0x80000000u;
 }
 static __device__ __forceinline__ float sel_unkey(uint32_t k) { return __uint_as_float(k & 0x80000000u ? k & 0x7fffffffu : ~k); }
-static __device__ __forceinline__ uint32_t sel_at(const sel_row &r, int64_t u) { return r.keys ? r.keys[u] : sel_key(r.score[u]); }
+/* What is kept ranks above all keys, or all else below. */
+enum : uint32_t { SEL_KEPT = 0xffffffffu };
+static __device__ __forceinline__ uint32_t sel_kept_key(const sel_row &r, int64_t u, uint32_t key) {
+    if (!r.kept) return key;
+    const bool is = r.kept[u >> 5] >> (u & 31) & 1;
+    return r.crowded ? (is ? key : 0) : is ? (uint32_t)SEL_KEPT : key - (key == SEL_KEPT); /* (a NaN has it) */
+}
+static __device__ __forceinline__ uint32_t sel_at(const sel_row &r, int64_t u) { return sel_kept_key(r, u, r.keys ? r.keys[u] : sel_key(r.score[u])); }
 
 /* All threads of the row's blocks. What was written before is seen after (by __ldcg where another block wrote it). */
 static __device__ __forceinline__ void sel_meet(sel_row *r) {
@@ -278,6 +289,25 @@ static __device__ __forceinline__ uint32_t sel_digit(sel_row *r, sel_shared *sh,
     return prefix << bits | bin;
 }
 
+/* Units [32 w, 32 w + 32) that lie in [head, tail), a bit each. */
+static __device__ __forceinline__ uint32_t sel_among(int32_t w, int32_t head, int32_t tail) {
+    const int32_t lo = head - w * 32, hi = tail - w * 32;
+    if (lo >= 32 || hi <= 0) return 0;
+    return (lo > 0 ? ~0u << lo : ~0u) & (hi < 32 ? ~(~0u << hi) : ~0u);
+}
+/* Kept units among [head, tail): all threads of a block. */
+static __device__ __forceinline__ int32_t sel_count_kept(sel_shared *sh, const uint32_t *kept, int32_t head, int32_t tail) {
+    uint32_t n = 0;
+    for (int32_t w = head / 32 + (int32_t)threadIdx.x; w * 32 < tail; w += SEL_THREADS) n += (uint32_t)__popc(kept[w] & sel_among(w, head, tail));
+    for (int32_t d = 16; d; d >>= 1) n += __shfl_xor_sync(0xffffffffu, n, d);
+    if ((threadIdx.x & 31) == 0) sh->gt[threadIdx.x >> 5] = n;
+    __syncthreads();
+    n = 0;
+    for (int32_t w = 0; w < SEL_WARPS; w++) n += sh->gt[w];
+    __syncthreads(); /* shared may be written again */
+    return (int32_t)n;
+}
+
 /* ---- topk of tokens: one block chooses, from the row or from lists ---- */
 /* One digit of `bits` bits, from bit `at` on, of the want-th best of this block's numbers (each thread's first `rounds` of x) whose
  * higher bits are `prefix`. */
@@ -344,9 +374,18 @@ static __device__ __forceinline__ uint32_t sel_kth_here(sel_shared *sh, const ui
     return cut;
 }
 
-/* Chooses k (> 0) of a row's tokens [head, tail), in one block. lists: from the blocks' lists, sh->list[0..active] (keys less what all
+/* The size of a set, and its units outside [head, tail), of which k are in: all threads of a block. */
+static __device__ __forceinline__ void sel_put_forced(int32_t *out, int32_t *size, int32_t cap, int32_t head, int32_t tail, int32_t n, int32_t k) {
+    if (threadIdx.x == 0) *size = head + k + n - tail < cap ? head + k + n - tail : cap;
+#pragma unroll 1
+    for (int32_t u = (int32_t)threadIdx.x; u < head && u < cap; u += SEL_THREADS) out[u] = u;
+#pragma unroll 1
+    for (int32_t u = tail + (int32_t)threadIdx.x; u < n && head + k + u - tail < cap; u += SEL_THREADS) out[head + k + u - tail] = u;
+}
+
+/* Chooses k (> 0) of a row's tokens [head, tail), in one block; n_kept: kept ones, where all are chosen. lists: from the blocks' lists, sh->list[0..active] (keys less what all
  * of them have, from 1 up; fillers 0); else from the row. */
-static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_row &r, sel_shared *sh, bool lists, int32_t head, int32_t tail, int32_t k, int64_t slot) {
+static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_row &r, sel_shared *sh, bool lists, int32_t head, int32_t tail, int32_t k, int32_t n_kept, int64_t slot) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, part = r.part, cap = (int32_t)sel_min(a.set_cap, 0x7fffffff);
     const int32_t total = lists ? (int32_t)sh->list[r.active] : tail - head, rounds = (total + SEL_THREADS - 1) / SEL_THREADS;
     const int32_t first = warp * rounds * 32 + lane, left = (int32_t)sel_min(total, (warp + 1) * rounds * 32) - first;
@@ -375,12 +414,8 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
         x[j] = 0;
         if (32 * j < left) x[j] = __ldcg(from + place[32 / SEL_CHUNK * j]);
     }
-    if (threadIdx.x == 0) a.set_n[slot] = (int32_t)sel_min(head + k + r.n - tail, a.set_cap);
     int32_t *out = a.set_idx + slot * a.set_cap;
-#pragma unroll 1
-    for (int32_t u = (int32_t)threadIdx.x; u < head && u < cap; u += SEL_THREADS) out[u] = u;
-#pragma unroll 1
-    for (int32_t u = tail + (int32_t)threadIdx.x; u < (int32_t)r.n && head + k + u - tail < cap; u += SEL_THREADS) out[head + k + u - tail] = u;
+    sel_put_forced(out, a.set_n + slot, cap, head, tail, (int32_t)r.n, k);
     /* From 1 up; 0: nothing, which ranks below all. (In a row the lowest two of the NaNs become one.) */
     if (!lists) {
 #pragma unroll
@@ -388,6 +423,20 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
             const uint32_t key = sel_key(__uint_as_float(x[j]));
             x[j] = 32 * j >= left ? 0 : key ? key : 1;
         }
+        if (r.kept) {
+#pragma unroll
+            for (int32_t j = 0; j < SEL_LAST; j++)
+                if (32 * j < left) x[j] = sel_kept_key(r, head + first + 32 * j, x[j]);
+        }
+    }
+    uint32_t sure = 0; /* bit j: x[j] is kept, and competes no more */
+    if (n_kept) {
+#pragma unroll
+        for (int32_t j = 0; j < SEL_LAST; j++)
+            if (x[j] == SEL_KEPT) {
+                sure |= 1u << j;
+                x[j] = 0;
+            }
     }
     uint32_t max = 0;
 #pragma unroll
@@ -404,9 +453,9 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
         const uint32_t y = __shfl_xor_sync(0xffffffffu, max, d);
         max = y > max ? y : max;
     }
-    int32_t ties;
-    const uint32_t cut = sel_kth_here(sh, x, rounds, 32 - __clz((int32_t)max), (uint32_t)k, &ties);
-    uint32_t over = 0, same = 0; /* bit j: x[j] is */
+    int32_t ties = 0;
+    uint32_t cut = SEL_KEPT, over = sure, same = 0; /* over, same: bit j: x[j] is */
+    if (k > n_kept) cut = sel_kth_here(sh, x, rounds, 32 - __clz((int32_t)max), (uint32_t)(k - n_kept), &ties);
 #pragma unroll
     for (int32_t j = 0; j < SEL_LAST; j++) {
         if (x[j] > cut) over |= 1u << j;
@@ -447,18 +496,18 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
     }
 }
 
-/* The rank in a sample of m whose key about k of n tokens, and hardly ever fewer, reach; 0: too many would. */
-static __device__ __forceinline__ int32_t sel_rank(const sel_row &r, int32_t n, int32_t k, int32_t m) {
+/* The rank in a sample of m whose key about k of n tokens, and hardly ever fewer, reach; 0: too many would, with n_kept others. */
+static __device__ __forceinline__ int32_t sel_rank(const sel_row &r, int32_t n, int32_t k, int32_t n_kept, int32_t m) {
     const float of = (float)n / (float)m, mean = (float)k / of;
     const float rank = ceilf(mean + SEL_SIGMAS * (sqrtf(mean) + 1.0f));
-    return (rank + 2.0f * sqrtf(rank)) * of + (float)(SEL_CHUNK / 2 * r.active) > (float)SEL_ROOM || rank > (float)m ? 0 : (int32_t)rank;
+    return (rank + 2.0f * sqrtf(rank)) * of + (float)(SEL_CHUNK / 2 * r.active + n_kept) > (float)SEL_ROOM || rank > (float)m ? 0 : (int32_t)rank;
 }
 
-/* Lists the row's candidates: all blocks of the row. */
+/* Lists the row's candidates: all blocks of the row. n_kept: kept ones, where all are chosen; they are listed, but not drawn. */
 enum { SEL_DONE = 1, SEL_FAILED, SEL_CHOOSE }; /* another block will choose from the lists; none can; this one does */
-static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, const sel_row &r, sel_shared *sh, int32_t head, int32_t tail, int32_t k) {
+static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, const sel_row &r, sel_shared *sh, int32_t head, int32_t tail, int32_t k, int32_t n_kept) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n = tail - head;
-    const int32_t bits = SEL_SAMPLE_BITS + (n > SEL_LONGER), rank = sel_rank(r, n, k, 1 << bits);
+    const int32_t bits = SEL_SAMPLE_BITS + (n > SEL_LONGER), rank = sel_rank(r, n, k - n_kept, n_kept, 1 << bits);
     const int32_t u0 = (int32_t)r.u0, u1 = (int32_t)r.u1, part = r.part;
     if (rank == 0 || part > SEL_OWN * SEL_THREADS) {
         LG_TOOK(LG_WAY_DIGITS);
@@ -474,10 +523,20 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
         uint32_t x = c * 2654435761u;
         x ^= x >> 15; x *= 2246822519u; x ^= x >> 13; x *= 3266489917u;
         const uint32_t near = (uint32_t)((uint64_t)(c << 18 | x >> 14) * (uint64_t)n_near >> (bits - SEL_NEAR_BITS + 18));
-        some[i] = i < draws ? sel_key(__ldcg(r.score + near0 + near * SEL_NEAR + threadIdx.x % SEL_NEAR)) : 0;
+        const int32_t u = near0 + (int32_t)(near * SEL_NEAR + threadIdx.x % SEL_NEAR);
+        some[i] = i < draws ? sel_key(__ldcg(r.score + u)) : 0;
+        if (r.kept && i < draws) {
+            some[i] = sel_kept_key(r, u, some[i]);
+            if (n_kept && some[i] == SEL_KEPT) some[i] = 0;
+        }
     }
 #pragma unroll
     for (int32_t i = 0; i < SEL_OWN; i++) own[i] = (uint32_t)(32 * i - lo) < (uint32_t)(hi - lo) ? sel_key(__ldcg(mine + 32 * i)) : 0;
+    if (r.kept) {
+#pragma unroll
+        for (int32_t i = 0; i < SEL_OWN; i++)
+            if ((uint32_t)(32 * i - lo) < (uint32_t)(hi - lo)) own[i] = sel_kept_key(r, u0 + lane + 32 * i, own[i]);
+    }
     uint32_t want = (uint32_t)rank, floor = 0;
 #pragma unroll 1
     for (int32_t at = 21; at >= 10; at -= 11) floor = sel_digit_here(sh, some, draws, at, 11, floor, &want);
@@ -503,7 +562,7 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
         const uint32_t reaches = __ballot_sync(0xffffffffu, own[i] >= floor);
         if (own[i] >= floor) {
             const uint32_t j = to + (uint32_t)__popc(reaches & below);
-            keys[j] = own[i] - floor + 1;
+            keys[j] = n_kept && own[i] == SEL_KEPT ? (uint32_t)SEL_KEPT : own[i] - floor + 1;
             spots[j] = (uint16_t)(u0 + 32 * i + lane - (int32_t)blockIdx.x * part);
         }
         to += (uint32_t)__popc(reaches);
@@ -553,13 +612,15 @@ static __global__ void sel_clear(uint4 *zero, int64_t n) {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) zero[i] = make_uint4(0, 0, 0, 0);
 }
 
-template <int RULE>
+template <int RULE, bool KEPT>
 static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5;
     const int32_t s = (int32_t)blockIdx.y / a.n_list, item = (int32_t)blockIdx.y % a.n_list;
     const int32_t h = a.heads_in ? a.head[item] : item, make = a.heads_in ? a.slot[item] : a.make[item];
     const bool dense = a.dense[s] != 0;
-    const int64_t len = a.seqs[s].len, all_budget = RULE == LG_RULE_TOPK ? a.budget[s] : 0;
+    const int64_t len = a.seqs[s].len;
+    const uint32_t *kept = KEPT ? a.seqs[s].kept : NULL;
+    const int64_t all_budget = RULE == LG_RULE_TOPK ? a.budget[s] : 0;
     if (make < 0 || dense) return;
     const int64_t slot = (int64_t)s * a.n_slot + make;
     int32_t *out = a.set_idx + slot * a.set_cap;
@@ -576,6 +637,8 @@ static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh
     r.score = a.score + ((int64_t)s * a.n_kv + h) * a.max_len;
     r.zero = (sel_zero *)(void *)(a.zero + (int64_t)blockIdx.y * a.zero_room);
     r.info = a.info + blockIdx.y;
+    r.kept = NULL;
+    r.crowded = false;
     r.phase = 0;
     r.scale = r.max = r.sum = 0;
     const int64_t per = ((uint32_t)r.n + (uint32_t)(r.active * SEL_THREADS) - 1) / (uint32_t)(r.active * SEL_THREADS) * 32; /* (positions have 31 bits) */
@@ -607,11 +670,19 @@ static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh
                 out[i] = (int32_t)(i < head + k ? i : i - head - k + tail);
             return;
         }
+        int32_t n_kept = 0;
+        if (KEPT && kept) {
+            kept += make * a.kept_words;
+            n_kept = sel_count_kept(sh, kept, (int32_t)head, (int32_t)tail);
+            if (n_kept > 0) r.kept = kept;
+            r.crowded = n_kept > k;
+            if (r.crowded) n_kept = 0;
+        }
         if (r.shift == 0) {
             const bool lists = tail - head > SEL_ROOM;
             uint32_t verdict = blockIdx.x == 0 ? SEL_CHOOSE : SEL_DONE;
-            if (lists) verdict = sel_by_sample(a, r, sh, (int32_t)head, (int32_t)tail, (int32_t)k);
-            if (verdict == SEL_CHOOSE) sel_choose(a, r, sh, lists, (int32_t)head, (int32_t)tail, (int32_t)k, slot);
+            if (lists) verdict = sel_by_sample(a, r, sh, (int32_t)head, (int32_t)tail, (int32_t)k, n_kept);
+            if (verdict == SEL_CHOOSE) sel_choose(a, r, sh, lists, (int32_t)head, (int32_t)tail, (int32_t)k, n_kept, slot);
             if (verdict != SEL_FAILED) return;
         }
         lg_dec_wait();
@@ -748,12 +819,80 @@ static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh
 }
 
 /* topk reads scores before the clearing has ended: they are older than its start. */
-template <int RULE> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD */
+template <int RULE, bool KEPT> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD; KEPT: topk, and sets may keep units */
 static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_constant__ sel_args a) {
     LG_SMEM(smem);
     if (RULE != LG_RULE_TOPK) lg_dec_wait();
-    sel_set<RULE>(a, (sel_shared *)(void *)smem);
+    sel_set<RULE, KEPT>(a, (sel_shared *)(void *)smem);
     if (RULE == LG_RULE_TOPK) lg_dec_wait(); /* no block ends before what it waits for */
+}
+
+/* ---- latest slots: the score of a token is its position, so lengths and kept units say all; a block fills a slot ---- */
+typedef struct sel_latest_args {
+    const lg_cuda_seq *seqs;
+    const int64_t *budget;
+    const uint8_t *dense;
+    int32_t *set_idx, *set_n;
+    int64_t set_cap, sinks, recents, least, kept_words;
+    int32_t n_slot, first, shift;
+    int32_t share[LG_CUDA_SETS];
+} sel_latest_args;
+
+/* The highest n bits of those set. */
+static __device__ __forceinline__ uint32_t sel_highest(uint32_t bits, int32_t n) {
+    if (n <= 0) return 0;
+    for (int32_t i = __popc(bits); i > n; i--) bits &= bits - 1;
+    return bits;
+}
+
+static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_latest(const __grid_constant__ sel_latest_args a) {
+    LG_SMEM(smem);
+    sel_shared *sh = (sel_shared *)(void *)smem;
+    const int32_t s = (int32_t)blockIdx.y, make = a.first + (int32_t)blockIdx.x;
+    const lg_cuda_seq seq = a.seqs[s];
+    if (a.dense[s]) return;
+    const int64_t slot = (int64_t)s * a.n_slot + make;
+    const lg_cuda_span span = lg_cuda_span_of(seq.len, lg_cuda_share(a.budget[s], a.least, a.share[blockIdx.x]), a.sinks, a.recents, a.shift);
+    const int32_t head = (int32_t)span.head, tail = (int32_t)span.tail, cap = (int32_t)sel_min(a.set_cap, 0x7fffffff);
+    const uint32_t *kept = seq.kept ? seq.kept + make * a.kept_words : NULL;
+    int32_t *out = a.set_idx + slot * a.set_cap;
+    int32_t at = head + (int32_t)span.k; /* the next place, from behind */
+    sel_put_forced(out, a.set_n + slot, cap, head, tail, (int32_t)span.n, (int32_t)span.k);
+    int32_t left_kept = kept ? (int32_t)sel_min(sel_count_kept(sh, kept, head, tail), span.k) : 0, left = (int32_t)span.k - left_kept;
+    for (int32_t w0 = (tail - 1) >> 5; at > head && w0 >= 0; w0 -= SEL_THREADS) {
+        const int32_t w = w0 - (int32_t)threadIdx.x;
+        const uint32_t among = sel_among(w, head, tail), both = kept && among ? kept[w] & among : 0, rest = among & ~both;
+        const sel_mass mine = (sel_mass)__popc(both) << 32 | (sel_mass)__popc(rest), behind = sel_before(mine, sh->scan); /* kept in the upper half */
+        const int32_t rest_behind = (int32_t)(uint32_t)behind, kept_behind = (int32_t)(behind >> 32);
+        int32_t to = at - (int32_t)(sel_min(left, rest_behind) + sel_min(left_kept, kept_behind));
+        for (uint32_t in = sel_highest(rest, left - rest_behind) | sel_highest(both, left_kept - kept_behind); in;) {
+            const int32_t bit = 31 - __clz((int32_t)in);
+            in ^= 1u << bit;
+            if (--to < cap) out[to] = w * 32 + bit;
+        }
+        if (threadIdx.x == SEL_THREADS - 1) sh->before = behind + mine;
+        __syncthreads();
+        const int32_t n = (int32_t)sel_min(left, (uint32_t)sh->before), n_kept = (int32_t)sel_min(left_kept, (int64_t)(sh->before >> 32));
+        left -= n;
+        left_kept -= n_kept;
+        at -= n + n_kept;
+        __syncthreads(); /* shared may be written again */
+    }
+}
+static void sel_latest_slots(const lg_cuda_decode *a, cudaStream_t stream) {
+    sel_latest_args d;
+    memset(&d, 0, sizeof d);
+    d.seqs = a->seqs;
+    d.budget = a->budget; d.dense = a->dense;
+    d.set_idx = a->sets.idx; d.set_n = a->sets.n; d.set_cap = a->sets.cap;
+    d.sinks = a->select.sinks; d.recents = a->select.recents;
+    d.least = a->spread.slot ? a->spread.least : -1;
+    d.kept_words = a->sets.kept_words;
+    d.n_slot = a->sets.n_slot;
+    d.first = a->spread.latest;
+    while ((1 << d.shift) < a->sets.block) d.shift++;
+    for (int32_t j = 0; a->spread.slot && j < a->spread.n_latest; j++) d.share[j] = a->spread.slot[a->spread.latest + j];
+    LG_LAUNCH(sel_latest, dim3((unsigned)a->spread.n_latest, (unsigned)a->n_seq), SEL_THREADS, offsetof(sel_shared, hist), stream, d);
 }
 
 /* ---- launch ---- */
@@ -779,6 +918,7 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     d.make = a->make;
     d.set_idx = a->sets.idx; d.set_n = a->sets.n; d.set_cap = a->sets.cap;
     d.n_slot = a->sets.n_slot;
+    d.kept_words = a->sets.kept_words;
     d.max_len = a->max_len;
     d.sinks = a->select.sinks; d.recents = a->select.recents;
     d.value = a->select.value;
@@ -796,7 +936,9 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
             d.slot[d.n_list++] = (int16_t)j;
         }
     }
-    if (d.n_list == 0 || a->n_seq == 0) return;
+    if (a->n_seq == 0) return;
+    if (a->spread.n_latest > 0) sel_latest_slots(a, stream);
+    if (d.n_list == 0) return;
     const int64_t rows = (int64_t)a->n_seq * d.n_list, units = (a->max_len + a->sets.block - 1) / a->sets.block;
     const int64_t blocks = sel_blocks(units);
     d.zero_room = sel_zero_room(a->select.rule);
@@ -807,7 +949,8 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     d.spots = (uint16_t *)(void *)(d.keys + rows * d.key_room);
     LG_LAUNCH(sel_clear, (unsigned)rows, 512, 0, stream, (uint4 *)(void *)d.zero, rows * d.zero_room / 16); /* (a memset node would divide L1 otherwise) */
     const dim3 grid((unsigned)blocks, (unsigned)rows);
-    void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP> : a->select.rule == LG_RULE_THRESHOLD ? sel_pick<LG_RULE_THRESHOLD> : sel_pick<LG_RULE_TOPK>;
-    const bool masses = pick != sel_pick<LG_RULE_TOPK>;
+    const bool masses = a->select.rule == LG_RULE_TOPP || a->select.rule == LG_RULE_THRESHOLD;
+    void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP, false> : masses ? sel_pick<LG_RULE_THRESHOLD, false>
+                                 : a->sets.kept_words > 0 ? sel_pick<LG_RULE_TOPK, true> : sel_pick<LG_RULE_TOPK, false>;
     LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, offsetof(sel_shared, hist) + SEL_BINS * (masses ? sizeof(sel_mass) : 4) + (masses ? 0 : SEL_ROOM * 2), stream, true, d);
 }
