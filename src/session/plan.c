@@ -4,9 +4,6 @@
 #include "session/session.h"
 #include <string.h>
 
-#ifndef AGAIN_PART
-#define AGAIN_PART 4
-#endif
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -102,7 +99,7 @@ lg_status lg_session_plan_init(lg_session *s, lg_error *err) {
     s->observe = h->observe > 0 ? h->observe : r->observe > 0 ? r->observe : LG_OBSERVE_ROWS;
     s->refresh = h->refresh > 0 ? h->refresh : r->refresh > 0 ? r->refresh : 2 * LG_OBSERVE_ROWS;
     if (s->observe > LG_OBSERVE_ROWS) return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld tokens to observe (1 to %d)", (long long)s->observe, LG_OBSERVE_ROWS);
-    s->again = max64(1, min64(s->observe, s->refresh / AGAIN_PART));
+    s->again = max64(1, min64(s->observe, s->refresh / LG_AGAIN_PART));
     const bool spread = (r->share || s->keep) && forced_rule(s);
     for (int64_t i = 0; i < n; i++) {
         const lg_role *role = &s->roles.role[i];
