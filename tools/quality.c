@@ -186,13 +186,12 @@ static int64_t make_configs(const study *s, const list *budget, config *out) {
         for (int64_t i = 0; i < s->n.n; i++) {
             int64_t n = s->n.v[i], bud = budget->v[b];
             out[n_out++] = (config){ MAP_DONOR, n, bud, 16, 64, 0, NULL, "" };
-            if (s->donor_only) continue;
-            out[n_out++] = (config){ MAP_SAME, n, bud, 16, 64, 0, NULL, "" };
+            if (!s->donor_only) out[n_out++] = (config){ MAP_SAME, n, bud, 16, 64, 0, NULL, "" };
             if (!s->bare && bud >= 384 + 64) { /* the method's own sinks and recents beside ours */
                 out[n_out++] = (config){ MAP_DONOR, n, bud, 128, 256, 0, NULL, "" };
-                out[n_out++] = (config){ MAP_SAME, n, bud, 128, 256, 0, NULL, "" };
+                if (!s->donor_only) out[n_out++] = (config){ MAP_SAME, n, bud, 128, 256, 0, NULL, "" };
             }
-            for (int64_t k = 1; k <= N_RANDOM; k++) out[n_out++] = (config){ MAP_RANDOM, n, bud, 16, 64, k, NULL, "" };
+            for (int64_t k = 1; !s->donor_only && k <= N_RANDOM; k++) out[n_out++] = (config){ MAP_RANDOM, n, bud, 16, 64, k, NULL, "" };
         }
     }
     for (int64_t i = 0; i < n_out; i++) {

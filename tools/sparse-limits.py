@@ -8,6 +8,8 @@ tools/quality.c puts them, so the row `map` repeats the study's donor row by an 
 
     own set        every head that reads a set reads the one that its own scores pick: as many tokens, no donor can do better by these scores
     own mass       the same, by the attention mass itself, averaged over the group's query heads
+    keep           heads keep a share of what they choose by their attention over the last 64 tokens before decoding (docs/SPARSE.md, "Kept tokens"), and
+                   windows are sets too; every N: the last N tokens are then run again densely, and observed
     rerun N        after every N steps the last N are run again densely (--correct rerun --correct-every N)
     dense rows     keys and values of all decoded tokens, the newest too, are those of dense decoding: what is left is the loss of reading less
     mean of rest   what a head does not read stands in its softmax as one token: mean key, mean value, log of their number (with the true mass in its place)
@@ -198,18 +200,23 @@ def main():
             model.forward(x[start - w:start], start - w, [(K[:, :start - w], V[:, :start - w]) for K, V in after.rows], seen, want_logits=False)
             return seen.mass
 
-        def row(name, variant=None, every=n, rows=None, keep=0, last=0):
+        def row(name, variant=None, every=n, rows=None, keep=0, last=0, age=0):
             if a.only and not name.startswith(tuple(a.only.split(","))):
                 return
             for b in range(0, n, every):
                 start = a.ctx + b
                 cache = [(K[:, :start], V[:, :start]) for K, V in after.rows]
-                got = model.forward(x[start:start + every], start, cache, Hybrid(model, roles, variant, rows, keep, watch(start, last) if last else None))
+                got = model.forward(x[start:start + every], start, cache, Hybrid(model, roles, variant, rows, keep, watch(start - age, last) if last else None))
                 total.setdefault(name, []).append(compare(want[b:b + every], got))
 
         row("map")
         for again in (n, 64, 32):
             row(f"keep 1/2, every {again}", "windows too", every=again, keep=0.5, last=64)
+        for age in (512, 1536):
+            row(f"keep 1/2, seen {age} tokens before", "windows too", keep=0.5, last=64, age=age)
+        row("keep 1/2, the last 16", "windows too", keep=0.5, last=16)
+        for keep in (0.25, 0.75):
+            row(f"keep {keep}", "windows too", keep=keep, last=64)
         row("own set", "own set")
         row("own mass", "own mass")
         for every in (32, 16, 8):
