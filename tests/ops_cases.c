@@ -182,9 +182,9 @@ static void attention_cases(visit_fn f, void *u) {
                 }
     for (int k = 0; k < N_CACHE; k++) /* long rows, which CUDA picks from by a sample: few, many, too many are kept */
         for (int b = 0; b < 3; b++)
-            named(f, u, (cas){ .k = HYBRID, .kv = caches[k], .d = 64, .n_kv = 2, .group = 1, .block = 1, .n_seq = 1, .len = { 40000 - k }, .keep = (int[]){ 1, 6, 300 }[b],
+            named(f, u, (cas){ .k = HYBRID, .kv = caches[k], .d = 64, .n_kv = 2, .group = 1, .block = 1, .n_seq = 1, .len = { 20000 - k }, .keep = (int[]){ 2, 12, 300 }[b],
                                .spread = k % 2, .n_latest = b });
-    static const struct { int64_t len, n; } seen[] = { { 1, 1 }, { 70, 64 }, { 700, 33 }, { 2111, 1 }, { 3000, 64 } };
+    static const struct { int64_t len, n; } seen[] = { { 1, 1 }, { 70, 64 }, { 700, 33 }, { 2111, 1 }, { 1300, 64 } };
     for (int h = 0; h < 7; h++)
         for (int k = 0; k < N_CACHE; k++)
             for (int l = 0; l < 5; l++)

@@ -1127,10 +1127,10 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
             if (a->spread.slot) {
                 n_make = 0;
                 for (int h = 0; h < a->geom.n_head_kv; h++) n_make += a->spread.n_make[h];
-                if (n_make > LG_CUDA_SETS || a->geom.n_head_kv > LG_CUDA_SPREAD)
+                if (n_make + a->spread.n_latest > LG_CUDA_SETS || a->geom.n_head_kv > LG_CUDA_SPREAD)
                     missing = "attend_hybrid: budgets per head for more than 128 heads or 256 sets of a layer";
             }
-            if (a->spread.n_latest > LG_CUDA_SETS) missing = "attend_hybrid: more than 256 latest sets of a layer";
+            if (a->spread.n_latest && (a->select.rule == LG_RULE_TOPP || a->select.rule == LG_RULE_THRESHOLD)) missing = "attend_hybrid: latest sets by probability";
             if (makes) {
                 select = max64(select, lg_cuda_select_scratch(&c->env, a->n_seq, n_make, c->max_len));
                 score = max64(score, (int64_t)a->n_seq * a->geom.n_head_kv * c->max_len * 4);

@@ -36,7 +36,7 @@ typedef struct lg_cuda_decode {
     const int64_t *budget; const uint8_t *dense; /* device [n_seq] */
     lg_sets sets; lg_select select;      /* sets.idx, sets.n: device */
     const int32_t *read_host, *make_host; /* the same on the host: fixed for a graph (they are part of its key) */
-    lg_spread spread;                    /* host memory, fixed for a graph; with slot at most LG_CUDA_SPREAD heads, LG_CUDA_SETS sets made */
+    lg_spread spread;                    /* host memory, fixed for a graph; with slot at most LG_CUDA_SPREAD heads, LG_CUDA_SETS sets made and latest slots */
     int64_t max_len;                     /* capacity (reserve's max_len), not the current length */
     float *score;                        /* device [n_seq, n_head_kv, max_len]: raw scores of heads that make a set */
     bool sized; /* hybrid: a set that is read holds what lg_cuda_span says, with the share of its slot in `spread`: the kernel need not wait to know how much */
@@ -67,7 +67,7 @@ static __device__ __forceinline__ lg_cuda_span lg_cuda_span_of(int64_t len, int6
     if (s.k < 0) s.k = 0;
     return s;
 }
-/* Picks the sets of all (sequence, head with make >= 0) of this layer from a->score, and the latest slots; enqueued on `stream`, which core.cu forks
+/* Picks the sets of all (sequence, head with make >= 0) of this layer from a->score, and (topk, ratio) the latest slots; enqueued on `stream`, which core.cu forks
  * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own (about 7
  * bytes a token of max_len and 50 KB for each set). */
 int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_make, int64_t max_len); /* n_make: sets made from scores, or KV heads */

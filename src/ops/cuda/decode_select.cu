@@ -53,9 +53,9 @@ typedef struct sel_args {
     uint16_t *spots;        /* [row][key_room]: listed tokens, counted from the block's first */
     int64_t set_cap, max_len, key_room, zero_room, sinks, recents, least, kept_words;
     double value, scale;
-    int32_t n_kv, n_slot, shift, n_list, heads_in; /* shift: log2 of the block */
+    int32_t n_kv, n_slot, shift, n_seq, n_list, heads_in, latest, n_latest; /* shift: log2 of the block */
     int16_t head[SEL_HEADS], slot[SEL_HEADS];
-    int32_t share[SEL_HEADS]; /* with `least`, as in lg_ops_share */
+    int32_t share[SEL_HEADS]; /* with `least`, as in lg_ops_share; behind those of the list: of latest slots */
 } sel_args;
 
 typedef struct sel_row { /* of the running block */
@@ -818,26 +818,7 @@ static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh
     }
 }
 
-/* topk reads scores before the clearing has ended: they are older than its start. */
-template <int RULE, bool KEPT> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD; KEPT: topk, and sets may keep units */
-static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_constant__ sel_args a) {
-    LG_SMEM(smem);
-    if (RULE != LG_RULE_TOPK) lg_dec_wait();
-    sel_set<RULE, KEPT>(a, (sel_shared *)(void *)smem);
-    if (RULE == LG_RULE_TOPK) lg_dec_wait(); /* no block ends before what it waits for */
-}
-
 /* ---- latest slots: the score of a token is its position, so lengths and kept units say all; a block fills a slot ---- */
-typedef struct sel_latest_args {
-    const lg_cuda_seq *seqs;
-    const int64_t *budget;
-    const uint8_t *dense;
-    int32_t *set_idx, *set_n;
-    int64_t set_cap, sinks, recents, least, kept_words;
-    int32_t n_slot, first, shift;
-    int32_t share[LG_CUDA_SETS];
-} sel_latest_args;
-
 /* The highest n bits of those set. */
 static __device__ __forceinline__ uint32_t sel_highest(uint32_t bits, int32_t n) {
     if (n <= 0) return 0;
@@ -845,16 +826,13 @@ static __device__ __forceinline__ uint32_t sel_highest(uint32_t bits, int32_t n)
     return bits;
 }
 
-static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_latest(const __grid_constant__ sel_latest_args a) {
-    LG_SMEM(smem);
-    sel_shared *sh = (sel_shared *)(void *)smem;
-    const int32_t s = (int32_t)blockIdx.y, make = a.first + (int32_t)blockIdx.x;
+static __device__ __forceinline__ void sel_latest(const sel_args &a, sel_shared *sh, bool keeps, int32_t s, int32_t j) {
     const lg_cuda_seq seq = a.seqs[s];
+    const int64_t budget = a.budget[s], slot = (int64_t)s * a.n_slot + a.latest + j;
     if (a.dense[s]) return;
-    const int64_t slot = (int64_t)s * a.n_slot + make;
-    const lg_cuda_span span = lg_cuda_span_of(seq.len, lg_cuda_share(a.budget[s], a.least, a.share[blockIdx.x]), a.sinks, a.recents, a.shift);
+    const lg_cuda_span span = lg_cuda_span_of(seq.len, lg_cuda_share(budget, a.least, a.share[a.n_list + j]), a.sinks, a.recents, a.shift);
     const int32_t head = (int32_t)span.head, tail = (int32_t)span.tail, cap = (int32_t)sel_min(a.set_cap, 0x7fffffff);
-    const uint32_t *kept = seq.kept ? seq.kept + make * a.kept_words : NULL;
+    const uint32_t *kept = keeps && seq.kept ? seq.kept + (a.latest + j) * a.kept_words : NULL;
     int32_t *out = a.set_idx + slot * a.set_cap;
     int32_t at = head + (int32_t)span.k; /* the next place, from behind */
     sel_put_forced(out, a.set_n + slot, cap, head, tail, (int32_t)span.n, (int32_t)span.k);
@@ -879,20 +857,16 @@ static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_latest(const __grid
         __syncthreads(); /* shared may be written again */
     }
 }
-static void sel_latest_slots(const lg_cuda_decode *a, cudaStream_t stream) {
-    sel_latest_args d;
-    memset(&d, 0, sizeof d);
-    d.seqs = a->seqs;
-    d.budget = a->budget; d.dense = a->dense;
-    d.set_idx = a->sets.idx; d.set_n = a->sets.n; d.set_cap = a->sets.cap;
-    d.sinks = a->select.sinks; d.recents = a->select.recents;
-    d.least = a->spread.slot ? a->spread.least : -1;
-    d.kept_words = a->sets.kept_words;
-    d.n_slot = a->sets.n_slot;
-    d.first = a->spread.latest;
-    while ((1 << d.shift) < a->sets.block) d.shift++;
-    for (int32_t j = 0; a->spread.slot && j < a->spread.n_latest; j++) d.share[j] = a->spread.slot[a->spread.latest + j];
-    LG_LAUNCH(sel_latest, dim3((unsigned)a->spread.n_latest, (unsigned)a->n_seq), SEL_THREADS, offsetof(sel_shared, hist), stream, d);
+
+/* topk reads scores before the clearing has ended: they are older than its start. */
+template <int RULE, bool KEPT> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD; KEPT: topk, and sets may keep units */
+static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_constant__ sel_args a) {
+    LG_SMEM(smem);
+    const int32_t late = (int32_t)blockIdx.y - a.n_seq * a.n_list; /* rows behind those of scores: latest slots */
+    if (RULE != LG_RULE_TOPK) lg_dec_wait();
+    if (RULE != LG_RULE_TOPK || late < 0) sel_set<RULE, KEPT>(a, (sel_shared *)(void *)smem);
+    else if (blockIdx.x == 0) sel_latest(a, (sel_shared *)(void *)smem, KEPT, late / a.n_latest, late % a.n_latest);
+    if (RULE == LG_RULE_TOPK) lg_dec_wait(); /* no block ends before what it waits for */
 }
 
 /* ---- launch ---- */
@@ -936,21 +910,23 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
             d.slot[d.n_list++] = (int16_t)j;
         }
     }
-    if (a->n_seq == 0) return;
-    if (a->spread.n_latest > 0) sel_latest_slots(a, stream);
-    if (d.n_list == 0) return;
+    d.n_seq = a->n_seq;
+    d.latest = a->spread.latest;
+    const bool masses = a->select.rule == LG_RULE_TOPP || a->select.rule == LG_RULE_THRESHOLD;
+    d.n_latest = masses ? 0 : a->spread.n_latest;
+    for (int32_t j = 0; a->spread.slot && j < d.n_latest; j++) d.share[d.n_list + j] = a->spread.slot[d.latest + j];
+    if (d.n_list + d.n_latest == 0 || a->n_seq == 0) return;
     const int64_t rows = (int64_t)a->n_seq * d.n_list, units = (a->max_len + a->sets.block - 1) / a->sets.block;
-    const int64_t blocks = sel_blocks(units);
+    const int64_t blocks = d.n_list ? sel_blocks(units) : 1;
     d.zero_room = sel_zero_room(a->select.rule);
     d.key_room = sel_key_room(a->max_len);
     d.zero = scratch;
     d.info = (sel_info *)(void *)(scratch + rows * d.zero_room);
     d.keys = (uint32_t *)(void *)(d.info + rows);
     d.spots = (uint16_t *)(void *)(d.keys + rows * d.key_room);
-    LG_LAUNCH(sel_clear, (unsigned)rows, 512, 0, stream, (uint4 *)(void *)d.zero, rows * d.zero_room / 16); /* (a memset node would divide L1 otherwise) */
-    const dim3 grid((unsigned)blocks, (unsigned)rows);
-    const bool masses = a->select.rule == LG_RULE_TOPP || a->select.rule == LG_RULE_THRESHOLD;
+    if (rows) LG_LAUNCH(sel_clear, (unsigned)rows, 512, 0, stream, (uint4 *)(void *)d.zero, rows * d.zero_room / 16); /* (a memset node would divide L1 otherwise) */
+    const dim3 grid((unsigned)blocks, (unsigned)(rows + (int64_t)a->n_seq * d.n_latest));
     void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP, false> : masses ? sel_pick<LG_RULE_THRESHOLD, false>
                                  : a->sets.kept_words > 0 ? sel_pick<LG_RULE_TOPK, true> : sel_pick<LG_RULE_TOPK, false>;
-    LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, offsetof(sel_shared, hist) + SEL_BINS * (masses ? sizeof(sel_mass) : 4) + (masses ? 0 : SEL_ROOM * 2), stream, true, d);
+    LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, offsetof(sel_shared, hist) + SEL_BINS * (masses ? sizeof(sel_mass) : 4) + (masses ? 0 : SEL_ROOM * 2), stream, rows > 0, d);
 }
