@@ -481,7 +481,7 @@ static void make_cache(bench *b, cache *k, const cas *c, bool whole) {
         const int64_t n = (c->len[i] + LG_PAGE - 1) / LG_PAGE;
         int32_t *page = host(b, n * 4);
         for (int64_t p = 0; p < n; p++) page[p] = (int32_t)((next++ * 7919 + 3) % total); /* 7919 is prime: a shuffle */
-        k->seqs[i] = (lg_kv_seq){ page, c->len[i] };
+        k->seqs[i] = (lg_kv_seq){ page, c->len[i], NULL };
     }
     for (int64_t r = 0; r < k->rows; r++) {
         for (int i = 0; i < 2 * c->d; i++) row[i] = whole && i < c->d ? (float)lg_base_rng_below(7, 9, b->counter++, 5) - 2.0f : uniform(b, -1, 1);
