@@ -41,7 +41,7 @@ static void drop(void) {
 static void prefill(const lg_gemm *g, int64_t behind) {
     static int32_t seq[ROWS];
     static int64_t idx[ROWS];
-    const lg_kv_seq s = { page, behind + ROWS };
+    const lg_kv_seq s = { page, behind + ROWS, NULL };
     for (int i = 0; i < ROWS; i++) idx[i] = behind + i;
     fill(behind + ROWS);
     const lg_op_attend a = { .out = out, .q = q, .kv = layer[0], .geom = geom, .seqs = &s, .n_seq = 1, .seq = seq, .idx = idx,
@@ -64,7 +64,7 @@ static void prefill(const lg_gemm *g, int64_t behind) {
 static void decode(const lg_gemm *g, int64_t len, bool make, bool read) {
     enum { N = 1024 };
     static int32_t ids[N], n[1], own[N];
-    const lg_kv_seq s = { page, len };
+    const lg_kv_seq s = { page, len, NULL };
     const int64_t budget = N;
     const uint8_t dense = 0;
     int32_t r3[KV] = { LG_HEAD_DENSE, LG_HEAD_DENSE, LG_HEAD_DENSE }, m3[KV] = { -1, -1, -1 };

@@ -42,7 +42,7 @@ static void cache_new(cache *c, lg_dtype t, int32_t n_kv, int32_t d, const int64
         const int64_t n = (len[s] + LG_PAGE - 1) / LG_PAGE;
         c->pages[s] = lg_base_calloc(n, sizeof(int32_t));
         for (int64_t p = 0; p < n; p++) c->pages[s][p] = (int32_t)((next++ * 7919 + 3) % total);
-        c->seqs[s] = (lg_kv_seq){ c->pages[s], len[s] };
+        c->seqs[s] = (lg_kv_seq){ c->pages[s], len[s], NULL };
     }
     /* 7919 is prime: the map above is a shuffle unless total divides by it. */
     assert_true(total % 7919 != 0);
@@ -261,10 +261,10 @@ static void check_hybrid(lg_dtype t, int32_t d, int32_t group, const int64_t *le
                                   .dense = dense, .read = read[layer], .make = make[layer], .select = sel,
                                   .n_head = (int32_t)nh, .scale = 0.25f / (float)(group * 8) };
         a.out = want;
-        a.sets = (lg_sets){ idx[0], count[0], cap, SLOTS, block };
+        a.sets = (lg_sets){ idx[0], count[0], cap, SLOTS, block, 0 };
         lg_ref_attend_hybrid(&a);
         a.out = out;
-        a.sets = (lg_sets){ idx[1], count[1], cap, SLOTS, block };
+        a.sets = (lg_sets){ idx[1], count[1], cap, SLOTS, block, 0 };
         memset(out, 0xff, (size_t)n * sizeof *out);
         lg_base_alloc_guard(true);
         run_hybrid(&g, &a, nth, sc.p);
@@ -296,16 +296,16 @@ static void test_hybrid(void **state) {
     for (int b = 0; b < 4; b++)
         for (int i = 0; i < 5; i++) {
             for (lg_isa isa = LG_ISA_SCALAR; isa <= lg_cpu_isa(); isa++, n++)
-                check_hybrid(exact[n % 3], dims[i], groups[n % 6], lens, SEQS, (lg_select){ LG_RULE_TOPK, 0, 0, 16, 64 }, 200, blocks[b],
+                check_hybrid(exact[n % 3], dims[i], groups[n % 6], lens, SEQS, (lg_select){ LG_RULE_TOPK, 0, 0, 16, 64, NULL }, 200, blocks[b],
                              isa, 1 + n % 3);
         }
     for (int64_t budget = 80; budget <= 1001; budget += 307)
-        check_hybrid(LG_DTYPE_F16, 64, 3, lens, SEQS, (lg_select){ LG_RULE_RATIO, 0, 0, 16, 64 }, budget, 1, lg_cpu_isa(), 2);
-    check_hybrid(LG_DTYPE_F16, 64, 3, lens, SEQS, (lg_select){ LG_RULE_TOPK, 0, 0, 0, 0 }, 100, 1, lg_cpu_isa(), 2);
+        check_hybrid(LG_DTYPE_F16, 64, 3, lens, SEQS, (lg_select){ LG_RULE_RATIO, 0, 0, 16, 64, NULL }, budget, 1, lg_cpu_isa(), 2);
+    check_hybrid(LG_DTYPE_F16, 64, 3, lens, SEQS, (lg_select){ LG_RULE_TOPK, 0, 0, 0, 0, NULL }, 100, 1, lg_cpu_isa(), 2);
     for (int b = 0; b < 4; b++) {
-        check_hybrid(LG_DTYPE_F16, 64, 3, lens, SEQS, (lg_select){ LG_RULE_TOPP, 0.5, 0.02f, 16, 64 }, 200, blocks[b], lg_cpu_isa(), 2);
-        check_hybrid(LG_DTYPE_F16, 64, 3, lens, SEQS, (lg_select){ LG_RULE_THRESHOLD, 0.002, 0.02f, 16, 64 }, 200, blocks[b], lg_cpu_isa(), 2);
-        check_hybrid(LG_DTYPE_F16, 64, 3, lens, SEQS, (lg_select){ LG_RULE_THRESHOLD, 0.9999999, 1e-3f, 16, 64 }, 200, blocks[b], lg_cpu_isa(), 2);
+        check_hybrid(LG_DTYPE_F16, 64, 3, lens, SEQS, (lg_select){ LG_RULE_TOPP, 0.5, 0.02f, 16, 64, NULL }, 200, blocks[b], lg_cpu_isa(), 2);
+        check_hybrid(LG_DTYPE_F16, 64, 3, lens, SEQS, (lg_select){ LG_RULE_THRESHOLD, 0.002, 0.02f, 16, 64, NULL }, 200, blocks[b], lg_cpu_isa(), 2);
+        check_hybrid(LG_DTYPE_F16, 64, 3, lens, SEQS, (lg_select){ LG_RULE_THRESHOLD, 0.9999999, 1e-3f, 16, 64, NULL }, 200, blocks[b], lg_cpu_isa(), 2);
     }
 }
 
@@ -313,8 +313,8 @@ static void test_hybrid(void **state) {
 static void test_hybrid_kv8(void **state) {
     (void)state;
     static const int64_t len = 500;
-    check_hybrid(LG_DTYPE_KV8, 64, 3, &len, 1, (lg_select){ LG_RULE_TOPK, 0, 0, 16, 64 }, 512, 1, lg_cpu_isa(), 2);
-    check_hybrid(LG_DTYPE_KV8, 128, 4, &len, 1, (lg_select){ LG_RULE_TOPK, 0, 0, 16, 64 }, 640, 16, lg_cpu_isa(), 2);
+    check_hybrid(LG_DTYPE_KV8, 64, 3, &len, 1, (lg_select){ LG_RULE_TOPK, 0, 0, 16, 64, NULL }, 512, 1, lg_cpu_isa(), 2);
+    check_hybrid(LG_DTYPE_KV8, 128, 4, &len, 1, (lg_select){ LG_RULE_TOPK, 0, 0, 16, 64, NULL }, 640, 16, lg_cpu_isa(), 2);
 }
 
 /* ---- lg_ops_select against sorting ---- */

@@ -159,7 +159,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
     float row[512];
     lg_kv_seq seqs[SEQS];
     for (int s = 0; s < c->n_seq; s++) {
-        seqs[s] = (lg_kv_seq){ order + table, c->len[s] };
+        seqs[s] = (lg_kv_seq){ order + table, c->len[s], NULL };
         table += (c->len[s] + LG_PAGE - 1) / LG_PAGE;
         for (int64_t t = 0; t < c->len[s]; t++) {
             for (int h = 0; h < c->n_kv; h++) {
@@ -224,7 +224,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
     a.score = (float *)room(c->n_seq * c->n_kv * max_len * 4);
     a.select = c->select;
     const int64_t least = c->select.sinks + c->select.recents;
-    if (c->spread) a.spread = (lg_spread){ c->slot, c->window, c->n_make, least };
+    if (c->spread) a.spread = (lg_spread){ c->slot, c->window, c->n_make, least, 0, 0 };
     a.spread.latest = c->n_slot - c->n_latest;
     a.spread.n_latest = c->n_latest;
     a.sets = (lg_sets){ (int32_t *)up(idx, (n_set * cap + 1) * 4), (int32_t *)up(cnt, (n_set + 1) * 4), cap, c->n_slot, c->block, words };
@@ -490,7 +490,7 @@ static bool run_select(const lg_cuda_env *e, int64_t longest) {
     a.make_host = below(3) || spread ? make : NULL;
     a.budget = (int64_t *)up(budget, sizeof budget);
     a.dense = (uint8_t *)up(dense, sizeof dense);
-    if (spread) a.spread = (lg_spread){ share, window, n_make, least };
+    if (spread) a.spread = (lg_spread){ share, window, n_make, least, 0, 0 };
     a.spread.latest = latest;
     a.spread.n_latest = n_latest;
     n_make[n_kv] = n_latest; /* behind the heads: the latest slots */

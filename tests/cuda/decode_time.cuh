@@ -104,7 +104,7 @@ static void time_attend(lg_cuda_env e, lg_dtype t, int32_t n_seq, int64_t len, i
     int64_t budgets[64];
     uint8_t dense[64] = { 0 };
     for (int s = 0; s < n_seq; s++) {
-        seqs[s] = (lg_cuda_seq){ dpage + s * pages, len };
+        seqs[s] = (lg_cuda_seq){ dpage + s * pages, len, NULL };
         budgets[s] = budget;
     }
     for (int l = 0; l < layers; l++) {
@@ -128,14 +128,14 @@ static void time_attend(lg_cuda_env e, lg_dtype t, int32_t n_seq, int64_t len, i
     e.scratch_bytes = lg_cuda_decode_scratch(&e, n_seq, a.n_head, &a.geom);
     e.scratch = (uint8_t *)room(e.scratch_bytes);
     a.score = (float *)room((int64_t)n_seq * T_KV * len * 4);
-    a.select = (lg_select){ LG_RULE_TOPK, 0, a.scale, 128, 256 };
+    a.select = (lg_select){ LG_RULE_TOPK, 0, a.scale, 128, 256, NULL };
     /* slot h: made by head h; slot 8 + h: read by head h */
     int32_t *idx = (int32_t *)lg_base_calloc((int64_t)n_seq * 16 * cap, 4), *cnt = (int32_t *)lg_base_calloc(n_seq * 16, 4);
     for (int64_t j = 0; j < n_seq * 16; j++) {
         cnt[j] = (int32_t)(len < cap ? len : cap);
         for (int64_t i = 0; i < cnt[j]; i++) idx[j * cap + i] = (int32_t)(len <= cap ? i : i * len / cap + below(len / cap));
     }
-    a.sets = (lg_sets){ (int32_t *)up(idx, (int64_t)n_seq * 16 * cap * 4), (int32_t *)up(cnt, n_seq * 16 * 4), cap, 16, 1 };
+    a.sets = (lg_sets){ (int32_t *)up(idx, (int64_t)n_seq * 16 * cap * 4), (int32_t *)up(cnt, n_seq * 16 * 4), cap, 16, 1, 0 };
     const int64_t *dbudget = (int64_t *)up(budgets, sizeof budgets);
     const uint8_t *ddense = (uint8_t *)up(dense, sizeof dense);
     for (int r = -1; r <= T_KV; r++) { /* -1: dense; else retrieval heads */
@@ -280,7 +280,7 @@ static void time_select_of(lg_cuda_env e, int64_t len, int heads, lg_rule rule, 
     a.make_host = a.read_host = make;
     a.budget = (int64_t *)up(&budget, 8);
     a.dense = (uint8_t *)up(&dense, 1);
-    a.select = (lg_select){ rule, value, 0.0883883f, 128, 256 };
+    a.select = (lg_select){ rule, value, 0.0883883f, 128, 256, NULL };
     float *score = (float *)room(T_KV * len * 4);
     time_floats<<<256, 256>>>(score, T_KV * len, 9);
     a.score = score;

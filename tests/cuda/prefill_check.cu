@@ -118,7 +118,7 @@ static void check(const test_case *c, lg_dtype dtype) {
     for (int64_t s = 0; s < n_seq; s++) {
         const run *r = &c->runs[s];
         seqs[s] = (lg_kv_seq){ pages + at, r->len };
-        dseqs[s] = (lg_cuda_seq){ dpages + at, r->len };
+        dseqs[s] = (lg_cuda_seq){ dpages + at, r->len, NULL };
         for (int64_t i = 0; i < r->len; i++)
             for (int32_t h = 0; h < c->n_kv; h++) {
                 const int64_t slot = (((int64_t)pages[at + i / LG_PAGE] * c->n_kv + h) * LG_PAGE + i % LG_PAGE);
@@ -334,7 +334,7 @@ static void time_one(const timing *c) {
     fill_q<<<1024, 256>>>(q, rows * n_head * c->hd);
     int32_t *dpages = (int32_t *)device_copy(pages, n_page * 4), *dseq = (int32_t *)device_copy(seq, rows * 4);
     int64_t *didx = (int64_t *)device_copy(idx, rows * 8);
-    const lg_cuda_seq s = { dpages, c->total };
+    const lg_cuda_seq s = { dpages, c->total, NULL };
     a.geom = g;
     a.seqs = (lg_cuda_seq *)device_copy(&s, sizeof s);
     a.n_seq = 1;

@@ -1,5 +1,5 @@
 /* cuda: what the files of the CUDA back end share. core.cu owns the context, recording, graphs and memory; product.cu the
- * weights; decode.cu attention of one row per sequence and selection; prefill.cu attention of many rows.
+ * weights; decode.cu attention of one row per sequence and selection; prefill.cu attention of many rows; observe.cu attention mass.
  *
  * Ops are recorded (arguments copied), run at sync. At sync every host array an op points to is staged in one pinned block in
  * order of first appearance and goes up in ONE copy, so a step of the same shape always finds it at the same device address;
