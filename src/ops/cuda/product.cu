@@ -709,15 +709,15 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     }
 }
 
-static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in) { return k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows == in->n_tok && !in->row; }
+static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in) { return k->twin.at && k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows == in->n_tok && !in->row; }
 
 /* One row of input; whole: the op has no other. Gate and up leave f16 for down; o and down leaving it for what follows lost more than that won. */
 static bool decode_one(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, int nw, bool add, bool whole) {
     const bool codes = !row_major(w[0]->dtype), leaves = whole && codes && nw == 2 && w[0]->n_out % 32 == 0;
     const bool takes = codes && w[0]->dtype != LG_DTYPE_Q6_K && has_twin(k, in) && !in->norm;
-    const lg_cuda_f16 f16 = { takes ? k->twin.at : NULL, leaves ? k->ready : NULL };
-    if (!lg_cuda_stream(e, in, &f16, w, y, n, nw == 2, add)) return false;
-    if (leaves) k->left = lg_cuda_twin{ y[0], NULL, 1, k->ready };
+    lg_cuda_chain chain = { takes ? k->twin.at : NULL, leaves ? k->ready : NULL, k->twin.early && k->twin.of == in->x, false };
+    if (!lg_cuda_stream(e, in, &chain, w, y, n, nw == 2, add)) return false;
+    if (leaves || chain.lets) k->left = lg_cuda_twin{ y[0], NULL, 1, chain.to, chain.lets };
     return true;
 }
 
@@ -741,7 +741,7 @@ static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in 
     if (leaves) rows.twin = (uint16_t *)to;
     lg_cuda_stream_rows(e, &rows, w, y, n, nw == 2, a->add);
     if (!leaves) return;
-    k->left = lg_cuda_twin{ y[0], norm, a->n_tok, to };
+    k->left = lg_cuda_twin{ y[0], norm, a->n_tok, to, false };
 }
 
 /* Up to 16 rows of input; same format. */
@@ -873,7 +873,7 @@ void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
         if (has_lora(up->lora)) lg_cuda_lora_rows(e, k, up->lora, LG_BLAS_BF16_BF16, k->y1, x, up->w, in->n_tok);
         lg_cuda_launch(k_silu_bf16, dim3(blocks_of(n / 4, 256)), dim3(256), 0, e->stream, true, h, (__nv_bfloat16 *)k->ready, (const __nv_bfloat16 *)k->y0,
                        (const __nv_bfloat16 *)k->y1, n);
-        k->left = lg_cuda_twin{ h, NULL, in->n_tok, k->ready };
+        k->left = lg_cuda_twin{ h, NULL, in->n_tok, k->ready, false };
         return;
     }
     lg_cuda_out both[2] = { *gate, *up };

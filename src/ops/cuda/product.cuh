@@ -33,8 +33,8 @@ lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *w, lg_error *err);
 void lg_cuda_weight_unbind(lg_weight *w);
 
 /* Rows of `of` (NULL: of nothing) in bf16, at x or ready of the scratch: as they are, or times the weights of a norm, with their squares in sums.
- * One row of f16 for stream.cu; 2 to 16 rows lie as stream_rows.cu takes them, more one after the other. */
-typedef struct lg_cuda_twin { const float *of, *norm; int64_t rows; uint8_t *at; } lg_cuda_twin;
+ * One row of f16 for stream.cu; 2 to 16 rows lie as stream_rows.cu takes them, more one after the other. early (at NULL): lg_cuda_chain.lets of what wrote `of`. */
+typedef struct lg_cuda_twin { const float *of, *norm; int64_t rows; uint8_t *at; bool early; } lg_cuda_twin;
 
 /* Scratch of products; core.cu makes it as large as lg_cuda_work_need says before a list runs. */
 typedef struct lg_cuda_work {
@@ -61,14 +61,16 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
 void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *gate, const lg_cuda_out *up, float *h);
 void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok);
 
+/* What products of one row have to do with those before and after. from: the input as f16 that the product before left, or NULL (no norm then). to, or NULL: where
+ * y[0] goes as f16 too. For quantised weights (from: but Q6_K); n numbers, a multiple of 32, take lg_cuda_f16_bytes. early: the product before lets this one start
+ * with it; lets: this one does so. */
+typedef struct lg_cuda_chain { const uint8_t *from; uint8_t *to; bool early, lets; } lg_cuda_chain;
+static inline int64_t lg_cuda_f16_bytes(int64_t n) { return (n + 15) / 16 * 36; }
 /* stream.cu: the same for one row of input and weights of one format; gate_up: y[0] = silu(W[0] in)*(W[1] in). false, and nothing launched,
- * where the weights are too small or the input too wide for it.
- * from: the input as f16 that the product before left, or NULL (no norm then). to, or NULL: where y[0] goes as f16 too. For quantised weights
- * (from: but Q6_K); n numbers, a multiple of 32, take lg_cuda_f16_bytes. */
-typedef struct lg_cuda_f16 { const uint8_t *from; uint8_t *to; } lg_cuda_f16;
-static inline int64_t lg_cuda_f16_bytes(int64_t n) { return (n + 15) / 16 * 40; }
+ * where the weights are too small or the input too wide for it. A product that adds may let the next kernel start at once (chain->lets): that one must wait (lg_pdl_wait)
+ * before it reads what any op wrote, also lengths or pages. */
 bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w); /* whether it takes this weight alone */
-bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_cuda_f16 *f16, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
+bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, lg_cuda_chain *chain, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
 /* stream_rows.cu: the same for 2 to 16 rows of input and bf16 weights. x: bf16, lies as lg_beside_at says. The factor of a row's results is 1, or
  * factor [n_tok], or what the squares say: the norm of x, sums over 16 columns each. Where twin is given the result goes there like x: as

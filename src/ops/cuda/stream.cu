@@ -3,7 +3,8 @@
  * One block of 8 warps a multiprocessor. Tiles of 16 weight rows are dealt out to the blocks in turn; of each tile every warp takes its
  * units (runs of records) and goes on to the next tile without waiting for the others: the sums of warps meet once for 16 tiles. A warp's
  * ring is always full of what it will take next, across tiles, and is filled before the kernel waits for the one before it. The input is
- * brought into its form by every block for itself; gate and up leave it for down as f16, 16 numbers (a tile's) scaled at a time. */
+ * brought into its form by every block for itself: for row-major weights as in stream.cuh, else whole numbers (struct digits). Gate and up
+ * leave it for down as f16, 16 numbers (a tile's) scaled at a time. */
 #include "ops/cuda/stream.cuh"
 #include <string.h>
 
@@ -11,28 +12,32 @@
 #define STREAM_LEAST (128 << 10)
 #endif
 enum { WARPS = 8, THREADS = WARPS * 32, RED = 16, /* tiles whose sums of warps wait in shared memory */
-       LEAST = STREAM_LEAST };             /* bytes of weights; with fewer a ring is not worth filling */
+       LEAST = STREAM_LEAST,               /* bytes of weights; with fewer a ring is not worth filling */
+       BESIDE = 32 * LEAST };              /* bytes of codes; with fewer the next kernel's blocks are not worth making room for */
 
-/* A record: 16 rows and 32 columns of a row-major weight, or a chunk of a quantised one; its bytes in shared memory. */
+/* A record: 16 rows and 32 columns of a row-major weight, or a chunk of a quantised one; its bytes (super: of two chunks). */
 template <int T> struct record {
     typedef lg_fmt<T> F;
     static constexpr int codes = F::rows ? 1024 : F::code_bytes * 64, high = F::rows ? 0 : F::high_bytes * 64, scale = F::rows ? 0 : F::scale_bytes * 16,
-                         super = F::rows ? 0 : F::super_bytes * 16, more = high + scale + super, bytes = codes + more;
+                         super = F::rows ? 0 : F::super_bytes * 16, two = 2 * (codes + high + scale) + super;
 };
-/* A stage of a warp's ring holds C records side by side in one tile; a unit is a run of stages that a warp takes at once. A block takes more
- * than half of a multiprocessor: two of the kernel behind it would gather where blocks leave first. Beside it a block of selection fits. */
+/* A stage of a warp's ring holds C records side by side in one tile: their codes, then the high bits, the scales, the supers. A unit is a run of stages that a
+ * warp takes at once. A block takes more than half of a multiprocessor: two of the kernel behind it would gather where blocks leave first. Beside it a block of
+ * selection fits. */
 template <int T> struct ring {
+    typedef record<T> R;
 #ifdef LG_CUDA_ARCH_90a
     static constexpr int room = lg_fmt<T>::rows ? 144 << 10 : 112 << 10;
 #else
     static constexpr int room = 48 << 10;
 #endif
-    static constexpr bool four = !lg_fmt<T>::rows && room / WARPS / (4 * record<T>::bytes) >= 3; /* where three such stages fit */
-    static constexpr int C = four ? 4 : 2, stage = C * record<T>::bytes, depth = room / WARPS / stage, bytes = WARPS * depth * stage;
+    static constexpr bool four = !lg_fmt<T>::rows && room / WARPS / (2 * R::two) >= 3; /* where three such stages fit */
+    static constexpr int C = four ? 4 : 2, stage = C / 2 * R::two, depth = room / WARPS / stage;
+    static constexpr int high = C * R::codes, scale = high + C * R::high, super = scale + C * R::scale; /* where they stand in a stage */
 };
 
-/* n numbers as f16, each 16 times the power of two that lays their largest in [512, 1024); for 16: what undoes it and the sum of the numbers, as rounded. */
-typedef struct f16_row { uint16_t *x; float *side; } f16_row;
+/* n numbers as f16, each 16 times the power of two that lays their largest in [512, 1024); for 16: what undoes it (no number where they are not finite). */
+typedef struct f16_row { uint16_t *x; float *undo; } f16_row;
 static f16_row f16_at(const uint8_t *p, int n) {
     const int64_t tiles = (n + 15) / 16;
     return p ? f16_row{ (uint16_t *)p, (float *)(p + tiles * 32) } : f16_row{ NULL, NULL };
@@ -44,8 +49,8 @@ typedef struct stream_args {
     int32_t n_in, n_chunk, n_piece;     /* n_piece: records of a tile */
     int32_t n_stage, run, n_unit;       /* of a tile: stages, stages of a unit, units */
     int32_t n_side;                     /* floats beside the input */
-    int32_t before;                     /* stages asked for before the input */
-    bool add;
+    int32_t depth, before;              /* stages of a warp's ring; asked for before the input */
+    bool add, lets;                     /* lets: as in lg_cuda_chain */
     const float *x, *norm;
     const int32_t *row;
     float eps;
@@ -60,31 +65,36 @@ static __device__ __forceinline__ int part_of(const stream_args &a, int item) {
 }
 static __device__ __forceinline__ int tile_of(const stream_args &a, int item, int which) { return item - (which && a.span == 1 ? a.p[which - 1].tile_end : 0); }
 
-/* The weights a warp asks for: where it stands in the block's list, and the lane's addresses in that tile. */
+/* `bytes` (at most MOST, a multiple of 16) that lie together, from the weights into a stage. By the whole warp. */
+template <int MOST> static __device__ __forceinline__ void copy_run(lg_smem to, const uint8_t *from, int bytes) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int at = 0; at < MOST; at += 512)
+        if (at + lane * 16 < bytes) lg_copy16(to + at + lane * 16, from + at + lane * 16, 16);
+}
+
+/* The weights a warp asks for: where it stands in the block's list, and the addresses in that tile (of a row-major weight: the lane's). */
 template <int T> struct walk {
     typedef lg_fmt<T> F;
     typedef record<T> R;
-    static constexpr int N_CODE = F::rows ? 2 : 1, N_MORE = (R::more + 511) / 512;
+    typedef ring<T> S;
     int item, s, unit;                  /* s: of the item's tiles */
     int at, end;                        /* stages of the unit */
-    const uint8_t *code[N_CODE], *more[N_MORE ? N_MORE : 1];
+    const uint8_t *code, *code8, *high, *scale, *super; /* code8: row g + 8 */
 
     __device__ __forceinline__ void aim(const stream_args &a) {
         const int lane = threadIdx.x & 31, which = a.span == 2 ? s : part_of(a, item), tile = tile_of(a, item, which);
         const lg_part &w = a.p[which];
         if constexpr (F::rows) { /* a lane reads back what it copied */
             const int64_t r0 = min(tile * 16 + (lane >> 2), w.n_out - 1), r1 = min(tile * 16 + 8 + (lane >> 2), w.n_out - 1);
-            code[0] = w.codes + (r0 * a.n_in + (lane & 3) * 8) * 2;
-            code[N_CODE - 1] = w.codes + (r1 * a.n_in + (lane & 3) * 8) * 2;
+            code = w.codes + (r0 * a.n_in + (lane & 3) * 8) * 2;
+            code8 = w.codes + (r1 * a.n_in + (lane & 3) * 8) * 2;
         } else {
             const int64_t rec = (int64_t)tile * a.n_chunk;
-            code[0] = w.codes + rec * R::codes + lane * 16;
-#pragma unroll
-            for (int i = 0; i < N_MORE; i++) { /* high, scale, super: 16 bytes a lane */
-                const int k = i * 512 + lane * 16;
-                more[i] = k < R::high ? w.high + rec * R::high + k : k < R::high + R::scale ? w.scale + rec * R::scale + (k - R::high)
-                        : w.super + (int64_t)tile * ((a.n_chunk + 1) >> 1) * R::super + (k - R::high - R::scale);
-            }
+            code = w.codes + rec * R::codes;
+            high = w.high + rec * R::high;
+            scale = w.scale + rec * R::scale;
+            super = w.super + (int64_t)tile * ((a.n_chunk + 1) >> 1) * R::super;
         }
     }
     __device__ __forceinline__ void begin(const stream_args &a) {
@@ -111,24 +121,22 @@ template <int T> struct walk {
     /* Its next records into the stage at `to`, then on. */
     __device__ __forceinline__ void fetch(const stream_args &a, lg_smem to) {
         if (item < a.n_item) {
-            const int lane = threadIdx.x & 31;
+            const int first = at * S::C;
+            if constexpr (F::rows) {
+                const int lane = threadIdx.x & 31;
 #pragma unroll
-            for (int c = 0; c < ring<T>::C; c++, to += R::bytes) {
-                const int piece = at * ring<T>::C + c;
-                if (piece >= a.n_piece) break;
-                if constexpr (F::rows) {
-                    const uint32_t size = piece * 32 + (lane & 3) * 8 < a.n_in ? 16 : 0;
-                    lg_copy16(to + lane * 16, code[0] + (size ? piece * 64 : 0), size);
-                    lg_copy16(to + 512 + lane * 16, code[N_CODE - 1] + (size ? piece * 64 : 0), size);
-                } else {
-#pragma unroll
-                    for (int i = 0; i < R::codes / 512; i++) lg_copy16(to + i * 512 + lane * 16, code[0] + (int64_t)piece * R::codes + i * 512, 16);
-#pragma unroll
-                    for (int i = 0; i < N_MORE; i++) {
-                        const int k = i * 512 + lane * 16, step = k < R::high ? piece * R::high : k < R::high + R::scale ? piece * R::scale : (piece >> 1) * R::super;
-                        if (k < R::more) lg_copy16(to + R::codes + k, more[i] + step, 16);
-                    }
+                for (int c = 0; c < S::C; c++) {
+                    if (first + c >= a.n_piece) break;
+                    const uint32_t size = (first + c) * 32 + (lane & 3) * 8 < a.n_in ? 16 : 0;
+                    lg_copy16(to + c * R::codes + lane * 16, code + (size ? (first + c) * 64 : 0), size);
+                    lg_copy16(to + c * R::codes + 512 + lane * 16, code8 + (size ? (first + c) * 64 : 0), size);
                 }
+            } else {
+                const int n = min(S::C, a.n_piece - first);
+                copy_run<S::C * R::codes>(to, code + (int64_t)first * R::codes, n * R::codes);
+                if (R::high) copy_run<S::C * R::high>(to + S::high, high + (int64_t)first * R::high, n * R::high);
+                copy_run<S::C * R::scale>(to + S::scale, scale + (int64_t)first * R::scale, n * R::scale);
+                if (R::super) copy_run<S::C / 2 * R::super>(to + S::super, super + (int64_t)(first >> 1) * R::super, ((n + 1) >> 1) * R::super);
             }
             if (++at == end) {
                 unit += WARPS;
@@ -139,41 +147,152 @@ template <int T> struct walk {
     }
 };
 
-/* What lg_multiply takes, from a record in the ring. */
+/* A row-major record of a stage, times the input: into column 0 of acc. */
+template <int T> static __device__ __forceinline__ void multiply_rows(float *acc, const uint8_t *record, const uint16_t *x, const float *side, int lane) {
+    const int pair0 = 0;
+    lg_hold<T> o;
+    o.c[0] = *(const uint4 *)(record + lane * 16);
+    o.c[1] = *(const uint4 *)(record + 512 + lane * 16);
+    lg_multiply<T, 1, true>((float (*)[4])acc, o, x + (lane & 3) * 8, side, &pair0, 0, 0, lane < 4); /* (lanes of columns other than the first feed zeros) */
+}
+
+/* ---- quantised weights: whole numbers ----
+ * Codes are bytes 0..255 for the tensor cores, as they lie or after a mask. The input comes as whole numbers of 16 bits, scaled by the largest of its group of
+ * 32, in two digits: hi * 256 + lo. A product [16 x 32] [32 x 8] has the 16 rows and 32 columns of a group as its first factor. The eight columns of the second
+ * are the digits of the four groups of a chunk, and all but those of the group at hand are zeros: after four products lane part t holds both digits' sums of
+ * group t, exact, and scales them alone. (Q6_K: scales are of half groups, so two groups fill the eight columns.) */
+enum { DIGITS_MOST = 32512 }; /* the largest number */
+template <int T> struct digits {
+    typedef lg_fmt<T> F;
+    static constexpr int parts = F::q6 ? 2 : 1, bytes = parts * 64; /* a group's parts with a scale of their own; its digits: [part][hi, lo][lane part][8] */
+    static constexpr int side = parts * 4; /* floats beside it, for each part: what undoes the scale; -zero point * sums of hi, of lo, as int; the sum of the numbers */
+    /* Which of a lane's eight codes stands in byte b of word w. */
+    static __device__ __forceinline__ constexpr int code(int w, int b) { return F::byte ? w * 4 + (b & 1) * 2 + (b >> 1) : w * 2 + (b >> 1) + (b & 1) * 4; }
+};
+/* Byte `at` of four words. */
+static __device__ __forceinline__ uint32_t bytes_at(int at, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+    return __byte_perm(__byte_perm(a, b, (unsigned)(at | (at + 4) << 4)), __byte_perm(c, d, (unsigned)(at | (at + 4) << 4)), 0x5410);
+}
+/* v * scale are at most DIGITS_MOST, undo * that is v. v: lane part slot % 4's eight columns of group slot / 4; its four lanes call together. lanes: all that call. */
+template <int T> static __device__ __forceinline__ void put_digits(uint8_t *xs, float *side, int slot, const float *v, float scale, float undo, unsigned lanes) {
+    typedef digits<T> D;
+    uint32_t lo[8], hi[8];
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        lo[e] = __float_as_uint(v[e] * scale + 12582912.0f); /* rounded: the low half is the number */
+        hi[e] = lo[e] + 128;
+    }
+    uint32_t word[2][2]; /* hi, lo */
+#pragma unroll
+    for (int w = 0; w < 2; w++) {
+        word[0][w] = bytes_at(1, hi[D::code(w, 0)], hi[D::code(w, 1)], hi[D::code(w, 2)], hi[D::code(w, 3)]);
+        word[1][w] = bytes_at(0, lo[D::code(w, 0)], lo[D::code(w, 1)], lo[D::code(w, 2)], lo[D::code(w, 3)]);
+    }
+#pragma unroll
+    for (int p = 0; p < D::parts; p++) {
+        const uint32_t mask = D::parts == 1 ? 0xFFFFFFFFu : p ? 0xFF00FF00u : 0x00FF00FFu;
+        int sum[2];
+#pragma unroll
+        for (int d = 0; d < 2; d++) {
+            const uint2 x = make_uint2(word[d][0] & mask, word[d][1] & mask);
+            sum[d] = __dp4a((int)x.x, 0x01010101, __dp4a((int)x.y, 0x01010101, 0));
+            *(uint2 *)(xs + (slot >> 2) * D::bytes + (p * 2 + d) * 32 + (slot & 3) * 8) = x;
+        }
+        int both = sum[0] * 65536 + sum[1];
+        both += __shfl_xor_sync(lanes, both, 1);
+        both += __shfl_xor_sync(lanes, both, 2);
+        const int of_lo = (int16_t)both, of_hi = (both - of_lo) >> 16;
+        if ((slot & 3) == 0)
+            *(float4 *)(side + (slot >> 2) * D::side + p * 4) =
+                make_float4(undo, __int_as_float(-D::F::zero * of_hi), __int_as_float(-D::F::zero * of_lo), undo * (float)(of_hi * 256 + of_lo));
+    }
+}
+
+/* The codes of group j, row half hf, as bytes: in the order of digits::code. */
+template <int T> static __device__ __forceinline__ void bytes_of(uint32_t *r, const lg_hold<T> &o, int hf, int j) {
+    typedef lg_fmt<T> F;
+    if (F::byte) {
+        const uint4 v = o.c[F::byte ? hf * 2 + (j >> 1) : 0];
+        r[0] = part4(v, (j & 1) * 2);
+        r[1] = part4(v, (j & 1) * 2 + 1);
+        return;
+    }
+    const uint32_t w = part4(o.c[hf], j);
+    r[0] = w & 0x0F0F0F0Fu;
+    r[1] = (w >> 4) & 0x0F0F0F0Fu;
+    if (F::five) { /* code 2i + k: bit i + 16 k of the group's */
+        const uint32_t h = o.h[hf] >> (j * 4);
+        r[0] |= (h & 0x00010001u) << 4 | (h & 0x00040004u) << 10;
+        r[1] |= (h & 0x00020002u) << 3 | (h & 0x00080008u) << 9;
+    }
+    if (F::q6) { /* the same with two bits */
+        const uint32_t h = o.h[(j >> 1) * 2 + hf] >> ((j & 1) * 8);
+        r[0] |= (h & 0x00030003u) << 4 | (h & 0x00300030u) << 8;
+        r[1] |= (h & 0x000C000Cu) << 2 | (h & 0x00C000C0u) << 6;
+    }
+}
+/* Scale and minimum (0 where there is none) of part p of a record, row `row`. */
+template <int T> static __device__ __forceinline__ void scale_at(float &d, float &m, const uint8_t *scale, const uint8_t *super, int row, int p) {
+    typedef lg_fmt<T> F;
+    m = 0.0f;
+    if (F::pair) {
+        const uint32_t v = *(const uint32_t *)(scale + row * 16 + p * 4);
+        d = half_float(v, 0);
+        m = half_float(v, 1);
+    } else if (F::k45) {
+        const uint32_t v = *(const uint16_t *)(scale + row * 8 + p * 2), of = *(const uint32_t *)(super + row * 4);
+        d = half_float(of, 0) * byte_float(v, 0);
+        m = -half_float(of, 1) * byte_float(v, 1);
+    } else if (F::q6) d = half_float(*(const uint16_t *)(super + row * 2), 0) * (float)*(const int8_t *)(scale + row * 8 + p);
+    else d = half_float(*(const uint16_t *)(scale + row * 8 + p * 2), 0);
+}
+/* Record c of a stage times the input: what the lane's parts add to rows g and g + 8. b: zeros but for what is loaded here, always in the same lanes. */
 template <int T>
-static __device__ __forceinline__ void take(lg_hold<T> &o, const uint8_t *r, int lane) {
+static __device__ __forceinline__ void multiply_record(float *acc, uint2 (*b)[4], const uint8_t *stage, int c, const uint8_t *x, const float *side, bool live, int lane) {
     typedef lg_fmt<T> F;
     typedef record<T> R;
-    const int g = lane >> 2;
+    typedef ring<T> S;
+    typedef digits<T> D;
+    constexpr int GROUPS = 4 / D::parts; /* whose digits fill the eight columns */
+    const int g = lane >> 2, t = lane & 3;
+    lg_hold<T> o;
 #pragma unroll
-    for (int i = 0; i < R::codes / 512; i++) o.c[i] = *(const uint4 *)(r + i * 512 + lane * 16);
-    if (F::rows) return;
+    for (int i = 0; i < R::codes / 512; i++) o.c[i] = *(const uint4 *)(stage + c * R::codes + i * 512 + lane * 16);
+    const uint8_t *h = stage + S::high + c * R::high, *scale = stage + S::scale + c * R::scale, *super = stage + S::super + (c >> 1) * R::super;
     if (F::five) {
-        o.h[0] = *(const uint32_t *)(r + R::codes + lane * 4);
-        o.h[1] = *(const uint32_t *)(r + R::codes + 128 + lane * 4);
+        o.h[0] = *(const uint32_t *)(h + lane * 4);
+        o.h[1] = *(const uint32_t *)(h + 128 + lane * 4);
     }
     if (F::q6) {
-        const uint2 a = *(const uint2 *)(r + R::codes + lane * 8), b = *(const uint2 *)(r + R::codes + 256 + lane * 8);
-        o.h[0] = a.x;
-        o.h[1] = b.x;
-        o.h[2] = a.y;
-        o.h[3] = b.y;
+        const uint2 lo = *(const uint2 *)(h + lane * 8), hi = *(const uint2 *)(h + 256 + lane * 8);
+        o.h[0] = lo.x;
+        o.h[1] = hi.x;
+        o.h[2] = lo.y;
+        o.h[3] = hi.y;
     }
-    const uint8_t *s = r + R::codes + R::high, *d = s + R::scale;
-    if (F::pair) {
-        o.s[0] = *(const uint4 *)(s + g * 16);
-        o.s[F::pair ? 1 : 0] = *(const uint4 *)(s + (g + 8) * 16);
-    } else {
-        const uint2 a = *(const uint2 *)(s + g * 8), b = *(const uint2 *)(s + (g + 8) * 8);
-        o.s[0] = make_uint4(a.x, a.y, b.x, b.y);
-    }
-    if (F::k45) {
-        o.d[0] = *(const uint32_t *)(d + g * 4);
-        o.d[1] = *(const uint32_t *)(d + (g + 8) * 4);
-    }
-    if (F::q6) {
-        o.d[0] = *(const uint16_t *)(d + g * 2);
-        o.d[1] = *(const uint16_t *)(d + (g + 8) * 2);
+#pragma unroll
+    for (int j0 = 0; j0 < 4; j0 += GROUPS) {
+        const float4 beside = *(const float4 *)(side + (j0 * D::parts + t) * 4);
+        float d0, m0, d1, m1;
+        scale_at<T>(d0, m0, scale, super, g, j0 * D::parts + t);
+        scale_at<T>(d1, m1, scale, super, g + 8, j0 * D::parts + t);
+        int32_t sum[4] = { 0, 0, 0, 0 }; /* of row g, both digits; of row g + 8 */
+        if (F::zero) {
+            sum[0] = sum[2] = __float_as_int(beside.y);
+            sum[1] = sum[3] = __float_as_int(beside.z);
+        }
+#pragma unroll
+        for (int j = 0; j < GROUPS; j++) {
+            uint2 &by = b[c & 1][j];
+            if (g / (2 * D::parts) == j) by = *(const uint2 *)(x + (j0 * 2 * D::parts + g) * 32 + t * 8);
+            uint32_t r0[2], r1[2];
+            bytes_of<T>(r0, o, 0, j0 + j);
+            bytes_of<T>(r1, o, 1, j0 + j);
+            lg_mma_u8(sum, r0[0], r1[0], r0[1], r1[1], by.x, by.y);
+        }
+        const float v0 = acc[0] + d0 * beside.x * (float)(sum[0] * 256 + sum[1]) + m0 * beside.w, v1 = acc[1] + d1 * beside.x * (float)(sum[2] * 256 + sum[3]) + m1 * beside.w;
+        acc[0] = live ? v0 : acc[0];
+        acc[1] = live ? v1 : acc[1];
     }
 }
 
@@ -186,17 +305,11 @@ static __device__ __forceinline__ float old_of(const stream_args &a, int first) 
 static __device__ __forceinline__ void put_f16(const stream_args &a, float v, int row, bool live) {
     float top = live ? fabsf(v) : 0.0f, s = 1.0f;
 #pragma unroll
-    for (int m = 8; m; m >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, m));
+    for (int m = 8; m; m >>= 1) top = lg_max_nan(top, __shfl_xor_sync(0xffffffffu, top, m));
     if (top > 0) s = lg_group_scale(top);
-    const __half rounded = __float2half_rn(live ? v * s : 0.0f);
-    float sum = __half2float(rounded);
-#pragma unroll
-    for (int m = 8; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, m);
     if (!live) return;
-    a.to.x[row] = __half_as_ushort(rounded);
-    if (row & 15) return;
-    const float undo = 1.0f / s;
-    *(float2 *)(a.to.side + (row >> 4) * 2) = make_float2(undo, sum * undo);
+    a.to.x[row] = __half_as_ushort(__float2half_rn(v * s));
+    if ((row & 15) == 0) a.to.undo[row >> 4] = top < INFINITY ? 1.0f / s : NAN;
 }
 /* The sums of k tiles, the first one of item `first`: warps added up and written. By the whole block; red may be written again afterwards. */
 template <bool WITH> static __device__ __forceinline__ void put_sums(const stream_args &a, const float *red, int first, int k, float factor, float old) {
@@ -222,42 +335,38 @@ template <bool WITH> static __device__ __forceinline__ void put_sums(const strea
     __syncthreads();
 }
 
-/* The input from f16: groups of 32 are two of 16, brought to the larger one's scale. `behind` as in lg_prepare_row. */
-template <typename B> static __device__ __forceinline__ void take_f16(uint16_t *xs, float *side, const stream_args &a, const lg_form f, B behind) {
+/* The input from f16. `behind` as in lg_each_eight. */
+template <int T, typename B> static __device__ __forceinline__ void take_f16(uint8_t *xs, float *side, const stream_args &a, B behind) {
     const int tid = threadIdx.x, n_slot = a.n_chunk * 16;
     int first = tid;
 #pragma unroll 1
     do {
         uint4 in[7]; /* 14336 numbers are a round */
-        float4 by[7]; /* what undoes the scale, sum: of 16, of the next 16 */
+        float2 by[7]; /* what undoes the scale: of the group's first and last 16 */
 #pragma unroll
         for (int i = 0; i < 7; i++) {
             const int slot = first + i * THREADS;
             in[i] = make_uint4(0, 0, 0, 0);
-            by[i] = make_float4(1, 0, 1, 0);
+            by[i] = make_float2(1.0f, 1.0f);
             if (slot * 8 < a.n_in) {
                 in[i] = __ldcg((const uint4 *)a.from.x + slot);
-                by[i] = __ldcg((const float4 *)a.from.side + (slot >> 2));
+                by[i] = __ldcg((const float2 *)a.from.undo + (slot >> 2));
             }
         }
         if (first == tid) behind();
+#pragma unroll 1 /* short code: it comes from L2 */
+        for (int slot = first, i = 0; i < 7 && slot < n_slot; slot += THREADS, i++) {
+            const uint32_t w[4] = { in[0].x, in[0].y, in[0].z, in[0].w };
+            const float most = lg_max_nan(by[0].x, by[0].y), again = __uint_as_float(0x7F000000u - __float_as_uint(most)); /* 1 / most */
+            float v[8];
 #pragma unroll
-        for (int i = 0; i < 7; i++) {
-            const int slot = first + i * THREADS;
-            if (slot >= n_slot) break;
-            const float undo = fmaxf(by[i].x, by[i].z), again = __uint_as_float(0x7F000000u - __float_as_uint(undo)); /* 1 / undo */
-            const float to = (slot & 2 ? by[i].z : by[i].x) * again;
-            const __half2 even = __float2half2_rn(to), odd = __float2half2_rn(f.sixteenth ? to * 0.0625f : to);
-            __half2 v[4];
-            memcpy(v, &in[i], 16);
-            v[0] = __hmul2(v[0], even);
-            v[1] = __hmul2(v[1], odd);
-            v[2] = __hmul2(v[2], even);
-            v[3] = __hmul2(v[3], odd);
-            memcpy(&in[i], v, 16);
-            *(uint4 *)(xs + slot * 8) = in[i];
-            if ((slot & 3) == 0)
-                *(float4 *)(side + slot) = make_float4(undo, 0.0f, (by[i].y + by[i].w) * (f.zero != 0 ? -f.zero * again : 1.0f) * (1.0f / 16777216.0f), 0.0f);
+            for (int e = 0; e < 8; e++) v[e] = half_float(w[e >> 1], e & 1);
+            put_digits<T>(xs, side, slot, v, (slot & 2 ? by[0].y : by[0].x) * again * (DIGITS_MOST / 1024.0f), most * (1024.0f / DIGITS_MOST), lg_lanes_of(slot, n_slot));
+#pragma unroll
+            for (int k = 0; k < 6; k++) {
+                in[k] = in[k + 1];
+                by[k] = by[k + 1];
+            }
         }
         first += 7 * THREADS;
     } while (first < n_slot);
@@ -267,63 +376,83 @@ template <int T>
 static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_constant__ stream_args a) {
     typedef lg_fmt<T> F;
     typedef ring<T> R;
-    constexpr int C = R::C, SIDE = lg_side_floats(F::q6);
+    typedef digits<T> D;
+    constexpr int C = R::C;
     LG_SMEM(ring_s);                                    /* [WARPS][depth][stage] */
-    float *red = (float *)(ring_s + R::bytes);          /* [RED][WARPS][16] */
+    float *red = (float *)(ring_s + WARPS * a.depth * R::stage); /* [RED][WARPS][16] */
     float *tmp = red + RED * WARPS * 16;                /* [WARPS] */
     float *side = tmp + WARPS;                          /* [n_side] */
-    uint16_t *xs = (uint16_t *)(side + a.n_side);
-    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3, pair0 = 0;
-    const uint8_t *mine = ring_s + warp * R::depth * R::stage;
+    uint8_t *xs = (uint8_t *)(side + a.n_side);
+    const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
+    const uint8_t *mine = ring_s + warp * a.depth * R::stage;
     const lg_smem mine_at = lg_smem_of(mine);
     walk<T> ahead;
     ahead.begin(a);
 #pragma unroll 1
     for (int i = 0; i < a.before; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
     if (a.norm && (blockIdx.x * THREADS + tid) * 32 < (unsigned)a.n_in) lg_prefetch(a.norm + (blockIdx.x * THREADS + tid) * 32);
+    if (a.lets) lg_pdl_go(); /* to what reads nothing but weights before its own wait, and starts others only after it */
     lg_pdl_wait();
-    lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
+    if (!a.lets) lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 
     const auto rest = [&] {
 #pragma unroll 1
         for (int i = a.before; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
     };
     const float *x = a.x + (a.row ? *a.row : 0) * (int64_t)a.n_in;
-    constexpr bool F16 = !F::rows && !F::q6; /* may come so */
     float ss = 0;
-    if (F16 && a.from.x) take_f16(xs, side, a, lg_form_of<T>(), rest);
-    else ss = a.norm ? lg_prepare_row<THREADS, 2>(xs, side, 1, 0, x, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest)
-                     : lg_prepare_row<THREADS, 7>(xs, side, 1, 0, x, NULL, a.n_in, a.n_chunk, lg_form_of<T>(), rest); /* 4096 and 14336 numbers are a round */
+    if constexpr (F::rows) {
+        ss = a.norm ? lg_prepare_row<THREADS, 2>((uint16_t *)xs, side, 1, 0, x, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest)
+                    : lg_prepare_row<THREADS, 7>((uint16_t *)xs, side, 1, 0, x, NULL, a.n_in, a.n_chunk, lg_form_of<T>(), rest); /* 4096 and 14336 numbers are a round */
+    } else {
+        const auto put = [&](int slot, const float *v, unsigned lanes) {
+            float top = 0.0f;
+#pragma unroll
+            for (int e = 0; e < 8; e++) top = lg_max_nan(top, fabsf(v[e]));
+            top = lg_max_nan(top, __shfl_xor_sync(lanes, top, 1));
+            top = lg_max_nan(top, __shfl_xor_sync(lanes, top, 2));
+            const bool some = top > 1e-30f; /* smaller ones are zeros; no number stays none */
+            put_digits<T>(xs, side, slot, v, some ? DIGITS_MOST / top : 0.0f, top * (some ? 1.0f / DIGITS_MOST : 0.0f), lanes);
+        };
+        if (!F::q6 && a.from.x) take_f16<T>(xs, side, a, rest);
+        else ss = a.norm ? lg_each_eight<THREADS, 2>(x, a.norm, a.n_in, a.n_chunk, F::q6, rest, put) : lg_each_eight<THREADS, 7>(x, NULL, a.n_in, a.n_chunk, F::q6, rest, put);
+    }
     lg_warp_sum(tmp, ss);
     __syncthreads();
-    const float factor = (a.norm ? lg_norm_factor<WARPS>(tmp, a.eps, a.n_in) : 1.0f) * (F::rows ? 1.0f : 16777216.0f);
-    const uint16_t *x_lane = xs + t * 8; /* (lanes of columns other than the first feed zeros) */
+    const float factor = a.norm ? lg_norm_factor<WARPS>(tmp, a.eps, a.n_in) : 1.0f;
+    uint2 b[2][4] = {}; /* of quantised weights: see multiply_record */
     int unit = warp, stage = 0, k = 0, begun = blockIdx.x;
     float old = old_of(a, begun);
     for (int item = begun; item < a.n_item; item += gridDim.x)
         for (int s = 0; s < a.span; s++) {
-            float acc[1][4] = { { 0.0f, 0.0f, 0.0f, 0.0f } };
+            float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
             for (; unit < a.n_unit; unit += WARPS)
                 for (int at = unit * a.run, end = min(at + a.run, a.n_stage); at < end; at++) {
                     lg_copy_wait<R::depth - 1>();
                     if (!F::rows) __syncwarp();
+                    const int piece = at * C;
+                    const uint8_t *from = mine + stage * R::stage;
 #pragma unroll
                     for (int c = 0; c < C; c++) {
-                        const int piece = at * C + c;
-                        if (piece < a.n_piece) {
-                            lg_hold<T> o;
-                            take<T>(o, mine + stage * R::stage + c * record<T>::bytes, lane);
-                            lg_multiply<T, 1, true>(acc, o, x_lane + piece * (F::rows ? 32 : LG_CHUNK), side + piece * (F::rows ? 1 : 4) * SIDE, &pair0, SIDE, 0, g == 0);
-                        }
+                        const bool live = piece + c < a.n_piece;
+                        if constexpr (!F::rows) multiply_record<T>(acc, b, from, c, xs + (piece + c) * 4 * D::bytes, side + (piece + c) * 4 * D::side, live, lane);
+                        else if (live) multiply_rows<T>(acc, from + c * record<T>::codes, (const uint16_t *)xs + (piece + c) * 32, side + (piece + c) * 4, lane);
                     }
                     if (!F::rows) __syncwarp();
                     ahead.fetch(a, mine_at + (lg_smem)(stage * R::stage));
                     stage = stage + 1 == R::depth ? 0 : stage + 1;
                 }
             unit -= a.n_unit;
+            if (!F::rows) {
+#pragma unroll
+                for (int m = 1; m <= 2; m <<= 1) {
+                    acc[0] += __shfl_xor_sync(0xffffffffu, acc[0], m);
+                    acc[1] += __shfl_xor_sync(0xffffffffu, acc[1], m);
+                }
+            }
             if (t == 0) {
-                red[(k * WARPS + warp) * 16 + g] = acc[0][0];
-                red[(k * WARPS + warp) * 16 + g + 8] = acc[0][2];
+                red[(k * WARPS + warp) * 16 + g] = acc[0];
+                red[(k * WARPS + warp) * 16 + g + 8] = acc[F::rows ? 2 : 1];
             }
             if (++k == RED || (s + 1 == a.span && item + (int)gridDim.x >= a.n_item)) {
                 put_sums<!F::rows>(a, red, begun, k, factor, old);
@@ -337,7 +466,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
 /* ---- host ---- */
 /* How a tile is cut among warps. Rows of a row-major weight are read side by side by all warps; of packed records each warp takes runs, as
  * long as they may be with all warps at work (to go on to another tile costs about as much as a record). */
-template <int T> static void cut(stream_args *a, int n_sm) {
+template <int T> static void cut(stream_args *a, int n_sm, bool early) {
     const int tiles = (a->n_item + n_sm - 1) / n_sm * a->span;
     int best = INT32_MAX;
     a->n_piece = lg_fmt<T>::rows ? (a->n_in + 31) / 32 : a->n_chunk;
@@ -350,16 +479,23 @@ template <int T> static void cut(stream_args *a, int n_sm) {
         a->run = run;
     }
     a->n_unit = (a->n_stage + a->run - 1) / a->run;
-    /* The input comes late behind what was asked for before it: less where it is long, all where nothing else will be asked for. */
-    const bool all = !lg_fmt<T>::rows && (tiles * a->n_unit + WARPS - 1) / WARPS * a->run <= ring<T>::depth;
-    a->before = all ? ring<T>::depth : ring<T>::depth * (lg_fmt<T>::rows || a->from.x ? 3 : 2) / 4;
+    /* Where a warp's ring holds all of its stages, and what follows reads nothing but weights ahead of time, the ring is no larger than that: beside this block the
+     * next kernel's fills its own. */
+    const int most = (tiles * a->n_unit + WARPS - 1) / WARPS * a->run;
+    const bool all = !lg_fmt<T>::rows && most <= ring<T>::depth;
+    a->lets = all && a->add && (int64_t)a->n_item * a->n_chunk * record<T>::codes >= BESIDE;
+    a->depth = a->lets ? most : ring<T>::depth;
+    /* The input comes late behind what was asked for before it: less where it is long, all where nothing else will be asked for or there is time. */
+    a->before = all || early ? a->depth : ring<T>::depth * (lg_fmt<T>::rows || a->from.x ? 3 : 2) / 4;
 }
 
-template <int T> static bool launch(const lg_cuda_env *e, stream_args *a) {
+template <int T> static bool launch(const lg_cuda_env *e, stream_args *a, bool early) {
     static int8_t ready[16]; /* of a device */
     int device = 0;
-    a->n_side = T == LG_DTYPE_BF16 ? 0 : a->n_chunk * 4 * lg_side_floats(lg_fmt<T>::q6);
-    const int64_t smem = ring<T>::bytes + (int64_t)(RED * WARPS * 16 + WARPS + a->n_side) * 4 + (int64_t)a->n_chunk * LG_CHUNK * 2;
+    cut<T>(a, e->n_sm, early);
+    const int n_x = a->n_chunk + (lg_fmt<T>::rows ? 0 : ring<T>::C); /* chunks of the input: a stage may read beyond the last */
+    a->n_side = T == LG_DTYPE_BF16 ? 0 : n_x * 4 * digits<T>::side;
+    const int64_t smem = (int64_t)WARPS * a->depth * ring<T>::stage + (int64_t)(RED * WARPS * 16 + WARPS + a->n_side) * 4 + (int64_t)n_x * 4 * digits<T>::bytes;
     if (smem > e->smem_max) return false;
     cudaGetDevice(&device);
     if (device >= 16) return false;
@@ -367,7 +503,6 @@ template <int T> static bool launch(const lg_cuda_env *e, stream_args *a) {
         cudaFuncSetAttribute((const void *)k_stream<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)e->smem_max);
         ready[device] = 1;
     }
-    cut<T>(a, e->n_sm);
     lg_cuda_launch(k_stream<T>, dim3((unsigned)(a->n_item < e->n_sm ? a->n_item : e->n_sm)), dim3(THREADS), (size_t)smem, e->stream, true, *a);
     return true;
 }
@@ -376,7 +511,7 @@ bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w) {
     return e->compute != LG_COMPUTE_F32 && w->dtype != LG_DTYPE_F32 && w->n_in % 8 == 0 && lg_cuda_packed(w)->bytes >= LEAST;
 }
 
-bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_cuda_f16 *f16, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
+bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, lg_cuda_chain *chain, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
     stream_args a;
     int64_t bytes = 0;
     const lg_cuda_weight *w0 = lg_cuda_packed(w[0]);
@@ -390,13 +525,13 @@ bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, const lg_cuda_f1
     a.row = in->row;
     a.norm = in->norm;
     a.eps = in->eps;
-    a.from = f16_at(f16->from, a.n_in);
-    a.to = f16_at(f16->to, w0->n_out);
+    a.from = f16_at(chain->from, a.n_in);
+    a.to = f16_at(chain->to, w0->n_out);
     a.n_item = lg_parts(a.p, w, y, n, gate_up);
     for (int i = 0; i < n; i++) bytes += lg_cuda_packed(w[i])->bytes;
     if (in->n_tok != 1 || bytes < LEAST || (add && n > 1)) return false;
     switch (w0->dtype) {
-#define X(T) case T: return launch<T>(e, &a);
+#define X(T) case T: return launch<T>(e, &a, chain->early) && ((chain->lets = a.lets), true);
         X(LG_DTYPE_F16) X(LG_DTYPE_BF16) LG_EACH_QUANT(X)
 #undef X
     default: return false;

@@ -1,6 +1,7 @@
 /* stream.cuh: what products of few rows share (product.cu, stream.cu, stream_rows.cu): a warp streams weights as tensor-core fragments and multiplies
  * them with inputs that were brought into the form the tensor cores take. Codes of quantised weights stay integers: as f16 subnormals
- * (code * 2^-24) they need one lop3 per two weights and no conversion; scale, minimum and zero point are applied to the f32 sum of each group. */
+ * (code * 2^-24) they need one lop3 per two weights and no conversion; scale, minimum and zero point are applied to the f32 sum of each group.
+ * (stream.cu takes them as bytes.) */
 #ifndef LG_CUDA_STREAM_CUH
 #define LG_CUDA_STREAM_CUH
 #include "ops/cuda/stream_ptx.cuh"
@@ -31,12 +32,16 @@ static __device__ __forceinline__ float lg_group_scale(float top) {
     return __uint_as_float((uint32_t)(e < 1 ? 1 : e > 253 ? 253 : e) << 23);
 }
 
-/* Row n, by the whole block: xs [n_chunk*128] (groups f.group apart), side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
- * first half, then of the second). AHEAD: times 8 numbers a thread asks for at once; `behind` comes after the first of them. Returns the
- * thread's part of the sum of squares. */
-template <int N_THREAD, int AHEAD, typename B>
-static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f, B behind) {
-    const int tid = threadIdx.x, lane = tid & 31, n_slot = n_chunk * 16, size = lg_side_floats(f.half_groups);
+/* A slot is eight numbers of a row of n_chunk*16 slots, four a group of 32: the lanes of a warp that have one, of which this lane's is `slot`. */
+static __device__ __forceinline__ unsigned lg_lanes_of(int slot, int n_slot) {
+    return slot - ((int)threadIdx.x & 31) + 32 <= n_slot ? 0xffffffffu : 0x0000ffffu; /* the last warp may be half full */
+}
+/* Row x, times norm unless that is NULL, by the whole block: put(slot, its eight numbers, lanes that call). half_groups: a slot is four numbers of each half of the
+ * group instead of eight side by side. AHEAD: slots a thread asks for at once; `behind` comes after the first of them. Returns the thread's part of the sum of
+ * squares. */
+template <int N_THREAD, int AHEAD, typename B, typename P>
+static __device__ __forceinline__ float lg_each_eight(const float *x, const float *norm, int n_in, int n_chunk, bool half_groups, B behind, P put) {
+    const int tid = threadIdx.x, n_slot = n_chunk * 16;
     float ss = 0;
     int first = tid;
 #pragma unroll 1
@@ -47,7 +52,7 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
             const int slot = first + i * N_THREAD;
 #pragma unroll
             for (int q = 0; q < 2; q++) {
-                const int k = (slot >> 2) * 32 + (f.half_groups ? q * 16 + (slot & 3) * 4 : (slot & 3) * 8 + q * 4);
+                const int k = (slot >> 2) * 32 + (half_groups ? q * 16 + (slot & 3) * 4 : (slot & 3) * 8 + q * 4);
                 in[i][q] = make_float4(0, 0, 0, 0);
                 by[i][q] = make_float4(1, 1, 1, 1);
                 if (slot < n_slot && k < n_in) { /* n_in is a multiple of 8 */
@@ -59,8 +64,6 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
         if (first == tid) behind();
 #pragma unroll 1 /* short code: it comes from L2 */
         for (int slot = first, i = 0; i < AHEAD && slot < n_slot; slot += N_THREAD, i++) {
-            const int group = slot >> 2;
-            const unsigned mask = slot - lane + 32 <= n_slot ? 0xffffffffu : 0x0000ffffu; /* the last warp may be half full */
             float v[8];
 #pragma unroll
             for (int q = 0; q < 2; q++) {
@@ -71,46 +74,7 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
                 v[4 * q + 2] = y.z * w.z;
                 v[4 * q + 3] = y.w * w.w;
             }
-            uint32_t out[4];
-            if (f.bf16) {
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const __nv_bfloat162 h = __floats2bfloat162_rn(v[2 * e], v[2 * e + 1]);
-                    out[e] = *(const uint32_t *)&h;
-                }
-            } else {
-                float top = 0, s = 1.0f, sum[2] = { 0, 0 };
-#pragma unroll
-                for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(v[e]));
-                top = fmaxf(top, __shfl_xor_sync(mask, top, 1));
-                top = fmaxf(top, __shfl_xor_sync(mask, top, 2));
-                if (top > 0) s = lg_group_scale(top);
-#pragma unroll
-                for (int e = 0; e < 8; e++) {
-                    const float h = __half2float(__float2half_rn(v[e] * s));
-                    sum[e >> 2] += h;
-                    v[e] = f.sixteenth && (e & 2) ? h * 0.0625f : h;
-                }
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                    const __half2 h = __floats2half2_rn(v[2 * e], v[2 * e + 1]);
-                    out[e] = *(const uint32_t *)&h;
-                }
-                if (!f.half_groups) sum[0] += sum[1];
-#pragma unroll
-                for (int q = 0; q < (f.half_groups ? 2 : 1); q++) {
-                    sum[q] += __shfl_xor_sync(mask, sum[q], 1);
-                    sum[q] += __shfl_xor_sync(mask, sum[q], 2);
-                }
-                if ((slot & 3) == 0) {
-                    float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
-                    const float undo = 1.0f / s;
-                    to[0] = undo;
-                    to[2] = sum[0] * (f.zero != 0 ? -f.zero : undo) * (1.0f / 16777216.0f);
-                    if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
-                }
-            }
-            *(uint4 *)(xs + group * f.group + (slot & 3) * 8) = make_uint4(out[0], out[1], out[2], out[3]);
+            put(slot, v, lg_lanes_of(slot, n_slot));
 #pragma unroll
             for (int k = 0; k + 1 < AHEAD; k++)
 #pragma unroll
@@ -122,6 +86,55 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
         first += AHEAD * N_THREAD;
     } while (first < n_slot);
     return ss;
+}
+/* Row n, by the whole block: xs [n_chunk*128] (groups f.group apart), side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
+ * first half, then of the second). AHEAD, behind, result: as in lg_each_eight. */
+template <int N_THREAD, int AHEAD, typename B>
+static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f, B behind) {
+    const int size = lg_side_floats(f.half_groups);
+    return lg_each_eight<N_THREAD, AHEAD>(x, norm, n_in, n_chunk, f.half_groups, behind, [&](int slot, float *v, unsigned mask) {
+        const int group = slot >> 2;
+        uint32_t out[4];
+        if (f.bf16) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const __nv_bfloat162 h = __floats2bfloat162_rn(v[2 * e], v[2 * e + 1]);
+                out[e] = *(const uint32_t *)&h;
+            }
+        } else {
+            float top = 0, s = 1.0f, sum[2] = { 0, 0 };
+#pragma unroll
+            for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(v[e]));
+            top = fmaxf(top, __shfl_xor_sync(mask, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(mask, top, 2));
+            if (top > 0) s = lg_group_scale(top);
+#pragma unroll
+            for (int e = 0; e < 8; e++) {
+                const float h = __half2float(__float2half_rn(v[e] * s));
+                sum[e >> 2] += h;
+                v[e] = f.sixteenth && (e & 2) ? h * 0.0625f : h;
+            }
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const __half2 h = __floats2half2_rn(v[2 * e], v[2 * e + 1]);
+                out[e] = *(const uint32_t *)&h;
+            }
+            if (!f.half_groups) sum[0] += sum[1];
+#pragma unroll
+            for (int q = 0; q < (f.half_groups ? 2 : 1); q++) {
+                sum[q] += __shfl_xor_sync(mask, sum[q], 1);
+                sum[q] += __shfl_xor_sync(mask, sum[q], 2);
+            }
+            if ((slot & 3) == 0) {
+                float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
+                const float undo = 1.0f / s;
+                to[0] = undo;
+                to[2] = sum[0] * (f.zero != 0 ? -f.zero : undo) * (1.0f / 16777216.0f);
+                if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
+            }
+        }
+        *(uint4 *)(xs + group * f.group + (slot & 3) * 8) = make_uint4(out[0], out[1], out[2], out[3]);
+    });
 }
 template <int N_THREAD>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f) {
