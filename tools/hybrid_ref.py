@@ -377,8 +377,8 @@ def run_case(m, ids, decode_from, roles, share, opt, rnd):
         pos, log = kv[0].shape[0], {}
         n = opt["correct_every"] if opt["correct_every"] and step % opt["correct_every"] == 0 else 0
         rerun = n if opt["correct"] == "rerun" else 0
-        if keeps and (seen < 0 or pos + 1 - seen >= max(opt["refresh"], (pos + 1) // 64)) and pos + 1 > effective_budget(opt, pos + 1):
-            rerun = max(rerun, 1, min(opt["observe"], opt["refresh"] // 4))
+        if keeps and (seen < 0 or pos + 1 - seen >= max(opt["refresh"], seen // 64)) and pos + 1 > effective_budget(opt, pos + 1):
+            rerun = max(rerun, 1, min(opt["observe"], opt["refresh"] // 2))
         if n or rerun:
             if rerun:                                   # reading B, or observation: the last tokens again, as one dense chunk
                 rerun = min(rerun, pos + 1)

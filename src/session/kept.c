@@ -50,7 +50,7 @@ void lg_session_kept_free(lg_session *s) {
 
 bool lg_session_kept_due(const lg_session *s, const lg_timeline *q, int64_t len) {
     int64_t budget;
-    const int64_t most = max64(s->refresh, len / LG_REFRESH_PART); /* what a refresh costs grows with the length */
+    const int64_t most = max64(s->refresh, q->observed / LG_REFRESH_PART); /* what a refresh costs grows with the length */
     return s->keep && (q->observed < 0 || len - q->observed >= most) && !lg_session_plan_row(s, len, &budget);
 }
 

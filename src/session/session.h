@@ -105,7 +105,7 @@ lg_status lg_session_kept_mass(void *session, int64_t layer, lg_error *err);
 void lg_session_kept_end(lg_session *s, lg_timeline *q);
 void lg_session_kept_cut(lg_session *s, lg_timeline *q); /* rows from q->len on are gone */
 void lg_session_kept_copy(lg_session *s, lg_timeline *to, const lg_timeline *from);
-enum { LG_REFRESH_PART = 64, LG_AGAIN_PART = 4 };
+enum { LG_REFRESH_PART = 64, LG_AGAIN_PART = 2 };
 /* Whether the row that makes the sequence len tokens long must observe: it would be sparse, and the last observation is too old. */
 bool lg_session_kept_due(const lg_session *s, const lg_timeline *q, int64_t len);
 
