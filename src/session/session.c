@@ -94,9 +94,9 @@ lg_status lg_session_new_rows(lg_session **out, lg_model *m, const lg_session_pa
 void lg_session_free(lg_session *s) {
     if (!s) return;
     if (s->m->ops) {
+        lg_session_plan_free(s); /* sequences have parts of it */
         lg_session_cache_free(s);
         if (s->stage) s->m->ops->free(s->m->ctx, s->stage);
-        lg_session_plan_free(s);
         lg_model_work_free(&s->work, s->m);
         if (s->logits) s->m->ops->free(s->m->ctx, s->logits);
         if (!s->m->ops->host_memory) lg_base_free(s->logits_host);
