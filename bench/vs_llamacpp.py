@@ -14,7 +14,7 @@ prefill  2048 random ids into an empty cache. Q4_1 is MODEL itself; Q4_0 and Q8_
 decode   24 steps behind d cached tokens: of llama.cpp the median step, of Longan the median of three means. llama.cpp's caches are prefilled once and rewound after each
          run. Longan's are filled with random K and V (bench --synthetic), since a dense step costs the same whatever
          the values are; --real prefills them instead, which takes minutes.
-hybrid   the same at 8K with --roles, --budget 1024, sinks 16, recents 64, against llama.cpp's dense steps.
+hybrid   the same at 8K with --roles, --budget 1024, sinks 16, recents 64, no kept tokens (docs/SPEED.md says what they add), against llama.cpp's dense steps.
 own      Longan's hybrid against its own dense decode at 32K, synthetic, beyond the trained window: timing only.
 """
 import argparse
@@ -180,7 +180,7 @@ def main():
     folder = pathlib.Path(a.csv).parent
     folder.mkdir(parents=True, exist_ok=True)
     own, table, head = Own(a.longan, a.threads), Table(a.csv), {}
-    hybrid = ["--roles", a.roles, "--budget", a.budget, "--sinks", 16, "--recents", 64]
+    hybrid = ["--roles", a.roles, "--budget", a.budget, "--sinks", 16, "--recents", 64, "--keep", 0]
     first = own.bench(a.model, 128, "--synthetic")["dense"]
     head.update(commit=first["commit"], device=first["device"], machine=first.get("machine"), threads=a.threads)
     print(" ".join(f"{k}={v}" for k, v in head.items()))
