@@ -225,6 +225,15 @@ bool lg_ops_device_line(int i, char *buf, size_t n, lg_error *err); /* what was 
 static inline int64_t lg_ops_half_place(int64_t i, int64_t head_dim, bool interleaved) {
     return interleaved ? i / 2 + i % 2 * (head_dim / 2) : i;
 }
+/* The units of a set in top-k: of n, those before head and those from tail on hold sinks or recents. */
+typedef struct lg_forced { int64_t n, head, tail; } lg_forced;
+static inline lg_forced lg_ops_forced(int64_t len, int64_t block, int64_t sinks, int64_t recents) {
+    sinks = sinks < 0 ? 0 : sinks < len ? sinks : len;
+    recents = recents < 0 ? 0 : recents < len ? recents : len;
+    const int64_t n = (len + block - 1) / block, head = (sinks + block - 1) / block, tail = recents ? (len - recents) / block : n;
+    const lg_forced f = { n, head, tail > head ? tail : head };
+    return f;
+}
 /* Whether unit u is among those of lg_select.kept. */
 static inline int lg_ops_kept(const uint32_t *kept, int64_t u) { return kept ? (int)(kept[u >> 5] >> (u & 31) & 1) : 0; }
 /* Cache rows <-> f32 (any lg_kv_geom dtype). */

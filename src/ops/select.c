@@ -55,13 +55,11 @@ static softmax softmax_of(const float *score, int64_t len, double scale) {
 static double probability(const softmax *s, float score) { return exp(s->scale * ((double)score - s->max)) / s->sum; }
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Chosen units are marked by a NaN score, which is safe once they have left the heap. */
 static void choose_topk(float *unit, int64_t n, int64_t len, int64_t budget, int32_t block, const lg_select *s, int32_t *heap) {
-    const int64_t sinks = min64(max64(s->sinks, 0), len), recents = min64(max64(s->recents, 0), len);
-    const int64_t head = (sinks + block - 1) / block;                              /* units [0, head) are forced */
-    const int64_t tail = max64(head, recents ? (len - recents) / block : n);       /* and [tail, n) */
+    const lg_forced f = lg_ops_forced(len, block, s->sinks, s->recents);
+    const int64_t head = f.head, tail = f.tail;
     int64_t n_heap, left = budget / block - head - (n - tail);
     for (int kept = s->kept ? 1 : 0; kept >= 0; kept--) {
         n_heap = 0;

@@ -56,8 +56,9 @@ bool lg_session_kept_due(const lg_session *s, const lg_timeline *q, int64_t len)
 
 /* Of a slot in a sequence of the length under way: units beyond sinks and before recents with the largest masses. */
 static void choose(lg_session *s, int32_t slot, const float *mass, int64_t len, int64_t budget) {
-    const int64_t b = s->sets.block, sinks = min64(s->sinks, len), recents = min64(s->recents, len), first = (sinks + b - 1) / b;
-    const int64_t n = max64(0, (recents ? (len - recents) / b : (len + b - 1) / b) - first);
+    const int64_t b = s->sets.block;
+    const lg_forced f = lg_ops_forced(len, b, s->sinks, s->recents);
+    const int64_t first = f.head, n = f.tail - first;
     const int64_t whole = lg_ops_budget(&s->spread, s->slot_share, slot, budget), count = max64(0, whole - s->spread.least) * s->keep / LG_SHARE_ONE;
     uint32_t *bits = s->kept_host + slot * s->sets.kept_words;
     if (n == 0 || count < b) return;

@@ -331,10 +331,21 @@ static void make_hybrid(lg_session *s, lg_forward *f, bool all) {
     f->fetch_idx = all || s->sets.block > 1 ? s->sets_idx : NULL;
 }
 
+/* The next step of a sequence corrects the cache. */
+static bool corrects(const lg_session *s, const lg_timeline *q) {
+    const int64_t every = s->p.hybrid.correct_every;
+    return s->roles.n_layer && every > 0 && (q->steps + 1) % every == 0;
+}
+/* How many tokens it runs again as one dense chunk, for a correction or an observation; 0: none. */
+static int64_t runs_again(const lg_session *s, const lg_timeline *q) {
+    const lg_hybrid_params *h = &s->p.hybrid;
+    const int64_t due = lg_session_kept_due(s, q, q->len + 1) ? s->again : 0;
+    return h->correct == LG_CORRECT_RERUN && corrects(s, q) && h->correct_every > due ? h->correct_every : due;
+}
+
 lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n, lg_error *err) {
     lg_status st = LG_OK;
     const int64_t n_vocab = s->m->cfg.n_vocab;
-    const lg_hybrid_params *h = &s->p.hybrid;
     const double start = lg_base_now();
     if (n < 1 || n > s->p.n_seq_max) return lg_base_fail(err, LG_ERR_USAGE, -1, "a step of %lld sequences (1 to %lld)", (long long)n, (long long)s->p.n_seq_max);
     LG_TRY(check_ids(s, ids, n, err));
@@ -351,8 +362,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
     bool all_dense = true, draws = true, next = false;
     for (int64_t i = 0; i < n; i++) {
         lg_timeline *q = &s->seq[seqs[i]];
-        const bool correct = s->roles.n_layer && h->correct_every > 0 && (q->steps + 1) % h->correct_every == 0;
-        if ((correct && h->correct == LG_CORRECT_RERUN) || lg_session_kept_due(s, q, q->len + 1)) continue;
+        if (runs_again(s, q)) continue;
         lg_session_pages(s, q, q->len, q->len + 1);
         place(s, k, seqs[i], (int32_t)k, ids[i], q->len);
         s->seqs[k] = (lg_kv_seq){ .page = q->page, .len = q->len + 1, .kept = q->kept };
@@ -361,7 +371,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
         q->ids[q->len] = ids[i];
         draws = plan_draw(s, k, q, q->len + 1) && draws;
         s->step_budget[k] = 0;
-        s->step_dense[k] = !s->roles.n_layer || lg_session_plan_row(s, q->len + 1, &s->step_budget[k]) || correct;
+        s->step_dense[k] = !s->roles.n_layer || lg_session_plan_row(s, q->len + 1, &s->step_budget[k]) || corrects(s, q);
         all_dense = all_dense && s->step_dense[k];
         k++;
     }
@@ -388,9 +398,7 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
     for (int64_t i = 0, r = k; i < n && r < n; i++) {
         lg_timeline *q = &s->seq[seqs[i]];
         if (q->logit_row >= 0) continue;
-        const bool correct = h->correct_every > 0 && (q->steps + 1) % h->correct_every == 0 && h->correct == LG_CORRECT_RERUN;
-        const int64_t due = lg_session_kept_due(s, q, q->len + 1) ? s->again : 0;
-        LG_TRY(rerun(s, seqs[i], ids[i], correct && h->correct_every > due ? h->correct_every : due, s->logits + r * n_vocab, err));
+        LG_TRY(rerun(s, seqs[i], ids[i], runs_again(s, q), s->logits + r * n_vocab, err));
         s->next_known = false;
         q->steps++;
         q->logit_row = r++;

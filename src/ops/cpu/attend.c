@@ -299,7 +299,7 @@ typedef struct making {
     const int32_t *best;     /* others of the largest set that keeps nothing, ascending, or NULL */
     int64_t n_best;
     float *gathered;         /* [units] */
-    int32_t *work, *chosen;  /* [units] each; chosen is work again */
+    int32_t *work;           /* [units] */
 } making;
 
 /* k units of [head, tail): kept ones before all. */
@@ -312,16 +312,8 @@ static void choose_kept(const making *m, int32_t *out, const uint32_t *kept, int
         m->gathered[i] = lg_ops_kept(kept, u) == (left < 0) ? m->score[u] : -INFINITY; /* fewer than there are: only kept ones */
     }
     m->j->k.topk(out, m->gathered, n, left < 0 ? k : left, 0, (uint32_t *)m->work);
-    for (int64_t i = 0; i < (left < 0 ? k : left); i++) (left < 0 ? out : m->chosen)[i] = (int32_t)(few ? m->best[out[i]] : m->head + out[i]);
-    if (left >= 0) with_kept(out, kept, m->head, m->tail, m->chosen, left);
-}
-
-/* The first and the last units of a set are forced: how many, and how many others there are to choose. */
-typedef struct forced { int64_t n, head, tail; } forced;
-static forced forced_of(const lg_op_attend_hybrid *a, int64_t len) {
-    const int64_t block = a->sets.block, n = up(len, block), sinks = min64(a->select.sinks, len), recents = min64(a->select.recents, len);
-    const int64_t head = up(sinks, block);
-    return (forced){ n, head, max64(head, recents ? (len - recents) / block : n) };
+    for (int64_t i = 0; i < (left < 0 ? k : left); i++) (left < 0 ? out : m->work)[i] = (int32_t)(few ? m->best[out[i]] : m->head + out[i]);
+    if (left >= 0) with_kept(out, kept, m->head, m->tail, m->work, left);
 }
 
 /* The sets lg_ops_select defines, from the last slot on. top-k over the units that are not forced, of a smaller set over those of the larger one,
@@ -329,9 +321,9 @@ static forced forced_of(const lg_op_attend_hybrid *a, int64_t len) {
 static void make_sets(const job *j, const unit *u, const float *score, float *work_f, int32_t *work_i) {
     const lg_op_attend_hybrid *a = j->h;
     const int64_t len = u->seq->len, block = a->sets.block;
-    const forced f = forced_of(a, len);
+    const lg_forced f = lg_ops_forced(len, a->sets.block, a->select.sinks, a->select.recents);
     const bool forced_rule = a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO;
-    making m = { .j = j, .score = score, .head = f.head, .tail = f.tail, .gathered = work_f, .work = work_i, .chosen = work_i };
+    making m = { .j = j, .score = score, .head = f.head, .tail = f.tail, .gathered = work_f, .work = work_i };
     if (block > 1 && forced_rule) {
         for (int64_t b = f.head; b < f.tail; b++) {
             float x = score[b * block];
@@ -378,7 +370,7 @@ static void make_sets(const job *j, const unit *u, const float *score, float *wo
 static void make_latest(const lg_op_attend_hybrid *a, int32_t row, int32_t make) {
     const int64_t len = a->seqs[row].len, slot = (int64_t)row * a->sets.n_slot + make;
     const int64_t budget = lg_ops_budget(&a->spread, a->spread.slot, make, a->budget[row]) / a->sets.block;
-    const forced f = forced_of(a, len);
+    const lg_forced f = lg_ops_forced(len, a->sets.block, a->select.sinks, a->select.recents);
     const uint32_t *kept = a->seqs[row].kept ? a->seqs[row].kept + make * a->sets.kept_words : NULL;
     int64_t left = max64(0, min64(f.tail - f.head, budget - f.head - (f.n - f.tail))), n_kept = kept ? min64(left, count_kept(kept, f.head, f.tail)) : 0;
     int32_t *out = a->sets.idx + slot * a->sets.cap;
