@@ -50,7 +50,7 @@ static void prefill(const lg_gemm *g, int64_t behind) {
     double best = 1e9;
     for (int r = 0; r < 6; r++) {
         const double t0 = cpu_now();
-        lg_attend_run(g, &a, 0, scratch, 0, 1);
+        lg_attend_run(g, &a, NULL, 0, scratch, 0, 1);
         const double t = cpu_now() - t0;
         best = t < best ? t : best;
     }

@@ -77,7 +77,7 @@ static void run_attend(const lg_gemm *g, const lg_op_attend *a, int nth, void *s
     {
         lg_cpu_isa_thread(g->isa);
         for (int p = 0; p < phases; p++) {
-            lg_attend_run(g, a, p, scratch, omp_get_thread_num(), nth);
+            lg_attend_run(g, a, NULL, p, scratch, omp_get_thread_num(), nth);
 #pragma omp barrier
         }
     }
@@ -404,11 +404,28 @@ static void test_select_rules(void **state) {
     assert_true(o6[0] == 0 && o6[1] == 2);
 }
 
+/* A model file may say any even head size: vectors would run over the ends of heads. */
+static void test_head_size(void **state) {
+    (void)state;
+    lg_ops_ctx *c;
+    lg_error e = { 0 };
+    assert_int_equal(lg_ops_cpu.open(&c, &(lg_ops_config){ .n_threads = 1 }, &e), LG_OK);
+    for (int32_t d = 2; d <= 256; d += 2) {
+        const lg_kv_geom g = { .n_head_kv = 2, .head_dim = d, .dtype = LG_DTYPE_F32, .row_bytes = 4 * d };
+        const lg_status st = lg_ops_cpu.reserve(c, 4, 1, 100, 4, &g, 4 * d, 4 * d, &e);
+        assert_int_equal(st, d % 8 ? LG_ERR_UNSUPPORTED : LG_OK);
+        char size[32];
+        snprintf(size, sizeof size, "head size %d:", (int)d);
+        if (st != LG_OK) assert_non_null(strstr(e.message, size));
+    }
+    lg_ops_cpu.close(c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_select_topk), cmocka_unit_test(test_select_rules), cmocka_unit_test(test_decode),
         cmocka_unit_test(test_prefill), cmocka_unit_test(test_ragged), cmocka_unit_test(test_alone_or_together),
-        cmocka_unit_test(test_hybrid), cmocka_unit_test(test_hybrid_kv8),
+        cmocka_unit_test(test_hybrid), cmocka_unit_test(test_hybrid_kv8), cmocka_unit_test(test_head_size),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

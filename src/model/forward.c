@@ -93,6 +93,16 @@ static void attend(lg_model *m, const lg_work *w, const lg_forward *f, int64_t l
         .scale = 1.0f / sqrtf((float)c->head_dim) });
 }
 
+/* The masses of layer l, told to the caller. */
+static lg_status observe(lg_model *m, const lg_work *w, const lg_forward *f, int64_t l, lg_error *err) {
+    const lg_config *c = &m->cfg;
+    const int64_t first = f->n_tok - f->n_observe;
+    m->ops->observe(m->ctx, &(lg_op_observe){ .mass = f->mass, .ld = f->mass_ld, .q = w->q + first * c->n_head * c->head_dim, .kv = f->kv[l], .geom = f->geom,
+        .seq = f->seqs, .idx = f->idx + first, .n_tok = f->n_observe, .n_head = (int32_t)c->n_head, .scale = 1.0f / sqrtf((float)c->head_dim) });
+    const lg_status st = m->ops->sync(m->ctx, err);
+    return st == LG_OK ? f->on_mass(f->on_mass_user, l, err) : st;
+}
+
 lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_error *err) {
     lg_status st;
     const lg_config *c = &m->cfg;
@@ -112,17 +122,13 @@ lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_erro
         if (!f->n_mem || !last) project(m, w, f, l, 0, n_raw, false);
         if (f->n_mem) project(m, w, f, l, n_raw, f->n_mem, true);
         if (f->on_query) LG_TRY(show_queries(m, w, f, l, err));
-        if (f->n_observe) {
-            const int64_t first = f->n_tok - f->n_observe;
-            o->observe(x, &(lg_op_observe){ .mass = f->mass, .ld = f->mass_ld, .q = w->q + first * nq, .kv = f->kv[l], .geom = f->geom, .seq = f->seqs,
-                .idx = f->idx + first, .n_tok = f->n_observe, .n_head = (int32_t)c->n_head, .scale = scale });
-            LG_TRY(o->sync(x, err));
-            LG_TRY(f->on_mass(f->on_mass_user, l, err));
-        }
         /* After the last layer's K and V only the rows whose logits are asked for matter. */
         int64_t t0 = 0, n = f->n_tok;
         if (last) {
-            if (!f->n_row) break;
+            if (!f->n_row) {
+                if (f->n_observe) LG_TRY(observe(m, w, f, l, err));
+                break;
+            }
             if (!f->read) t0 = f->row[0];
             n -= t0;
         }
@@ -138,6 +144,7 @@ lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_erro
             attend(m, w, f, l, t0, n - f->n_mem);
         const lg_weight *own = f->n_mem && m->memory.layer[l].wo.n_out ? &m->memory.layer[l].wo : NULL;
         if (f->n_mem) attend(m, w, f, l, n_raw, f->n_mem);
+        if (f->n_observe) LG_TRY(observe(m, w, f, l, err)); /* (behind attention: the CPU's takes what it needs from there) */
         o->product_add(x, &(lg_op_product_add){ .y = xs, .x = att, .w = &y->wo, .n_tok = own ? n_raw : n, .lora = r ? &r->o : NULL });
         if (own) o->product_add(x, &(lg_op_product_add){ .y = xs + n_raw * c->n_embd, .x = att + n_raw * nq, .w = own, .n_tok = f->n_mem });
         o->gate_up(x, &(lg_op_gate_up){ .h = h, .x = xs, .norm = y->ffn_norm, .eps = c->norm_eps, .gate = &y->gate, .up = &y->up, .n_tok = n,

@@ -3,6 +3,7 @@
  * Decode rows (a sequence's only row in the op, and all rows of the hybrid op) run split over the positions they read:
  *   phase 0  chunks of (row, KV head, positions) -> partial softmax each; retrieval heads write raw scores on the way
  *   phase 1  partials of a (row, KV head) -> output; scores -> token set
+ *   phase 2  where heads keep tokens: scores -> token sets that keep some
  * Longer runs of rows of one sequence run as flash attention in phase 0, in tiles of (row x query head).
  * Cuts depend only on how many positions a head reads, partials are merged in order, and kernels treat every row alone: a
  * row's result depends neither on the rest of the batch nor on the number of threads. */
@@ -267,28 +268,46 @@ static void merge(const job *j, const unit *u, const float *partial) {
     }
 }
 
-/* Kept units among [lo, hi). */
-static int64_t count_kept(const uint32_t *kept, int64_t lo, int64_t hi) {
+/* Kept units of word w among [lo, hi). */
+static uint32_t kept_word(const uint32_t *kept, int64_t w, int64_t lo, int64_t hi) {
+    uint32_t bits = kept[w];
+    if (w * 32 < lo) bits &= ~0u << (lo - w * 32);
+    if (hi - w * 32 < 32) bits &= ~(~0u << (hi - w * 32));
+    return bits;
+}
+/* The first `most` kept units among [lo, hi), ascending; returns how many, most + 1 where there are more. */
+static int64_t list_kept(int32_t *out, int64_t most, const uint32_t *kept, int64_t lo, int64_t hi) {
     int64_t n = 0;
-    for (int64_t w = lo / 32; w * 32 < hi; w++) {
-        uint32_t bits = kept[w];
-        if (w * 32 < lo) bits &= ~0u << (lo - w * 32);
-        if (hi - w * 32 < 32) bits &= ~(~0u << (hi - w * 32));
-        n += __builtin_popcount(bits);
-    }
+    for (int64_t w = lo / 32; w * 32 < hi; w++)
+        for (uint32_t bits = kept_word(kept, w, lo, hi); bits; bits &= bits - 1) {
+            if (n == most) return most + 1;
+            out[n++] = (int32_t)(w * 32 + __builtin_ctz(bits));
+        }
     return n;
 }
-/* Kept units among [lo, hi) and the n chosen ones, which are others: ascending. */
-static void with_kept(int32_t *out, const uint32_t *kept, int64_t lo, int64_t hi, const int32_t *chosen, int64_t n) {
-    int64_t i = 0;
+static int64_t count_kept(const uint32_t *kept, int64_t lo, int64_t hi) {
+    int64_t n = 0;
+    for (int64_t w = lo / 32; w * 32 < hi; w += 2) /* without an instruction for it 64 bits cost what 32 do */
+        n += __builtin_popcountll(kept_word(kept, w, lo, hi) | ((w + 1) * 32 < hi ? (uint64_t)kept_word(kept, w + 1, lo, hi) << 32 : 0));
+    return n;
+}
+static bool any_kept(const uint32_t *kept, int64_t lo, int64_t hi) {
     for (int64_t w = lo / 32; w * 32 < hi; w++)
-        for (uint32_t bits = kept[w]; bits; bits &= bits - 1) {
-            const int64_t u = w * 32 + __builtin_ctz(bits);
-            if (u < lo || u >= hi) continue;
-            while (i < n && chosen[i] < u) *out++ = chosen[i++];
-            *out++ = (int32_t)u;
-        }
-    while (i < n) *out++ = chosen[i++];
+        if (kept_word(kept, w, lo, hi)) return true;
+    return false;
+}
+/* Two ascending lists without a common number; the second may be the end of `out`. */
+static void merge_lists(int32_t *out, const int32_t *a, int64_t n_a, const int32_t *b, int64_t n_b) {
+    int64_t i = 0, j = 0;
+    while (i < n_a && j < n_b) { /* which is next cannot be foreseen: no branch */
+        const int32_t x = a[i], y = b[j];
+        const bool first = x < y;
+        *out++ = first ? x : y;
+        i += first;
+        j += !first;
+    }
+    while (i < n_a) *out++ = a[i++];
+    while (j < n_b) *out++ = b[j++];
 }
 
 /* What sets of one row are made of. */
@@ -304,17 +323,47 @@ typedef struct making {
 
 /* k units of [head, tail): kept ones before all. */
 static void choose_kept(const making *m, int32_t *out, const uint32_t *kept, int64_t k) {
-    const int64_t n_kept = count_kept(kept, m->head, m->tail), left = k - n_kept;
-    const bool few = left >= 0 && m->best && (m->n_best >= k || m->n_best == m->tail - m->head);
-    const int64_t n = few ? m->n_best : m->tail - m->head;
+    const int64_t n_kept = list_kept(out, k, kept, m->head, m->tail);
+    const bool all = n_kept <= k; /* else only kept ones compete */
+    const bool few = all && m->best && (m->n_best >= k || m->n_best == m->tail - m->head);
+    const int64_t n = few ? m->n_best : m->tail - m->head, left = all ? k - n_kept : k;
+    int32_t *place = all ? m->work : out;
+    if (all) memmove(out + left, out, (size_t)n_kept * sizeof *out);
     for (int64_t i = 0; i < n; i++) {
         const int64_t u = few ? m->best[i] : m->head + i;
-        m->gathered[i] = lg_ops_kept(kept, u) == (left < 0) ? m->score[u] : -INFINITY; /* fewer than there are: only kept ones */
+        const float either[2] = { m->score[u], -INFINITY };
+        m->gathered[i] = either[lg_ops_kept(kept, u) == all];
     }
-    m->j->k.topk(out, m->gathered, n, left < 0 ? k : left, 0, (uint32_t *)m->work);
-    for (int64_t i = 0; i < (left < 0 ? k : left); i++) (left < 0 ? out : m->work)[i] = (int32_t)(few ? m->best[out[i]] : m->head + out[i]);
-    if (left >= 0) with_kept(out, kept, m->head, m->tail, m->work, left);
+    m->j->k.topk(out, m->gathered, n, left, 0, (uint32_t *)m->work);
+    for (int64_t i = 0; i < left; i++) place[i] = (int32_t)(few ? m->best[out[i]] : m->head + out[i]);
+    if (all) merge_lists(out, place, left, out + left, n_kept);
 }
+
+/* A set that is to be made: what is forced, then k units to choose. */
+typedef struct place {
+    const uint32_t *kept; /* NULL: nothing among the units to choose from */
+    int32_t *out, *n;
+    int64_t budget, k;
+    bool fits;            /* k and what is forced lie within cap */
+} place;
+static place place_of(const lg_op_attend_hybrid *a, const lg_forced *f, const unit *u, int32_t make) {
+    const int64_t slot = (int64_t)u->row * a->sets.n_slot + make, forced = f->head + f->n - f->tail;
+    const uint32_t *kept = u->seq->kept ? u->seq->kept + make * a->sets.kept_words : NULL;
+    place p = { .kept = kept && any_kept(kept, f->head, f->tail) ? kept : NULL, .out = a->sets.idx + slot * a->sets.cap, .n = a->sets.n + slot };
+    p.budget = lg_ops_budget(&a->spread, a->spread.slot, make, a->budget[u->row]);
+    p.k = max64(0, min64(f->tail - f->head, p.budget / a->sets.block - forced));
+    p.fits = forced + p.k <= a->sets.cap;
+    return p;
+}
+/* The chosen ones stand there already. */
+static void put_forced(const place *p, const lg_forced *f) {
+    for (int64_t b = 0; b < f->head; b++) p->out[b] = (int32_t)b;
+    for (int64_t b = f->tail; b < f->n; b++) p->out[f->head + p->k + b - f->tail] = (int32_t)b;
+    *p->n = (int32_t)(f->head + p->k + f->n - f->tail);
+}
+static bool forces(const lg_op_attend_hybrid *a) { return a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO; }
+/* Sets that keep units are made in a phase of their own, by all threads, from what those that keep nothing hold. (Scores of blocks are a thread's own.) */
+static bool made_late(const lg_op_attend_hybrid *a, const place *p) { return p->kept && p->fits && forces(a) && a->sets.block == 1; }
 
 /* The sets lg_ops_select defines, from the last slot on. top-k over the units that are not forced, of a smaller set over those of the larger one,
  * of one that keeps units over those of the largest; the other rules as they are written. */
@@ -322,9 +371,8 @@ static void make_sets(const job *j, const unit *u, const float *score, float *wo
     const lg_op_attend_hybrid *a = j->h;
     const int64_t len = u->seq->len, block = a->sets.block;
     const lg_forced f = lg_ops_forced(len, a->sets.block, a->select.sinks, a->select.recents);
-    const bool forced_rule = a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO;
     making m = { .j = j, .score = score, .head = f.head, .tail = f.tail, .gathered = work_f, .work = work_i };
-    if (block > 1 && forced_rule) {
+    if (block > 1 && forces(a)) {
         for (int64_t b = f.head; b < f.tail; b++) {
             float x = score[b * block];
             for (int64_t t = b * block + 1; t < min64(len, (b + 1) * block); t++) x = score[t] > x ? score[t] : x;
@@ -336,33 +384,48 @@ static void make_sets(const job *j, const unit *u, const float *score, float *wo
     const int32_t *larger = NULL;
     int64_t n_larger = 0;
     for (int32_t make = u->make + u->n_make - 1; make >= u->make; make--) {
-        const int64_t slot = (int64_t)u->row * a->sets.n_slot + make;
-        const int64_t budget = lg_ops_budget(&a->spread, a->spread.slot, make, a->budget[u->row]);
-        const int64_t k = max64(0, min64(f.tail - f.head, budget / block - f.head - (f.n - f.tail)));
-        const uint32_t *kept = u->seq->kept ? u->seq->kept + make * a->sets.kept_words : NULL;
-        int32_t *out = a->sets.idx + slot * a->sets.cap, *end = out + f.head + k;
-        if (!forced_rule || f.head + k + f.n - f.tail > a->sets.cap) {
+        const place p = place_of(a, &f, u, make);
+        if (made_late(a, &p)) continue;
+        if (!forces(a) || !p.fits) {
             lg_select how = a->select;
-            how.kept = kept;
-            a->sets.n[slot] = (int32_t)lg_ops_select(out, a->sets.cap, score, len, budget, (int32_t)block, &how, m.gathered, work_i);
+            how.kept = u->seq->kept ? u->seq->kept + make * a->sets.kept_words : NULL;
+            *p.n = (int32_t)lg_ops_select(p.out, a->sets.cap, score, len, p.budget, (int32_t)block, &how, m.gathered, work_i);
             continue;
         }
-        for (int64_t b = 0; b < f.head; b++) *out++ = (int32_t)b;
-        if (kept && count_kept(kept, f.head, f.tail)) {
-            choose_kept(&m, out, kept, k);
+        int32_t *out = p.out + f.head;
+        if (p.kept) {
+            choose_kept(&m, out, p.kept, p.k);
         } else if (!larger) {
-            j->k.topk(out, m.score + f.head, f.tail - f.head, k, (int32_t)f.head, (uint32_t *)work_i);
+            j->k.topk(out, m.score + f.head, f.tail - f.head, p.k, (int32_t)f.head, (uint32_t *)work_i);
             m.best = larger = out;
-            m.n_best = n_larger = k;
+            m.n_best = n_larger = p.k;
         } else {
             for (int64_t i = 0; i < n_larger; i++) m.gathered[i] = m.score[larger[i]];
-            j->k.topk(out, m.gathered, n_larger, k, 0, (uint32_t *)work_i);
-            for (int64_t i = 0; i < k; i++) out[i] = larger[out[i]];
+            j->k.topk(out, m.gathered, n_larger, p.k, 0, (uint32_t *)work_i);
+            for (int64_t i = 0; i < p.k; i++) out[i] = larger[out[i]];
             larger = out;
-            n_larger = k;
+            n_larger = p.k;
         }
-        for (int64_t b = f.tail; b < f.n; b++) *end++ = (int32_t)b;
-        a->sets.n[slot] = (int32_t)(f.head + k + f.n - f.tail);
+        put_forced(&p, &f);
+    }
+}
+
+/* The late ones of make_sets; of all threads' sets, which *at counts, one in nth. */
+static void make_late(const job *j, const unit *u, const float *score, float *work_f, int32_t *work_i, int64_t *at, int ith, int nth) {
+    const lg_op_attend_hybrid *a = j->h;
+    const lg_forced f = lg_ops_forced(u->seq->len, a->sets.block, a->select.sinks, a->select.recents);
+    making m = { .j = j, .score = score, .head = f.head, .tail = f.tail, .gathered = work_f, .work = work_i };
+    for (int32_t make = u->make + u->n_make - 1; make >= u->make; make--) {
+        const place p = place_of(a, &f, u, make);
+        if (!made_late(a, &p)) {
+            if (!m.best && p.fits && !p.kept) {
+                m.best = p.out + f.head;
+                m.n_best = p.k;
+            }
+        } else if ((*at)++ % nth == ith) {
+            choose_kept(&m, p.out + f.head, p.kept, p.k);
+            put_forced(&p, &f);
+        }
     }
 }
 
@@ -372,27 +435,32 @@ static void make_latest(const lg_op_attend_hybrid *a, int32_t row, int32_t make)
     const int64_t budget = lg_ops_budget(&a->spread, a->spread.slot, make, a->budget[row]) / a->sets.block;
     const lg_forced f = lg_ops_forced(len, a->sets.block, a->select.sinks, a->select.recents);
     const uint32_t *kept = a->seqs[row].kept ? a->seqs[row].kept + make * a->sets.kept_words : NULL;
-    int64_t left = max64(0, min64(f.tail - f.head, budget - f.head - (f.n - f.tail))), n_kept = kept ? min64(left, count_kept(kept, f.head, f.tail)) : 0;
     int32_t *out = a->sets.idx + slot * a->sets.cap;
-    const int64_t n = min64(f.head + left + f.n - f.tail, a->sets.cap);
+    const int64_t left = max64(0, min64(f.tail - f.head, budget - f.head - (f.n - f.tail))), n = min64(f.head + left + f.n - f.tail, a->sets.cap);
     /* From behind: units that are not kept while there is room for them, kept ones all (the latest, where there are too many). */
-    int64_t free = left - n_kept, at = f.head + left;
-    for (int64_t u = f.tail; u < f.n; u++)
-        if (at + u - f.tail < a->sets.cap) out[at + u - f.tail] = (int32_t)u;
-    for (int64_t u = f.tail - 1; at > f.head; u--) {
-        int64_t *room = lg_ops_kept(kept, u) ? &n_kept : &free;
-        if (*room == 0) continue;
-        --*room;
+    const int64_t n_kept = kept ? min64(left, count_kept(kept, f.head, f.tail)) : 0;
+    int64_t free = left - n_kept, at = f.head + left, u = f.tail;
+    for (int64_t t = f.tail; t < f.n; t++)
+        if (at + t - f.tail < a->sets.cap) out[at + t - f.tail] = (int32_t)t;
+    while (free > 0) {
+        if (!lg_ops_kept(kept, --u)) free--;
         if (--at < a->sets.cap) out[at] = (int32_t)u;
     }
-    for (int64_t u = 0; u < min64(f.head, a->sets.cap); u++) out[u] = (int32_t)u;
+    for (int64_t w = (u - 1) / 32; at > f.head; w--)
+        for (uint32_t bits = kept_word(kept, w, f.head, u); bits && at > f.head;) {
+            const int bit = 31 - __builtin_clz(bits);
+            bits ^= 1u << bit;
+            if (--at < a->sets.cap) out[at] = (int32_t)(w * 32 + bit);
+        }
+    for (int64_t t = 0; t < min64(f.head, a->sets.cap); t++) out[t] = (int32_t)t;
     a->sets.n[slot] = (int32_t)n;
 }
 
-static void run_merge(const job *j, void *scratch, int ith, int nth) {
+/* Partials to outputs, scores to sets; `late`: the sets of make_late and make_latest. */
+static void run_merge(const job *j, void *scratch, bool late, int ith, int nth) {
     const layout l = layout_of(j, scratch);
     share s = share_of(l.cost1, ith, nth);
-    int64_t n_score = 0, longest = 0;
+    int64_t n_score = 0, longest = 0, at = 0;
     walk w = { 0 };
     unit u;
     while (next_unit(j, &w, &u)) {
@@ -401,19 +469,21 @@ static void run_merge(const job *j, void *scratch, int ith, int nth) {
         longest = max64(longest, pad16(u.seq->len));
     }
     float *work = l.scores + n_score + 2 * longest * ith;
+    int32_t *work_i = (int32_t *)(void *)(work + longest);
     const float *partial = l.partials, *score = l.scores;
     w = (walk){ 0 };
     while (next_unit(j, &w, &u)) {
         if (u.make >= 0) {
-            if (mine(&s, select_cost(&u))) make_sets(j, &u, score, work, (int32_t *)(void *)(work + longest));
+            if (late) make_late(j, &u, score, work, work_i, &at, ith, nth);
+            else if (mine(&s, select_cost(&u))) make_sets(j, &u, score, work, work_i);
             score += pad16(u.seq->len);
         }
-        if (mine(&s, merge_cost(j, &u))) merge(j, &u, partial);
+        if (!late && mine(&s, merge_cost(j, &u))) merge(j, &u, partial);
         partial += chunk_count(u.n) * j->partial;
     }
-    for (int32_t row = 0, at = 0; j->h && row < j->h->n_seq; row++)
-        for (int32_t k = 0; !j->h->dense[row] && k < j->h->spread.n_latest; k++, at++)
-            if (at % nth == ith) make_latest(j->h, row, j->h->spread.latest + k);
+    for (int32_t row = 0; late && row < j->h->n_seq; row++)
+        for (int32_t k = 0; !j->h->dense[row] && k < j->h->spread.n_latest; k++)
+            if (at++ % nth == ith) make_latest(j->h, row, j->h->spread.latest + k);
 }
 
 /* Flash tiles of all runs of two rows and more, in the order (run, head, tile); a thread takes a stretch of them, cut
@@ -424,7 +494,7 @@ static int64_t tile_cost(const job *j, const run *r, int64_t tile) {
     return j->a->idx[r->first + lane / j->group] / LG_PAGE + 3;
 }
 
-static void run_flash(const job *j, void *scratch, int ith, int nth, int64_t bytes) {
+static void run_flash(const job *j, const lg_op_observe *o, float *peaks, void *scratch, int ith, int nth, int64_t bytes) {
     const lg_op_attend *a = j->a;
     const int64_t d = j->geom->head_dim;
     int64_t total = 0;
@@ -440,6 +510,11 @@ static void run_flash(const job *j, void *scratch, int ith, int nth, int64_t byt
                            .head = h, .n_head_kv = j->geom->n_head_kv, .group = j->group, .head_dim = j->geom->head_dim,
                            .row_bytes = j->geom->row_bytes, .dtype = j->geom->dtype, .scale2 = j->scale2,
                            .scratch = (uint8_t *)scratch + bytes * ith };
+            if (o) {
+                f.peak = peaks + h * observe_tiles(o->n_tok, o->n_head, &o->geom) * 2 * LG_FLASH_LANES;
+                f.peak0 = lanes - o->n_tok * j->group;
+                f.peak1 = lanes;
+            }
             int64_t n = 0;
             for (int64_t t = 0; t <= tiles; t++) {
                 const bool take = t < tiles && mine(&s, tile_cost(j, &r, t));
@@ -462,26 +537,38 @@ int lg_attend_phases(const lg_gemm *g, const lg_op_attend *a, int nth) {
     return 1;
 }
 
-void lg_attend_run(const lg_gemm *g, const lg_op_attend *a, int phase, void *scratch, int ith, int nth) {
+bool lg_observe_follows(const lg_op_attend *a, const lg_op_observe *o) {
+    const int64_t before = a->n_tok - o->n_tok, row = (int64_t)a->n_head * a->geom.head_dim;
+    for (int64_t t = 1; t < a->n_tok; t++)
+        if (a->seq[t] != a->seq[0]) return false;
+    return a->n_tok > 1 && before >= 0 && o->q == a->q + before * row && o->idx == a->idx + before && o->kv.k == a->kv.k && o->n_head == a->n_head &&
+           o->seq->page == a->seqs[a->seq[0]].page && o->scale == a->scale && !memcmp(&o->geom, &a->geom, sizeof a->geom);
+}
+
+void lg_attend_run(const lg_gemm *g, const lg_op_attend *a, const lg_op_observe *o, int phase, void *scratch, int ith, int nth) {
     const job j = job_of(g, a, NULL);
     if (phase == 0) {
         run_partials(&j, scratch, ith, nth);
         const layout l = layout_of(&j, scratch);
-        run_flash(&j, l.scores, ith, nth, flash_bytes(g, j.geom->head_dim));
+        float *peaks = scratch; /* there are no partials: one run */
+        run_flash(&j, o, peaks, o ? peaks + peak_floats(o->n_tok, o->n_head, &o->geom) : l.scores, ith, nth, flash_bytes(g, j.geom->head_dim));
     } else {
-        run_merge(&j, scratch, ith, nth);
+        run_merge(&j, scratch, false, ith, nth);
     }
 }
 
 int lg_attend_hybrid_phases(const lg_gemm *g, const lg_op_attend_hybrid *a, int nth) {
-    (void)g; (void)a; (void)nth;
-    return 2;
+    bool late = a->spread.n_latest > 0, makes = false;
+    (void)g; (void)nth;
+    for (int32_t h = 0; h < a->geom.n_head_kv; h++) makes = makes || a->make[h] >= 0;
+    for (int32_t row = 0; row < a->n_seq; row++) late = late || (makes && a->seqs[row].kept);
+    return late ? 3 : 2;
 }
 
 void lg_attend_hybrid_run(const lg_gemm *g, const lg_op_attend_hybrid *a, int phase, void *scratch, int ith, int nth) {
     const job j = job_of(g, NULL, a);
     if (phase == 0) run_partials(&j, scratch, ith, nth);
-    else run_merge(&j, scratch, ith, nth);
+    else run_merge(&j, scratch, phase == 2, ith, nth);
 }
 
 /* ---- attention mass: tiles of lanes first, then runs of pages; what a token gets depends on neither cut ---- */

@@ -40,6 +40,8 @@ typedef struct lg_flash {
     lg_dtype dtype;
     float scale2;
     int64_t lane0, n_lane;   /* this call: n_lane <= LG_FLASH_GROUP * LG_FLASH_LANES */
+    float *peak;             /* NULL, or as peak() has it for the lanes [peak0, peak1) of the run, which flash() leaves there */
+    int64_t peak0, peak1;
     void *scratch;
 } lg_flash;
 

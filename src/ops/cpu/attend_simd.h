@@ -194,12 +194,21 @@ static void flash_begin(const lg_flash *f, const flash_state *s, int64_t tile) {
     memset(s->o, 0, (size_t)f->head_dim * LANES * sizeof(float));
 }
 
+/* What an observation needs of a lane; lanes that fill up the last tile count for nothing. */
+INLINE void leave_peak(float *peak, int64_t lane, float max, float scale) {
+    float *p = peak + lane / LANES * 2 * LANES + lane % LANES;
+    p[0] = max;
+    p[LANES] = scale;
+}
 static void flash_end(const lg_flash *f, const flash_state *s, int64_t tile) {
     for (int64_t l = 0; l < LANES && tile * LANES + l < f->n_lane; l++) {
         const int64_t j = lane_of(f, tile, l);
         float *out = f->out + j / f->group * f->ld + j % f->group * f->head_dim;
         const float r = 1.0f / s->sum[l];
         for (int64_t c = 0; c < f->head_dim; c++) out[c] = s->o[c * LANES + l] * r;
+        if (!f->peak || j < f->peak0 || j >= f->peak1) continue;
+        leave_peak(f->peak, j - f->peak0, s->max[l], r);
+        for (int64_t p = j + 1 - f->peak0; j + 1 == f->peak1 && p % LANES; p++) leave_peak(f->peak, p, s->max[l], 0);
     }
 }
 
@@ -326,10 +335,7 @@ static void peak_run(const lg_flash *f, float *peak) {
             v_store(s.max + l, m);
         }
     }
-    for (int64_t l = 0; l < LANES; l++) {
-        peak[l] = s.max[l];
-        peak[LANES + l] = l < f->n_lane ? 1.0f / s.sum[l] : 0.0f;
-    }
+    for (int64_t l = 0; l < LANES; l++) leave_peak(peak, l, s.max[l], l < f->n_lane ? 1.0f / s.sum[l] : 0.0f);
 }
 
 static void mass_run(const lg_flash *f, const float *peak, int64_t page, int64_t end, float weight, float *mass) {

@@ -196,6 +196,8 @@ static bool grow(void *field, int64_t *have, int64_t need) {
 static lg_status cpu_reserve(lg_ops_ctx *c, int64_t n_tok, int64_t n_seq, int64_t max_len, int32_t n_head,
                              const lg_kv_geom *kv, int64_t max_in, int64_t max_out, lg_error *err) {
     int64_t in_need = 0, kv_have = c->kv_bytes;
+    if (kv->head_dim % LG_HEAD_STEP)
+        return lg_base_fail(err, LG_ERR_UNSUPPORTED, -1, "head size %d: the device cpu takes multiples of %d, ref takes any", (int)kv->head_dim, LG_HEAD_STEP);
     for (int64_t t = 1; t <= n_tok; t++) {
         const int64_t b = lg_gemm_input_bytes(&c->g, t, max_in);
         if (b > in_need) in_need = b;
@@ -455,9 +457,10 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
         }
         case K_ATTEND: {
             const int n = lg_attend_phases(g, &s->u.attend, nth);
+            const lg_op_observe *o = i + 1 < c->n_task && s[1].k == K_OBSERVE && lg_observe_follows(&s->u.attend, &s[1].u.observe) ? &s[1].u.observe : NULL;
             for (int p = 0; p < n; p++) {
                 if (p) barrier(c, nth, sense);
-                lg_attend_run(g, &s->u.attend, p, c->attend, ith, nth);
+                lg_attend_run(g, &s->u.attend, o, p, c->attend, ith, nth);
             }
             break;
         }
@@ -471,8 +474,9 @@ static void run_all(lg_ops_ctx *c, int ith, int nth, int *sense) {
         }
         case K_OBSERVE: {
             const int n = lg_observe_phases(g, &s->u.observe, nth);
-            for (int p = 0; p < n; p++) {
-                if (p) barrier(c, nth, sense);
+            const int first = i > 0 && s[-1].k == K_ATTEND && lg_observe_follows(&s[-1].u.attend, &s->u.observe);
+            for (int p = first; p < n; p++) {
+                if (p > first) barrier(c, nth, sense);
                 lg_observe_run(g, &s->u.observe, p, c->attend, ith, nth);
             }
             break;
