@@ -327,17 +327,17 @@ static int by_score(const void *x, const void *y) {
 
 static void test_select_topk(void **state) {
     (void)state;
-    enum { N = 1000 };
-    static const int64_t lens[] = { 1, 2, 127, 128, 383, 384, 385, 399, 400, 401, N };
+    enum { N = 33003 };
+    static const int64_t lens[] = { 1, 2, 127, 128, 383, 384, 385, 399, 400, 401, 1000, 8192, 16383, N };
     static float score[N], f[N];
     static int32_t out[N], fast[N], tmp[N], order[N], chosen[N];
     static uint32_t work[N];
-    for (int l = 0; l < 11; l++)
-        for (int kind = 0; kind < 4; kind++) {
+    for (int l = 0; l < 14; l++)
+        for (int kind = 0; kind < 6; kind++) { /* 4: few rows of a sample stand for all; 5: most of the best lie between those of a sample */
             const int64_t n = lens[l], budget = 400, sinks = 128, recents = 256;
             for (int64_t i = 0; i < n; i++) {
                 const float u = unit(9, (uint64_t)i);
-                score[i] = kind == 0 ? u * 30.0f : kind == 1 ? roundf(u * 3.0f) : kind == 2 ? (i % 3 ? -0.0f : 0.0f) : -1e30f * u * u;
+                score[i] = kind == 0 ? u * 30.0f : kind == 1 ? roundf(u * 3.0f) : kind == 2 ? (i % 3 ? -0.0f : 0.0f) : kind == 3 ? -1e30f * u * u : kind == 4 ? (i % 16 ? u : 2.0f + u) : (i % 16 ? 2.0f + u : u);
                 order[i] = (int32_t)i;
             }
             sort_score = score;
@@ -354,7 +354,7 @@ static void test_select_topk(void **state) {
                 if (chosen[i]) assert_int_equal(out[w++], i);
             /* The kernels alone, nothing forced, several k. */
             const lg_select bare = { .rule = LG_RULE_TOPK };
-            for (int64_t k = 0; k <= n; k += 1 + n / 9) {
+            for (int64_t k = 0; k <= n; k += 1 + n / (k < n / 10 ? 40 : 9)) {
                 assert_int_equal(lg_ops_select(out, N, score, n, k, 1, &bare, f, tmp), k);
                 lg_attend_topk_scalar(fast, score, n, k, 0, work);
                 assert_memory_equal(fast, out, (size_t)k * sizeof *out);

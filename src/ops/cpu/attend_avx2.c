@@ -63,32 +63,82 @@ static uint32_t bin_of(const int32_t *count, int bits, int64_t *left) {
     return b;
 }
 
-/* A histogram of the highest bits says in which bin the key of rank k lies; the rest is decided among that bin's keys. */
-void lg_attend_topk_avx2(int32_t *out, const float *score, int64_t n, int64_t k, int32_t base, uint32_t *work) {
+/* The key of rank k among n keys, 1 <= k <= n: *left of those that equal it belong to the k. A histogram of the highest bits says in which bin it
+ * lies; the rest is decided among that bin's keys. */
+static uint32_t cut_of(const uint32_t *key, int64_t n, int64_t k, int64_t *left) {
     int32_t count[1 << TOP_BITS] = { 0 };
     const int64_t whole = n / 8 * 8;
-    int64_t left = k, m = 0;
-    if (k <= 0) return;
-    for (int64_t i = 0; i < whole; i += 8)
-        _mm256_storeu_si256((__m256i *)(void *)(work + i), keys_of(load_words((const uint32_t *)(const void *)(score + i))));
-    for (int64_t i = whole; i < n; i++) {
-        uint32_t u;
-        memcpy(&u, score + i, sizeof u);
-        work[i] = (uint32_t)_mm256_extract_epi32(keys_of(_mm256_set1_epi32((int32_t)u)), 0);
-    }
-    for (int64_t i = 0; i < n; i++) count[work[i] >> (32 - TOP_BITS)]++;
-    uint32_t cut = bin_of(count, TOP_BITS, &left) << (32 - TOP_BITS);
+    *left = k;
+    for (int64_t i = 0; i < n; i++) count[key[i] >> (32 - TOP_BITS)]++;
+    uint32_t cut = bin_of(count, TOP_BITS, left) << (32 - TOP_BITS);
     for (int shift = 32 - TOP_BITS - LOW_BITS; shift >= 0; shift -= LOW_BITS) {
         const uint32_t known = cut >> (shift + LOW_BITS);
         const __m256i want = _mm256_set1_epi32((int32_t)known);
         for (int i = 0; i < 1 << LOW_BITS; i++) count[i] = 0;
         for (int64_t i = 0; i < whole; i += 8)
-            for (unsigned hit = lanes(_mm256_cmpeq_epi32(_mm256_srli_epi32(load_words(work + i), shift + LOW_BITS), want)); hit; hit &= hit - 1)
-                count[work[i + __builtin_ctz(hit)] >> shift & ((1 << LOW_BITS) - 1)]++;
+            for (unsigned hit = lanes(_mm256_cmpeq_epi32(_mm256_srli_epi32(load_words(key + i), shift + LOW_BITS), want)); hit; hit &= hit - 1)
+                count[key[i + __builtin_ctz(hit)] >> shift & ((1 << LOW_BITS) - 1)]++;
         for (int64_t i = whole; i < n; i++)
-            if (work[i] >> (shift + LOW_BITS) == known) count[work[i] >> shift & ((1 << LOW_BITS) - 1)]++;
-        cut |= bin_of(count, LOW_BITS, &left) << shift;
+            if (key[i] >> (shift + LOW_BITS) == known) count[key[i] >> shift & ((1 << LOW_BITS) - 1)]++;
+        cut |= bin_of(count, LOW_BITS, left) << shift;
     }
+    return cut;
+}
+
+static uint32_t key_at(const float *score) {
+    uint32_t u;
+    memcpy(&u, score, sizeof u);
+    return (uint32_t)_mm256_extract_epi32(keys_of(_mm256_set1_epi32((int32_t)u)), 0);
+}
+
+/* Of many scores few can be among the k: those from the key on that has a rank safely beyond k in a sample. Returns false where there are fewer than k or
+ * too many of them (ties), which is found out by counting, so results do not depend on the sample. */
+enum { MANY = 8192, SHARE = 8, SAMPLE = 2048 };
+static bool topk_of_many(int32_t *out, const float *score, int64_t n, int64_t k, int32_t base, uint32_t *work) {
+    const int64_t every = n / SAMPLE < 16 ? 16 : n / SAMPLE, m = n / every, half = n / 2, fair = (k + every - 1) / every;
+    uint32_t *key = work, *at = work + half;
+    int64_t left, found = 0;
+    for (int64_t i = 0; i < m; i++) key[i] = key_at(score + i * every);
+    const int64_t rank = fair + 4 * (int64_t)sqrtf((float)fair) + 8; /* four standard deviations */
+    if (rank > m) return false;
+    const uint32_t from = cut_of(key, m, rank, &left);
+    const __m256i flip = _mm256_set1_epi32(INT32_MIN), least = _mm256_set1_epi32((int32_t)(from ^ 0x80000000u));
+    for (int64_t i = 0; i < n / 16 * 16; i += 16) {
+        const __m256i a = keys_of(load_words((const uint32_t *)(const void *)(score + i))), b = keys_of(load_words((const uint32_t *)(const void *)(score + i + 8)));
+        const __m256i low_a = _mm256_cmpgt_epi32(least, _mm256_xor_si256(a, flip)), low_b = _mm256_cmpgt_epi32(least, _mm256_xor_si256(b, flip));
+        unsigned hit = ~(lanes(low_a) | lanes(low_b) << 8) & 0xffffu;
+        if (!hit) continue;
+        if (found + 16 > half) return false;
+        uint32_t keys[16];
+        _mm256_storeu_si256((__m256i *)(void *)keys, a);
+        _mm256_storeu_si256((__m256i *)(void *)(keys + 8), b);
+        for (; hit; hit &= hit - 1) {
+            at[found] = (uint32_t)i + (uint32_t)__builtin_ctz(hit);
+            key[found++] = keys[__builtin_ctz(hit)];
+        }
+    }
+    if (found + 16 > half) return false;
+    for (int64_t i = n / 16 * 16; i < n; i++) {
+        at[found] = (uint32_t)i;
+        key[found] = key_at(score + i);
+        found += key[found] >= from;
+    }
+    if (found < k) return false;
+    const uint32_t cut = cut_of(key, found, k, &left);
+    for (int64_t i = 0; i < found; i++)
+        if (key[i] > cut || (key[i] == cut && left-- > 0)) *out++ = base + (int32_t)at[i];
+    return true;
+}
+
+void lg_attend_topk_avx2(int32_t *out, const float *score, int64_t n, int64_t k, int32_t base, uint32_t *work) {
+    const int64_t whole = n / 8 * 8;
+    int64_t left, m = 0;
+    if (k <= 0) return;
+    if (n >= MANY && k <= n / SHARE && topk_of_many(out, score, n, k, base, work)) return;
+    for (int64_t i = 0; i < whole; i += 8)
+        _mm256_storeu_si256((__m256i *)(void *)(work + i), keys_of(load_words((const uint32_t *)(const void *)(score + i))));
+    for (int64_t i = whole; i < n; i++) work[i] = key_at(score + i);
+    const uint32_t cut = cut_of(work, n, k, &left);
     /* Everything above the cut, and the first `left` that equal it. */
     const __m256i flip = _mm256_set1_epi32(INT32_MIN), c = _mm256_set1_epi32((int32_t)(cut ^ 0x80000000u));
     for (int64_t i = 0; i < whole; i += 8) {
