@@ -14,7 +14,8 @@ prefill  2048 random ids into an empty cache. Q4_1 is MODEL itself; Q4_0 and Q8_
 decode   24 steps behind d cached tokens: of llama.cpp the median step, of Longan the median of three means. llama.cpp's caches are prefilled once and rewound after each
          run. Longan's are filled with random K and V (bench --synthetic), since a dense step costs the same whatever
          the values are; --real prefills them instead, which takes minutes.
-hybrid   the same at 8K with --roles, --budget 1024, sinks 16, recents 64, no kept tokens (docs/SPEED.md says what they add), against llama.cpp's dense steps.
+hybrid   at 8K with --roles, --budget 1024, sinks 16, recents 64, against llama.cpp's dense steps. Where the map keeps tokens, they are observed anew every 64th of the
+         context (docs/SPARSE.md): as many steps are timed, so that each run has one such step; --keep 0 keeps none.
 own      Longan's hybrid against its own dense decode at 32K, synthetic, beyond the trained window: timing only.
 """
 import argparse
@@ -109,10 +110,10 @@ class Own:
             sys.exit(f"vs_llamacpp: {self.program} {' '.join(map(str, args))}: {out.stderr.strip().splitlines()[-1:]}")
         return [json.loads(line) for line in out.stdout.splitlines() if line.strip()]
 
-    def bench(self, model, depth, *args):
+    def bench(self, model, depth, *args, steps=STEPS, reps=3):
         """Objects by mode; the timed steps start behind depth tokens."""
-        rows = self.run("bench", "-m", model, "--threads", self.threads, "--kv", "f16", "--depth", depth + STEPS,
-                        "--steps", STEPS, "--reps", 3, "--json", *args)
+        rows = self.run("bench", "-m", model, "--threads", self.threads, "--kv", "f16", "--depth", depth + steps,
+                        "--steps", steps, "--reps", reps, "--json", *args)
         return {r["mode"]: r for r in rows}
 
     def convert(self, model, folder, kind):
@@ -168,6 +169,7 @@ def main():
     ap.add_argument("--reps", type=int, default=5)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--only", default="prefill,decode,hybrid,own")
+    ap.add_argument("--keep", help="share of its sets that a head keeps (default: the map's)")
     ap.add_argument("--depths", default=",".join(map(str, DEPTHS)), help="of the decode rows")
     ap.add_argument("--real", action="store_true", help="prefill Longan's caches for the decode rows, too")
     ap.add_argument("--csv", default="build/bench/vs_llamacpp.csv")
@@ -180,7 +182,9 @@ def main():
     folder = pathlib.Path(a.csv).parent
     folder.mkdir(parents=True, exist_ok=True)
     own, table, head = Own(a.longan, a.threads), Table(a.csv), {}
-    hybrid = ["--roles", a.roles, "--budget", a.budget, "--sinks", 16, "--recents", 64, "--keep", 0]
+    hybrid = ["--roles", a.roles, "--budget", a.budget, "--sinks", 16, "--recents", 64]
+    if a.keep is not None:
+        hybrid += ["--keep", a.keep]
     first = own.bench(a.model, 128, "--synthetic")["dense"]
     head.update(commit=first["commit"], device=first["device"], machine=first.get("machine"), threads=a.threads)
     print(" ".join(f"{k}={v}" for k, v in head.items()))
@@ -210,11 +214,11 @@ def main():
             if "decode" not in parts and d != 8192:
                 continue
             if a.real and d + STEPS > first.get("n_ctx_train", 8192):
-                d -= STEPS
+                d -= d // 64
             peer.decode(d)                              # prefill, and a first run that does not count
             for rep in range(a.reps):
-                with_hybrid = hybrid if d >= 8192 - STEPS and "hybrid" in parts else []
-                x, y = turns(rep, lambda: peer.decode(d), lambda: own.bench(a.model, d, *extra, *with_hybrid))
+                with_hybrid = {"steps": d // 64} if d >= 8192 - 8192 // 64 and "hybrid" in parts else {}
+                x, y = turns(rep, lambda: peer.decode(d), lambda: own.bench(a.model, d, *extra, *(hybrid if with_hybrid else []), **with_hybrid))
                 if "decode" in parts:
                     table.add("decode", d, rep, x, y["dense"]["decode_ms"], "low")
                 if with_hybrid:
@@ -228,7 +232,7 @@ def main():
 
     if "own" in parts:
         for rep in range(a.reps):
-            r = own.bench(a.model, 32768, "--synthetic", *hybrid)
+            r = own.bench(a.model, 32768, "--synthetic", *hybrid, steps=32768 // 64, reps=1)
             table.add("own", 32768, rep, r["dense"]["decode_ms"], r["hybrid"]["decode_ms"], "low")
         table.show("ms", "own", 32768, "dense", "hybrid")
         for mode in ("dense", "hybrid"):
