@@ -76,7 +76,7 @@ void emu_cp_wait(int pending) {
     now->n_copy = kept;
 }
 /* A barrier is { phase, arrived << 31 | bytes announced and not yet there } in its 8 bytes. A block's copies wait in `bulk`. */
-typedef struct bulk { uint8_t *dst; const uint8_t *src; uint32_t n; lg_smem bar; } bulk;
+typedef struct bulk { uint8_t *dst; const uint8_t *src; uint32_t n; lg_smem bar; int64_t row_bytes; } bulk; /* row_bytes: of a box, else 0 */
 enum { BULKS = 4096 };
 static bulk bulks[BULKS];
 static int n_bulk;
@@ -89,8 +89,20 @@ void emu_bar_arrive(lg_smem bar, uint32_t bytes) {
 }
 void emu_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar) {
     EMU_CHECK(dst % 16 == 0 && (uintptr_t)src % 16 == 0 && n % 16 == 0 && n > 0 && n_bulk < BULKS);
-    bulks[n_bulk++] = (bulk){ (uint8_t *)dst, (const uint8_t *)src, n, bar };
+    bulks[n_bulk++] = (bulk){ (uint8_t *)dst, (const uint8_t *)src, n, bar, 0 };
     memset((void *)dst, 0xff, n);
+}
+void emu_box(lg_smem dst, const uint8_t *src, int64_t row_bytes, lg_smem bar) {
+    EMU_CHECK(dst % 128 == 0 && row_bytes % 16 == 0);
+    emu_bulk(dst, src, 2048, bar);
+    bulks[n_bulk - 1].row_bytes = row_bytes;
+}
+static void arrive(const bulk *c) {
+    if (!c->row_bytes) memcpy(c->dst, c->src, c->n);
+    for (uint32_t at = 0; at < c->n && c->row_bytes; at += 16) {
+        uint8_t *line = c->dst + at / 128 * 128;
+        memcpy(line + ((at ^ (uintptr_t)line >> 7 << 4) & 112), c->src + at / 128 * c->row_bytes + at % 128, 16);
+    }
 }
 void emu_bar_wait(lg_smem bar, uint32_t parity) {
     uint32_t *w = words(bar);
@@ -106,7 +118,7 @@ void emu_bar_wait(lg_smem bar, uint32_t parity) {
                 bulks[kept++] = c;
                 continue;
             }
-            memcpy(c.dst, c.src, c.n);
+            arrive(&c);
             w[1] -= c.n;
         }
         n_bulk = kept;

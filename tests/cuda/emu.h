@@ -54,6 +54,7 @@ void emu_bar_init(lg_smem bar);
 void emu_bar_arrive(lg_smem bar, uint32_t bytes);
 void emu_bar_wait(lg_smem bar, uint32_t parity);
 void emu_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar);
+void emu_box(lg_smem dst, const uint8_t *src, int64_t row_bytes, lg_smem bar); /* 16 rows of 128 bytes, swizzled */
 extern long emu_took[32]; /* ways that blocks went (decode_ptx.cuh) */
 #define LG_TOOK(way) (emu_took[way] += threadIdx.x == 0)
 #define EMU_CHECK(x) do { if (!(x)) { fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x); abort(); } } while (0)
@@ -124,9 +125,17 @@ static inline void lg_cp_commit() { emu_cp_commit(); }
 static inline void lg_cp_wait(int pending) { EMU_CHECK(pending >= 0 && pending <= 4); emu_cp_wait(pending); }
 enum { LG_BULK = 1 };
 static inline void lg_bar_init(lg_smem bar) { emu_bar_init(bar); }
+static inline void lg_bar_ready() {}
 static inline void lg_bar_arrive(lg_smem bar, uint32_t bytes) { emu_bar_arrive(bar, bytes); }
 static inline void lg_bar_wait(lg_smem bar, uint32_t parity) { emu_bar_wait(bar, parity); }
 static inline void lg_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar) { emu_bulk(dst, src, n, bar); }
+typedef struct lg_box_map { const uint8_t *data; int32_t head_dim; } lg_box_map;
+static inline bool lg_box_map_of(lg_box_map *map, const uint8_t *data, int32_t head_dim) { return *map = { data, head_dim }, true; }
+static inline void lg_box(lg_smem dst, const lg_box_map *map, int32_t column, int32_t row, lg_smem bar) {
+    EMU_CHECK(column % 64 == 0 && column + 64 <= map->head_dim);
+    emu_box(dst, map->data + ((int64_t)row * map->head_dim + column) * 2, map->head_dim * 2, bar);
+}
+static inline void lg_box_ahead(const lg_box_map *) {}
 static inline uint32_t lg_and_or(uint32_t x, uint32_t mask, uint32_t bits) { return (x & mask) | bits; }
 static inline float lg_exp2(float x) { return exp2f(x); }
 static inline uint32_t lg_lds32(lg_smem at) { EMU_CHECK(at % 4 == 0); return *(const uint32_t *)at; }

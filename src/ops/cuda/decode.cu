@@ -189,16 +189,29 @@ static __device__ __forceinline__ void tc_queries(tc_query<DT, HD> *to, const tc
     }
 }
 
+/* Where a lane reads 16 bytes of row r: of the `odd`'th of a pair of pieces. In boxes 64 columns lie together, swizzled (boxes.cuh). */
+struct tc_rows {
+    lg_smem row;
+    uint32_t box, piece[4]; /* bytes from 64 columns to the next; places of four pairs */
+    __device__ __forceinline__ tc_rows(lg_smem base, int32_t r, int32_t odd, int32_t room, bool boxes) {
+        row = base + (lg_smem)(r * (boxes ? 128 : room));
+        box = boxes ? 2048 : 128;
+        const uint32_t turn = boxes ? (uint32_t)(row >> 7 & 7) << 4 : 0;
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) piece[i] = (uint32_t)(i * 32 + odd * 16) ^ turn;
+    }
+    __device__ __forceinline__ lg_smem operator()(int32_t pair) const { return row + (lg_smem)((uint32_t)(pair >> 2) * box + piece[pair & 3]); }
+};
 /* c[16 tokens x 8 heads] = K q */
 template <int DT, int HD, int ROOM>
-static __device__ __forceinline__ void tc_scores(float c[4], lg_smem k, const tc_query<DT, HD> &q) {
+static __device__ __forceinline__ void tc_scores(float c[4], lg_smem k, const tc_query<DT, HD> &q, bool boxes) {
     const int32_t lane = (int32_t)threadIdx.x & 31;
-    const lg_smem at = k + (lg_smem)((lane & 15) * ROOM + (lane >> 4) * 16);
+    const tc_rows at(k, lane & 15, lane >> 4, ROOM, boxes);
     float x[4] = { 0, 0, 0, 0 }, y[4] = { 0, 0, 0, 0 };
 #pragma unroll
     for (int32_t ks = 0; ks < HD / 16; ks++) {
         uint32_t r[4];
-        lg_ldm4(r, at + (lg_smem)(ks * 32));
+        lg_ldm4(r, at(ks));
         tc_mma<DT>(x, r, q.hi[ks]);
         tc_mma<DT>(y, r, q.lo[ks]);
     }
@@ -269,16 +282,16 @@ static __device__ __forceinline__ void tc_scores_kv8(float c[4], const lg_smem k
 
 /* acc[dims x heads] += V^T P */
 template <int DT, int HD, int ROOM>
-static __device__ __forceinline__ void tc_values(float acc[HD / 16][4], lg_smem v, const float p[4]) {
+static __device__ __forceinline__ void tc_values(float acc[HD / 16][4], lg_smem v, const float p[4], bool boxes) {
     const int32_t lane = (int32_t)threadIdx.x & 31;
     const uint32_t hi[2] = { lg_movm(tc_pack<DT>(p[0], p[1])), lg_movm(tc_pack<DT>(p[2], p[3])) };
     const uint32_t lo[2] = { lg_movm(tc_pack<DT>(p[0] - tc_round<DT>(p[0]), p[1] - tc_round<DT>(p[1]))),
                              lg_movm(tc_pack<DT>(p[2] - tc_round<DT>(p[2]), p[3] - tc_round<DT>(p[3]))) };
-    const lg_smem at = v + (lg_smem)(((lane & 7) + (lane >> 4) * 8) * ROOM + ((lane >> 3) & 1) * 16);
+    const tc_rows at(v, (lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1, ROOM, boxes);
 #pragma unroll
     for (int32_t mt = 0; mt < HD / 16; mt++) {
         uint32_t r[4];
-        lg_ldm4_t(r, at + (lg_smem)(mt * 32));
+        lg_ldm4_t(r, at(mt));
         tc_mma<DT>(acc[mt], r, hi);
         tc_mma<DT>(acc[mt], r, lo);
     }
@@ -321,14 +334,14 @@ static __device__ __forceinline__ float tc_climb(float *m, float max, float *bas
     return f;
 }
 
-/* One unit: 16 rows of K and of V at `stage`. score: NULL or where the unit's first token's score goes. */
+/* One unit: 16 rows of K and of V at `stage`. score: NULL or where the unit's first token's score goes. boxes: a full unit, in boxes. */
 template <int DT, int HD, int ROOM>
-static __device__ __forceinline__ void tc_unit(tc_state<HD> *st, lg_smem stage, lg_smem meta, const tc_query<DT, HD> &q, const dec_args &a, float *score) {
+static __device__ __forceinline__ void tc_unit(tc_state<HD> *st, lg_smem stage, lg_smem meta, const tc_query<DT, HD> &q, const dec_args &a, float *score, bool boxes) {
     const int32_t lane = (int32_t)threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     float off[2], c[4]; /* off: 0, or -infinity where the row does not count */
 #pragma unroll
-    for (int32_t i = 0; i < 2; i++) off[i] = __uint_as_float(lg_lds32(dec_meta(meta, g + 8 * i) + 4));
-    tc_scores<DT, HD, ROOM>(c, stage, q);
+    for (int32_t i = 0; i < 2; i++) off[i] = boxes ? 0.0f : __uint_as_float(lg_lds32(dec_meta(meta, g + 8 * i) + 4));
+    tc_scores<DT, HD, ROOM>(c, stage, q, boxes);
     if (DT == LG_DTYPE_F16) {
         c[0] *= q.unit[0]; c[1] *= q.unit[1]; c[2] *= q.unit[0]; c[3] *= q.unit[1];
     }
@@ -361,7 +374,7 @@ static __device__ __forceinline__ void tc_unit(tc_state<HD> *st, lg_smem stage, 
 #pragma unroll
         for (int32_t i = 0; i < HD / 16 * 4; i++) st->acc[i >> 2][i & 3] *= f[i & 1];
     }
-    tc_values<DT, HD, ROOM>(st->acc, stage + DEC_UNIT * ROOM, p);
+    tc_values<DT, HD, ROOM>(st->acc, stage + DEC_UNIT * ROOM, p, boxes);
 }
 
 /* Token of a unit that is column m of the keys' products and row m of the values': read without padding, rows come from different banks that way. */
@@ -514,6 +527,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
         if ((threadIdx.x & 31) == 0)
 #pragma unroll 1
             for (int32_t i = 0; i < a.n_stage; i++) lg_bar_init(room.ring.bar + (lg_smem)(i * DEC_BAR));
+        lg_bar_ready();
         __syncwarp();
     }
     if (a.sized && feed.g->ids) { /* few segments: the block has no other */
@@ -538,7 +552,7 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     uint32_t parity = 0; /* of the stages' barriers */
     for (;;) {
         float *const score = seg.score ? dec_score_at(a, seg) : NULL;
-        const int32_t end = seg.end < hi ? seg.end : hi, full = MATH::WHOLE ? dec_full(seg) : 0;
+        const int32_t end = seg.end < hi ? seg.end : hi, full = MATH::WHOLE ? dec_full(a, seg) : 0;
         math.begin(a, seg);
         for (; unit < end; unit += n_warp) {
             if (!MATH::BULK) {
@@ -573,7 +587,8 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
 }
 
 template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
-    static constexpr bool BULK = LG_BULK, WHOLE = BULK && DT == LG_DTYPE_KV8, APART = DT == LG_DTYPE_KV8;
+    static constexpr bool BULK = LG_BULK, APART = DT == LG_DTYPE_KV8;
+    static constexpr int WHOLE = !BULK ? DEC_NO_WHOLE : DT == LG_DTYPE_KV8 ? DEC_ONE_COPY : HD % 64 == 0 ? DEC_BOXES : DEC_NO_WHOLE;
     static constexpr int32_t HEAD = HD;
     tc_numbers<DT, HD> numbers;
     tc_query<DT, HD> q;
@@ -597,16 +612,18 @@ template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
         if constexpr (DT == LG_DTYPE_KV8) {
             if (WHOLE && full) tc_unit_kv8<HD, ROOM, true>(&st, stage, meta, q, a, score);
             else tc_unit_kv8<HD, ROOM, false>(&st, stage, meta, q, a, score);
-        } else tc_unit<DT, HD, ROOM>(&st, stage, meta, q, a, score);
+        } else tc_unit<DT, HD, ROOM>(&st, stage, meta, q, a, score, WHOLE && full);
     }
     __device__ __forceinline__ void put(float *slot, const dec_args &a, int32_t ng, bool add) { tc_put<DT, HD>(slot, &st, a.slot_heads, ng, add); }
 };
 
-/* KV8 needs as many warps as registers allow for its instructions; with 16 bits eight fill memory as well and start sooner. */
+/* KV8 needs as many warps as registers allow for its instructions; with 16 bits eight fill memory as well and start sooner. Boxes of two stages do
+ * so, too, and with fewer bytes on their way others wait less. */
 template <int DT, int HD> struct tc_block { enum { WARPS = DT == LG_DTYPE_KV8 && HD <= 128 ? DEC_WARPS : 8 }; };
 template <int DT, int HD, int CHUNKS, int ROOM>
 static __global__ void __launch_bounds__(tc_block<DT, HD>::WARPS * 32, 1) dec_tensor(const __grid_constant__ dec_args a) {
     LG_SMEM(smem);
+    if (tc_math<DT, HD, CHUNKS, ROOM>::WHOLE == DEC_BOXES && threadIdx.x < 2) lg_box_ahead(&a.box[threadIdx.x]);
     dec_run<tc_math<DT, HD, CHUNKS, ROOM>>(a, smem);
 }
 
@@ -742,7 +759,8 @@ static __device__ __forceinline__ void fma_put(float *slot, fma_state<NG, J> *st
 }
 
 template <int DT, int J, int NG> struct fma_math {
-    static constexpr bool BULK = false, WHOLE = false, APART = false;
+    static constexpr bool BULK = false, APART = false;
+    static constexpr int WHOLE = DEC_NO_WHOLE;
     static constexpr int32_t HEAD = 0;
     float q[NG][2 * J];
     fma_state<NG, J> st;
@@ -782,17 +800,18 @@ static __global__ void __launch_bounds__(FMA_WARPS * 32, 1) dec_fma(const __grid
 
 /* ---- launch ---- */
 typedef void (*dec_kernel)(dec_args);
-typedef struct dec_choice { dec_kernel kernel; int32_t room, chunks, warps; } dec_choice; /* warps: at most */
+typedef struct dec_choice { dec_kernel kernel; int32_t room, chunks, warps, stages; } dec_choice; /* warps: at most; stages: with boxes, at most, 0: no boxes */
 
 template <int HD> static dec_choice tc_choice(lg_dtype t) {
     enum { B16 = HD / 8, B8 = (HD + 2 * ((HD + 31) / 32) + 15) / 16 };
     /* An odd number of 16-byte pieces keeps rows of a tile in different banks. */
     enum { W = tc_block<LG_DTYPE_BF16, HD>::WARPS, R16 = (B16 | 1) == B16 ? B16 + 2 : B16 + 1, R8 = (B8 | 1) };
-    if (t == LG_DTYPE_F16) return dec_choice{ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16, W };
-    if (t == LG_DTYPE_BF16) return dec_choice{ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16, W };
+    enum { STAGES = HD % 64 ? 0 : HD <= 128 ? 2 : 3 };
+    if (t == LG_DTYPE_F16) return dec_choice{ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16, W, STAGES };
+    if (t == LG_DTYPE_BF16) return dec_choice{ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16, W, STAGES };
     if (HD == 80 || HD == 96) return dec_choice{}; /* rows not on 4 bytes */
     enum { K8 = HD == 80 || HD == 96 ? 64 : HD, C8 = K8 == HD ? B8 : 5, Q8 = K8 == HD ? R8 : 5 };
-    return dec_choice{ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8, tc_block<LG_DTYPE_KV8, K8>::WARPS };
+    return dec_choice{ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8, tc_block<LG_DTYPE_KV8, K8>::WARPS, 0 };
 }
 
 template <int DT> static dec_kernel fma_kernel(int32_t hd, int32_t heads) {
@@ -812,6 +831,7 @@ static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t 
         case 256: c = tc_choice<256>(g->dtype); break;
         default: break;
         }
+        if (e->cc < 90) c.stages = 0;
         if (c.kernel) return c;
     }
     switch (g->dtype) {
@@ -834,7 +854,7 @@ static int64_t dec_bytes(const dec_shape *s, int32_t room, int32_t hd, int32_t h
 }
 static bool dec_fit(dec_shape *s, const lg_cuda_env *e, const dec_choice *c, int32_t hd, int32_t heads, int32_t n_warp, int32_t n_stage) {
     *s = dec_shape{ n_warp, n_stage, n_warp, 0 };
-    for (; n_warp <= c->warps && s->n_slot > 0; s->n_slot--) {
+    for (; n_warp <= c->warps && (!c->stages || n_stage <= c->stages) && s->n_slot > 0; s->n_slot--) {
         s->bytes = dec_bytes(s, c->room, hd, heads);
         if (n_warp % s->n_slot == 0 && s->bytes <= e->smem_max) return true;
     }
@@ -918,6 +938,7 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     d.n_slot = s.n_slot;
     d.row_room = c.room;
     d.row_chunks = c.chunks;
+    d.whole = a->geom.dtype == LG_DTYPE_KV8 || (c.stages && a->geom.row_bytes == 2 * d.hd && lg_box_map_of(&d.box[0], d.k, d.hd) && lg_box_map_of(&d.box[1], d.v, d.hd));
     d.partial = (float *)(void *)e->scratch;
     d.counter = dec_counter_row(e->scratch, n_seg);
     bool early = a->early;

@@ -11,6 +11,7 @@ enum { LG_WAY_FEW, LG_WAY_MANY, LG_WAY_SIZED, LG_WAY_FOLLOW, LG_WAY_WHOLE, LG_WA
 #ifndef LG_CUDA_EMU /* emu.h then comes by -include: src knows nothing of tests */
 #include <cuda_runtime.h>
 #include <stdint.h>
+#include "ops/cuda/boxes.cuh"
 #include "ops/cuda/product.cuh"
 
 typedef uint32_t lg_smem; /* address within the block's shared memory */
@@ -61,6 +62,11 @@ static __device__ __forceinline__ void lg_cp_wait(int pending) {
 static __device__ __forceinline__ void lg_bar_init(lg_smem bar) {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(bar) : "memory");
+#endif
+}
+/* After this thread's lg_bar_init: copies may use the barriers. */
+static __device__ __forceinline__ void lg_bar_ready() {
+#if __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
@@ -87,6 +93,22 @@ static __device__ __forceinline__ void lg_bulk(lg_smem dst, const void *src, uin
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;"
                  ::"r"(dst), "l"(src), "r"(n), "r"(bar), "l"(LG_EVICT_FIRST) : "memory");
+#endif
+}
+
+/* A box of lg_box_map_of (16 rows, 64 columns from `column` on): 2048 bytes to dst, which is on 128. One thread does it for all. */
+typedef CUtensorMap lg_box_map;
+static inline bool lg_box_map_of(lg_box_map *map, const uint8_t *data, int32_t head_dim) { return lg_box_layer(map, data, head_dim, 16); }
+static __device__ __forceinline__ void lg_box(lg_smem dst, const lg_box_map *map, int32_t column, int32_t row, lg_smem bar) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;"
+                 ::"r"(dst), "l"(map), "r"(column), "r"(row), "r"(bar), "l"(LG_EVICT_FIRST) : "memory");
+#endif
+}
+/* The map is on its way when lg_box needs it. */
+static __device__ __forceinline__ void lg_box_ahead(const lg_box_map *map) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 #endif
 }
 

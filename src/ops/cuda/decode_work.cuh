@@ -6,7 +6,8 @@
  * takes a block longer than the last units of its share.
  * The warps of a block take its units in turn; each has its own ring of stages (16 rows of K, 16 of V), fed from wherever the rows lie,
  * and its own running softmax, so warps meet only where a segment ends. Rows are copied in pieces of 16 bytes (cp.async), or (BULK) by bulk
- * copies: one for each row, or (WHOLE) one for 16 rows that lie side by side, which then have no padding between them.
+ * copies: one for each row, or (WHOLE) together where 16 of them lie side by side, which then have no padding between them: as one copy, or as
+ * boxes of 64 columns of a tensor map. (A warp asks for a row in 40 ns, so that rows one by one keep it busy for longer than their arithmetic.)
  *
  * A segment that lies in one stretch is written out there. Otherwise each of its blocks leaves a partial result and the one that
  * arrives last merges them in block order, or, where segments have blocks of their own, those that arrive last wait for each other and
@@ -25,7 +26,9 @@ enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = LG_CUDA_SPREAD, DEC_WARPS = 12,
 #define DEC_MANY 16 /* blocks of a segment from which on helpers merge it: twice as many as helpers, so that most blocks wait for nobody */
 #endif
 
+enum { DEC_NO_WHOLE, DEC_ONE_COPY, DEC_BOXES }; /* WHOLE */
 typedef struct dec_args {
+    lg_box_map box[2];                /* of K, of V */
     float *out;
     const float *q;
     const uint8_t *k, *v;
@@ -42,7 +45,7 @@ typedef struct dec_args {
     float group_rate;                 /* 1 / group */
     int32_t n_seq, n_head, n_kv, group, hd, n_set, block_shift;
     int32_t per_chunk, n_chunk;       /* query heads of a chunk; chunks of a group */
-    int32_t hybrid, roles_in, release, few, sized; /* few: segments have blocks of their own; sized: lg_cuda_decode.sized, and few */
+    int32_t hybrid, roles_in, release, few, sized, whole; /* whole: full units come as WHOLE says; few: segments have blocks of their own; sized: lg_cuda_decode.sized, and few */
     int32_t n_stage, row_room, row_chunks; /* stages of a warp; bytes a row takes in shared memory; 16-byte pieces of it */
     int32_t n_slot, slot_heads;       /* of a block; of a slot */
     int16_t role_read[DEC_ROLES], role_make[DEC_ROLES];
@@ -123,8 +126,8 @@ static __device__ __forceinline__ dec_size dec_size_of(const dec_seg &g) {
     return dec_size{ (uint32_t)(g.end - g.begin), g.ids ? (uint32_t)DEC_WEIGHT_SET : (uint32_t)DEC_WEIGHT_ROW };
 }
 
-/* Units before this one are 16 counted rows that lie side by side in a page. */
-static __device__ __forceinline__ int32_t dec_full(const dec_seg &g) { return g.begin + (g.ids || g.jump ? 0 : g.n / DEC_UNIT); }
+/* Units before this one are full: 16 counted rows that lie side by side in a page, and come together. */
+static __device__ __forceinline__ int32_t dec_full(const dec_args &a, const dec_seg &g) { return g.begin + (!a.whole || g.ids || g.jump ? 0 : g.n / DEC_UNIT); }
 
 /* Sums over segments: units, their weight. */
 typedef struct dec_sums { uint32_t units, weight; } dec_sums;
@@ -289,18 +292,18 @@ typedef struct dec_feed {
 } dec_feed;
 enum { DEC_NONE = -1, DEC_MASKED = 0, DEC_VALID = 1, DEC_BULK = 2 }; /* states: no row at all, not counted, counted, one of a full unit's */
 
-static __device__ __forceinline__ void dec_feed_follow(dec_feed *f) {
+static __device__ __forceinline__ void dec_feed_follow(dec_feed *f, const dec_args &a) {
     f->end = f->g->end < f->hi ? f->g->end : f->hi;
-    f->full = dec_full(*f->g);
+    f->full = dec_full(a, *f->g);
 }
 
-template <bool WHOLE>
+template <int WHOLE>
 static __device__ __forceinline__ void dec_feed_look(dec_feed *f, const dec_args &a, int32_t n_warp) {
     f->state2 = DEC_NONE;
     if (f->next >= f->hi) return;
     while (f->next >= f->end) {
         dec_seg_load(f->g, a, f->g->index + 1, f->g->end);
-        dec_feed_follow(f);
+        dec_feed_follow(f, a);
     }
     const dec_seg &g = *f->g;
     if (WHOLE && f->next < f->full) {
@@ -328,7 +331,7 @@ static __device__ __forceinline__ void dec_feed_look(dec_feed *f, const dec_args
     f->next += n_warp;
 }
 
-template <bool WHOLE>
+template <int WHOLE>
 static __device__ __forceinline__ void dec_feed_turn(dec_feed *f, const dec_args &a, int32_t n_warp) {
     f->state1 = f->state2;
     f->newest1 = false;
@@ -350,13 +353,13 @@ static __device__ __forceinline__ void dec_feed_turn(dec_feed *f, const dec_args
     dec_feed_look<WHOLE>(f, a, n_warp);
 }
 
-template <bool WHOLE>
+template <int WHOLE>
 /* *f->g is the segment at `at`. */
 static __device__ __forceinline__ dec_seg dec_feed_begin(dec_feed *f, const dec_args &a, const dec_stretch &at, int32_t warp, int32_t n_warp) {
     f->next = at.lo + warp;
     f->hi = at.hi;
     f->stage = 0;
-    dec_feed_follow(f);
+    dec_feed_follow(f, a);
     const dec_seg first = *f->g;
     dec_feed_look<WHOLE>(f, a, n_warp);
     dec_feed_turn<WHOLE>(f, a, n_warp);
@@ -368,25 +371,33 @@ static __device__ __forceinline__ bool dec_feed_old(const dec_feed *f) { return 
 
 /* A warp's ring of stages. Per stage: K rows then V rows, `room` bytes kept for each; for each row (where it begins in the stage's K or V
  * rows; float: what is added to its score, -infinity where it does not count); a barrier for bulk copies. Full units of WHOLE kernels have
- * neither padding nor such a list. */
+ * neither padding nor such a list; boxes of 2048 bytes lie one after the other, K's, then from where V's rows begin V's. */
 enum { DEC_META = 8, DEC_BAR = 8 };
 typedef struct dec_ring { lg_smem rows, meta, bar; } dec_ring;
 static __device__ __forceinline__ lg_smem dec_meta(lg_smem meta, int32_t row) { return meta + (lg_smem)(row * DEC_META); }
 
 /* Starts the copies of the next unit. CHUNKS: 16-byte pieces of a row, 0: a.row_chunks. */
-template <int CHUNKS, bool SHIFTED, bool BULK, bool WHOLE>
+template <int CHUNKS, bool SHIFTED, bool BULK, int WHOLE>
 static __device__ __forceinline__ void dec_feed_issue(dec_feed *f, const dec_args &a, int32_t n_warp, const dec_ring &ring, int32_t room) {
     const int32_t lane = (int32_t)threadIdx.x & 31;
     const lg_smem to = ring.rows + (lg_smem)(f->stage * 2 * DEC_UNIT * room);
     if (WHOLE && f->state1 == DEC_BULK) {
         const int32_t page = __shfl_sync(0xffffffffu, f->page1, 0), row = __shfl_sync(0xffffffffu, f->tok1, 0);
-        const int64_t off = ((int64_t)page * (a.n_kv * LG_PAGE) + row) * a.row_bytes;
+        const int64_t first = (int64_t)page * (a.n_kv * LG_PAGE) + row, off = first * a.row_bytes;
         const uint32_t bytes = (uint32_t)(DEC_UNIT * a.row_bytes);
         const lg_smem bar = ring.bar + (lg_smem)(f->stage * DEC_BAR);
         if (lane == 0) {
             lg_bar_arrive(bar, 2 * bytes);
-            lg_bulk(to, a.k + off, bytes, bar);
-            lg_bulk(to + (lg_smem)(DEC_UNIT * room), a.v + off, bytes, bar);
+            if constexpr (WHOLE == DEC_BOXES) {
+#pragma unroll
+                for (int32_t i = 0; i < CHUNKS / 8; i++) {
+                    lg_box(to + (lg_smem)(i * 2048), &a.box[0], i * 64, (int32_t)first, bar);
+                    lg_box(to + (lg_smem)(DEC_UNIT * room + i * 2048), &a.box[1], i * 64, (int32_t)first, bar);
+                }
+            } else {
+                lg_bulk(to, a.k + off, bytes, bar);
+                lg_bulk(to + (lg_smem)(DEC_UNIT * room), a.v + off, bytes, bar);
+            }
         }
     } else if (__any_sync(0xffffffffu, f->state1 != DEC_NONE)) { /* the same in all lanes */
         const int64_t row = ((int64_t)f->page1 * a.n_kv + f->h1) * LG_PAGE + (f->tok1 & (LG_PAGE - 1));

@@ -11,9 +11,9 @@
  *
  * While the tensor cores multiply P of tile t-1 with V, the warpgroup computes the softmax of tile t (its QK product was issued before).
  * Rows of V behind the last position are zeroed in shared memory before they are used: they may hold anything, and 0 * NaN is NaN. */
-#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include "ops/cuda/boxes.cuh"
 #include "ops/cuda/prefill.cuh"
 
 #ifdef LG_CUDA_ARCH_90a
@@ -349,35 +349,10 @@ __global__ void __launch_bounds__(THREADS, 1) wgmma_kernel(const __grid_constant
 }
 
 /* ---- host ---- */
-typedef CUresult (*encode_fn)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
-                              const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-static encode_fn encoder(void) { /* from the driver: the program does not link it */
-    static encode_fn f;
-    static bool asked;
-    if (!asked) {
-        void *p = NULL;
-        cudaDriverEntryPointQueryResult r;
-        if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000, cudaEnableDefault, &r) == cudaSuccess && r == cudaDriverEntryPointSuccess)
-            f = (encode_fn)p;
-        asked = true;
-    }
-    return f;
-}
-
-/* A cache layer as a matrix of head_dim columns and as many rows as coordinates can name; nothing outside its pages is ever read. */
-static bool layer_map(CUtensorMap *map, const uint8_t *data, bool bf, int head_dim) {
-    const cuuint64_t dims[2] = { (cuuint64_t)head_dim, 0x7fffffff }, strides[1] = { (cuuint64_t)head_dim * 2 };
-    const cuuint32_t box[2] = { 64, LG_PAGE }, steps[2] = { 1, 1 };
-    return encoder()(map, bf ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2, (void *)data, dims, strides, box, steps,
-                     CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 template <bool BF, int HD>
 static bool launch(const lg_cuda_env *e, const lg_prefill_args *a) {
     CUtensorMap k, v;
-    if (!layer_map(&k, a->k, BF, HD) || !layer_map(&v, a->v, BF, HD)) return false;
+    if (!lg_box_layer(&k, a->k, HD, LG_PAGE) || !lg_box_layer(&v, a->v, HD, LG_PAGE)) return false;
     cudaFuncSetAttribute(wgmma_kernel<BF, HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, shape<HD>::BYTES);
     wgmma_kernel<BF, HD><<<(unsigned)(a->n_item * a->n_head_kv * a->n_split), THREADS, shape<HD>::BYTES, e->stream>>>(*a, k, v);
     return true;
@@ -385,7 +360,7 @@ static bool launch(const lg_cuda_env *e, const lg_prefill_args *a) {
 
 bool lg_prefill_wgmma_fits(const lg_cuda_env *e, const lg_kv_geom *g) {
     return e->cc == 90 && (g->dtype == LG_DTYPE_BF16 || g->dtype == LG_DTYPE_F16) && (g->head_dim == 64 || g->head_dim == 128) &&
-           g->row_bytes == 2 * g->head_dim && shape<128>::BYTES <= e->smem_max && encoder();
+           g->row_bytes == 2 * g->head_dim && shape<128>::BYTES <= e->smem_max && lg_box_encoder();
 }
 
 bool lg_prefill_wgmma_launch(const lg_cuda_env *e, const lg_kv_geom *g, const lg_prefill_args *a) {
