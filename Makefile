@@ -6,7 +6,7 @@
 #   fuzz                 libFuzzer targets tests/fuzz/*.c -> build-fuzz/fuzz/* (needs clang)
 # STATIC=1 links the libraries into the programs, but for glibc (after a build without it: rm the programs first).
 # SAN=1 builds everything into build-san with ASan and UBSan; CUDA=1 is what `make cuda` sets.
-# STATIC=1 links all libraries but the C library and libgomp into the program.
+# DNNL=1 lets bench/gemm_bench measure oneDNN (libdnnl-dev) beside OpenBLAS.
 CC ?= gcc
 NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
 CUDA_ARCH ?= 90a
@@ -78,6 +78,10 @@ $(B)/tools/% $(B)/bench/%: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
 $(B)/tools/%: tools/%.c $(B)/liblongan.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(EXTRA) $< $(B)/liblongan.a $(LIBS) -o $@
+ifdef DNNL
+$(B)/bench/gemm_bench: EXTRA += -DLG_DNNL
+$(B)/bench/gemm_bench: LIBS += -ldnnl
+endif
 $(B)/bench/%: bench/%.c $(B)/liblongan.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(EXTRA) $< $(B)/liblongan.a $(LIBS) -o $@
