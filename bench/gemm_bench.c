@@ -102,38 +102,37 @@ static double peer_product(peer *p, int m, int n, int k, void *a, void *b, void 
 }
 #endif
 
+/* A library's f32 products of one layer, m rows. */
+typedef void (*sgemm)(int m, int n, int k, const float *a, const float *b, float *c);
+static void openblas(int m, int n, int k, const float *a, const float *b, float *c) { cblas_sgemm(101, 111, 112, m, n, k, 1, a, k, b, k, 0, c, n); }
+#ifdef LG_DNNL
+static void onednn(int m, int n, int k, const float *a, const float *b, float *c) { dnnl_sgemm('N', 'T', m, n, k, 1, a, k, b, k, 0, c, n); }
+#endif
+static void library(const char *name, sgemm product, int m, double flops, const float *a, const float *b, float *c) {
+    double sum = 0;
+    for (int s = 0; s < SHAPES; s++) {
+        double best = 1e9;
+        for (int r = 0; r < 100; r++) {
+            const double t0 = lg_base_now();
+            product(m, (int)shape[s][0], (int)shape[s][1], a, b, c);
+            const double t = lg_base_now() - t0;
+            best = t < best ? t : best;
+        }
+        sum += best;
+    }
+    printf("one layer, %d rows: %s f32 %.0f GFLOP/s -> 2048 tokens: %.3f s\n", m, name, flops / sum * 1e-9, sum * LAYERS * 2048 / m);
+}
+
 static void libraries(int nth, int m) {
-    double flops = 0, blas = 0;
+    double flops = 0;
     float *a = lg_base_calloc(m * 1536, 4), *b = lg_base_calloc(1536 * 1536, 4), *c = lg_base_calloc(m * 1536, 4);
     openblas_set_num_threads(nth);
     omp_set_num_threads(nth);
-    for (int s = 0; s < SHAPES; s++) {
-        const int n = (int)shape[s][0], k = (int)shape[s][1];
-        double best = 1e9;
-        for (int r = 0; r < 100; r++) {
-            const double t0 = lg_base_now();
-            cblas_sgemm(101, 111, 112, m, n, k, 1, a, k, b, k, 0, c, n);
-            const double t = lg_base_now() - t0;
-            best = t < best ? t : best;
-        }
-        blas += best;
-        flops += 2.0 * m * n * k;
-    }
-    printf("one layer, %d rows: OpenBLAS f32 %.0f GFLOP/s -> 2048 tokens: %.3f s\n", m, flops / blas * 1e-9, blas * LAYERS * 2048 / m);
+    for (int s = 0; s < SHAPES; s++) flops += 2.0 * m * (double)(shape[s][0] * shape[s][1]);
+    library("OpenBLAS", openblas, m, flops, a, b, c);
 #ifdef LG_DNNL
-    double sgemm = 0, bf = 0;
-    for (int s = 0; s < SHAPES; s++) {
-        const int n = (int)shape[s][0], k = (int)shape[s][1];
-        double best = 1e9;
-        for (int r = 0; r < 100; r++) {
-            const double t0 = lg_base_now();
-            dnnl_sgemm('N', 'T', m, n, k, 1, a, k, b, k, 0, c, n);
-            const double t = lg_base_now() - t0;
-            best = t < best ? t : best;
-        }
-        sgemm += best;
-    }
-    printf("one layer, %d rows: oneDNN f32 %.0f GFLOP/s -> 2048 tokens: %.3f s\n", m, flops / sgemm * 1e-9, sgemm * LAYERS * 2048 / m);
+    double bf = 0;
+    library("oneDNN", onednn, m, flops, a, b, c);
     peer p = { .impl = "" };
     dnnl_engine_create(&p.eng, dnnl_cpu, 0);
     dnnl_stream_create(&p.st, p.eng, dnnl_stream_default_flags);

@@ -11,7 +11,7 @@ Threads are bound to cores (OMP_PROC_BIND, for both) unless the environment says
 
 prefill  2048 random ids into an empty cache. Q4_1 is MODEL itself; Q4_0 and Q8_0 are made of it by `longan convert`,
          and both sides read the same files.
-decode   24 steps behind d cached tokens: of llama.cpp the median step, of Longan the median of three means. llama.cpp's caches are prefilled once and rewound after each
+decode   24 steps (Longan's at 8K: see hybrid) behind d cached tokens: of llama.cpp the median step, of Longan the median of three means. llama.cpp's caches are prefilled once and rewound after each
          run. Longan's are filled with random K and V (bench --synthetic), since a dense step costs the same whatever
          the values are; --real prefills them instead, which takes minutes.
 hybrid   at 8K with --roles, --budget 1024, sinks 16, recents 64, against llama.cpp's dense steps. Where the map keeps tokens, they are observed anew every 64th of the
@@ -33,6 +33,7 @@ os.environ.setdefault("OMP_PROC_BIND", "true")      # read when libgomp is loade
 CORES = os.sched_getaffinity(0)                     # libgomp binds this process to one core: the children must not inherit that
 
 STEPS = 24
+PART = 64                                           # tokens that are kept are observed anew every 64th of the context
 DEPTHS = [512, 2048, 4096, 8192]
 MUST = {("prefill", "q4_1"): 3.0, ("prefill", "best"): 1.7, ("decode", 512): 1.6, ("decode", 8192): 2.2,
         ("hybrid", 8192): 3.3, ("own", 32768): 2.7}
@@ -214,11 +215,12 @@ def main():
             if "decode" not in parts and d != 8192:
                 continue
             if a.real and d + STEPS > first.get("n_ctx_train", 8192):
-                d -= d // 64
+                d -= d // PART
             peer.decode(d)                              # prefill, and a first run that does not count
             for rep in range(a.reps):
-                with_hybrid = {"steps": d // 64} if d >= 8192 - 8192 // 64 and "hybrid" in parts else {}
-                x, y = turns(rep, lambda: peer.decode(d), lambda: own.bench(a.model, d, *extra, *(hybrid if with_hybrid else []), **with_hybrid))
+                with_hybrid = d >= 8192 - 8192 // PART and "hybrid" in parts
+                args, steps = (hybrid, d // PART) if with_hybrid else ([], STEPS)
+                x, y = turns(rep, lambda: peer.decode(d), lambda: own.bench(a.model, d, *extra, *args, steps=steps))
                 if "decode" in parts:
                     table.add("decode", d, rep, x, y["dense"]["decode_ms"], "low")
                 if with_hybrid:
@@ -232,7 +234,7 @@ def main():
 
     if "own" in parts:
         for rep in range(a.reps):
-            r = own.bench(a.model, 32768, "--synthetic", *hybrid, steps=32768 // 64, reps=1)
+            r = own.bench(a.model, 32768, "--synthetic", *hybrid, steps=32768 // PART, reps=1)
             table.add("own", 32768, rep, r["dense"]["decode_ms"], r["hybrid"]["decode_ms"], "low")
         table.show("ms", "own", 32768, "dense", "hybrid")
         for mode in ("dense", "hybrid"):

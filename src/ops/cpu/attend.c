@@ -341,16 +341,17 @@ static void choose_kept(const making *m, int32_t *out, const uint32_t *kept, int
 
 /* A set that is to be made: what is forced, then k units to choose. */
 typedef struct place {
-    const uint32_t *kept; /* NULL: nothing among the units to choose from */
+    const uint32_t *kept; /* or NULL */
+    bool keeps;           /* some of the units to choose from */
     int32_t *out, *n;
     int64_t budget, k;
     bool fits;            /* k and what is forced lie within cap */
 } place;
-static place place_of(const lg_op_attend_hybrid *a, const lg_forced *f, const unit *u, int32_t make) {
-    const int64_t slot = (int64_t)u->row * a->sets.n_slot + make, forced = f->head + f->n - f->tail;
-    const uint32_t *kept = u->seq->kept ? u->seq->kept + make * a->sets.kept_words : NULL;
-    place p = { .kept = kept && any_kept(kept, f->head, f->tail) ? kept : NULL, .out = a->sets.idx + slot * a->sets.cap, .n = a->sets.n + slot };
-    p.budget = lg_ops_budget(&a->spread, a->spread.slot, make, a->budget[u->row]);
+static place place_of(const lg_op_attend_hybrid *a, const lg_forced *f, int32_t row, int32_t make) {
+    const int64_t slot = (int64_t)row * a->sets.n_slot + make, forced = f->head + f->n - f->tail;
+    place p = { .kept = a->seqs[row].kept ? a->seqs[row].kept + make * a->sets.kept_words : NULL, .out = a->sets.idx + slot * a->sets.cap, .n = a->sets.n + slot };
+    p.keeps = p.kept && any_kept(p.kept, f->head, f->tail);
+    p.budget = lg_ops_budget(&a->spread, a->spread.slot, make, a->budget[row]);
     p.k = max64(0, min64(f->tail - f->head, p.budget / a->sets.block - forced));
     p.fits = forced + p.k <= a->sets.cap;
     return p;
@@ -363,7 +364,7 @@ static void put_forced(const place *p, const lg_forced *f) {
 }
 static bool forces(const lg_op_attend_hybrid *a) { return a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO; }
 /* Sets that keep units are made in a phase of their own, by all threads, from what those that keep nothing hold. (Scores of blocks are a thread's own.) */
-static bool made_late(const lg_op_attend_hybrid *a, const place *p) { return p->kept && p->fits && forces(a) && a->sets.block == 1; }
+static bool made_late(const lg_op_attend_hybrid *a, const place *p) { return p->keeps && p->fits && forces(a) && a->sets.block == 1; }
 
 /* The sets lg_ops_select defines, from the last slot on. top-k over the units that are not forced, of a smaller set over those of the larger one,
  * of one that keeps units over those of the largest; the other rules as they are written. */
@@ -384,16 +385,16 @@ static void make_sets(const job *j, const unit *u, const float *score, float *wo
     const int32_t *larger = NULL;
     int64_t n_larger = 0;
     for (int32_t make = u->make + u->n_make - 1; make >= u->make; make--) {
-        const place p = place_of(a, &f, u, make);
+        const place p = place_of(a, &f, u->row, make);
         if (made_late(a, &p)) continue;
         if (!forces(a) || !p.fits) {
             lg_select how = a->select;
-            how.kept = u->seq->kept ? u->seq->kept + make * a->sets.kept_words : NULL;
+            how.kept = p.kept;
             *p.n = (int32_t)lg_ops_select(p.out, a->sets.cap, score, len, p.budget, (int32_t)block, &how, m.gathered, work_i);
             continue;
         }
         int32_t *out = p.out + f.head;
-        if (p.kept) {
+        if (p.keeps) {
             choose_kept(&m, out, p.kept, p.k);
         } else if (!larger) {
             j->k.topk(out, m.score + f.head, f.tail - f.head, p.k, (int32_t)f.head, (uint32_t *)work_i);
@@ -416,9 +417,9 @@ static void make_late(const job *j, const unit *u, const float *score, float *wo
     const lg_forced f = lg_ops_forced(u->seq->len, a->sets.block, a->select.sinks, a->select.recents);
     making m = { .j = j, .score = score, .head = f.head, .tail = f.tail, .gathered = work_f, .work = work_i };
     for (int32_t make = u->make + u->n_make - 1; make >= u->make; make--) {
-        const place p = place_of(a, &f, u, make);
+        const place p = place_of(a, &f, u->row, make);
         if (!made_late(a, &p)) {
-            if (!m.best && p.fits && !p.kept) {
+            if (!m.best && p.fits && !p.keeps) {
                 m.best = p.out + f.head;
                 m.n_best = p.k;
             }
@@ -431,29 +432,26 @@ static void make_late(const job *j, const unit *u, const float *score, float *wo
 
 /* Slot `make` where the score of a token is its position: the latest units beside what is forced and kept. */
 static void make_latest(const lg_op_attend_hybrid *a, int32_t row, int32_t make) {
-    const int64_t len = a->seqs[row].len, slot = (int64_t)row * a->sets.n_slot + make;
-    const int64_t budget = lg_ops_budget(&a->spread, a->spread.slot, make, a->budget[row]) / a->sets.block;
-    const lg_forced f = lg_ops_forced(len, a->sets.block, a->select.sinks, a->select.recents);
-    const uint32_t *kept = a->seqs[row].kept ? a->seqs[row].kept + make * a->sets.kept_words : NULL;
-    int32_t *out = a->sets.idx + slot * a->sets.cap;
-    const int64_t left = max64(0, min64(f.tail - f.head, budget - f.head - (f.n - f.tail))), n = min64(f.head + left + f.n - f.tail, a->sets.cap);
+    const lg_forced f = lg_ops_forced(a->seqs[row].len, a->sets.block, a->select.sinks, a->select.recents);
+    const place p = place_of(a, &f, row, make);
+    int32_t *out = p.out;
     /* From behind: units that are not kept while there is room for them, kept ones all (the latest, where there are too many). */
-    const int64_t n_kept = kept ? min64(left, count_kept(kept, f.head, f.tail)) : 0;
-    int64_t free = left - n_kept, at = f.head + left, u = f.tail;
+    const int64_t n_kept = p.keeps ? min64(p.k, count_kept(p.kept, f.head, f.tail)) : 0;
+    int64_t free = p.k - n_kept, at = f.head + p.k, u = f.tail;
     for (int64_t t = f.tail; t < f.n; t++)
         if (at + t - f.tail < a->sets.cap) out[at + t - f.tail] = (int32_t)t;
     while (free > 0) {
-        if (!lg_ops_kept(kept, --u)) free--;
+        if (!lg_ops_kept(p.kept, --u)) free--;
         if (--at < a->sets.cap) out[at] = (int32_t)u;
     }
     for (int64_t w = (u - 1) / 32; at > f.head; w--)
-        for (uint32_t bits = kept_word(kept, w, f.head, u); bits && at > f.head;) {
+        for (uint32_t bits = kept_word(p.kept, w, f.head, u); bits && at > f.head;) {
             const int bit = 31 - __builtin_clz(bits);
             bits ^= 1u << bit;
             if (--at < a->sets.cap) out[at] = (int32_t)(w * 32 + bit);
         }
     for (int64_t t = 0; t < min64(f.head, a->sets.cap); t++) out[t] = (int32_t)t;
-    a->sets.n[slot] = (int32_t)n;
+    *p.n = (int32_t)min64(f.head + p.k + f.n - f.tail, a->sets.cap);
 }
 
 /* Partials to outputs, scores to sets; `late`: the sets of make_late and make_latest. */
