@@ -100,6 +100,7 @@ static inline unsigned __match_any_sync(unsigned, unsigned x) {
     emu_warp_barrier();
     return r;
 }
+static inline float __fdividef(float a, float b) { return a / b; }
 template <class T> static inline T __ldcg(const T *p) { return *p; }
 template <class T> static inline T atomicAdd(T *p, T x) { T o = *p; *p = o + x; return o; }
 template <class T> static inline T atomicMax(T *p, T x) { T o = *p; if (x > o) *p = x; return o; }

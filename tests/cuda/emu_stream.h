@@ -31,6 +31,8 @@ static inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 32; i += 8) c += (int)(int8_t)(a >> i) * (int)(int8_t)(b >> i);
     return c;
 }
+static inline float lg_reciprocal(float x) { return 1.0f / x; }
+template <typename... X> static inline void lg_pin(X &...) {}
 static inline float lg_max_nan(float a, float b) { return a != a || b != b ? NAN : a > b ? a : b; }
 #define __expf expf /* (the C library has one of that name, not to be linked with) */
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }

@@ -48,18 +48,25 @@ typedef struct lg_cuda_decode {
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g); /* bytes of env.scratch */
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);
 enum { LG_CUDA_SPREAD = 128, LG_CUDA_SETS = 256 }; /* of a layer */
-/* lg_ops_share in a kernel; least -1: no shares. */
-static __device__ __forceinline__ int64_t lg_cuda_share(int64_t budget, int64_t least, int64_t share) {
+/* lg_ops_share in a kernel; least -1: no shares. The second: of numbers that fit, for code that runs once and must be short. */
+static __device__ __forceinline__ int64_t lg_cuda_share(int64_t budget, int64_t least, int32_t share) {
     return least >= 0 && budget > least ? least + (budget - least) * share / LG_SHARE_ONE : budget;
 }
-/* topk and ratio, in blocks of 1 << shift tokens: of n blocks the first `head` and those from `tail` on are in, and k of those between. */
-typedef struct lg_cuda_span { int64_t n, head, tail, k; } lg_cuda_span;
-static __device__ __forceinline__ lg_cuda_span lg_cuda_span_of(int64_t len, int64_t budget, int64_t sinks, int64_t recents, int32_t shift) {
-    lg_cuda_span s;
+static __device__ __forceinline__ int32_t lg_cuda_share(int32_t budget, int32_t least, int32_t share) {
+    const uint64_t more = (uint64_t)(uint32_t)(budget - least) * (uint32_t)share / LG_SHARE_ONE;
+    return least >= 0 && budget > least ? (more < (uint32_t)(INT32_MAX - least) ? least + (int32_t)more : INT32_MAX) : budget;
+}
+/* topk and ratio, in blocks of 1 << shift tokens: of n blocks the first `head` and those from `tail` on are in, and k of those between. I: int64_t, or int32_t for
+ * lengths below 2^31 - 2^shift. */
+template <typename I> struct lg_cuda_span_as { I n, head, tail, k; };
+typedef lg_cuda_span_as<int64_t> lg_cuda_span;
+template <typename I> static __device__ __forceinline__ lg_cuda_span_as<I> lg_cuda_span_of(I len, I budget, I sinks, I recents, int32_t shift) {
+    lg_cuda_span_as<I> s;
+    const I rest = ((I)1 << shift) - 1;
     sinks = sinks < 0 ? 0 : sinks < len ? sinks : len;
     recents = recents < 0 ? 0 : recents < len ? recents : len;
-    s.n = (len + (1 << shift) - 1) >> shift;
-    s.head = (sinks + (1 << shift) - 1) >> shift;
+    s.n = (len + rest) >> shift;
+    s.head = (sinks + rest) >> shift;
     s.tail = recents ? (len - recents) >> shift : s.n;
     if (s.tail < s.head) s.tail = s.head;
     s.k = (budget >> shift) - s.head - (s.n - s.tail);

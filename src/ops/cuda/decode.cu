@@ -472,14 +472,16 @@ static __device__ __forceinline__ void tc_put(float *slot, tc_state<HD> *st, int
         }
         __syncwarp(); /* every lane has read what lane g == 0 writes next */
         if (h < ng) {
+            float *const row = slot + h * HD;
+            if (add) {
 #pragma unroll
-            for (int32_t mt = 0; mt < HD / 16; mt++) {
-#pragma unroll
-                for (int32_t r = 0; r < 2; r++) {
-                    float *x = slot + h * HD + tc_out_dim<DT, HD>(mt, r, g);
-                    const float y = f * st->acc[mt][2 * r + i];
-                    *x = add ? y + e * *x : y;
+                for (int32_t k = 0; k < HD / 8; k++) {
+                    float *x = row + tc_out_dim<DT, HD>(k >> 1, k & 1, g);
+                    *x = f * st->acc[k >> 1][2 * (k & 1) + i] + e * *x;
                 }
+            } else {
+#pragma unroll
+                for (int32_t k = 0; k < HD / 8; k++) row[tc_out_dim<DT, HD>(k >> 1, k & 1, g)] = st->acc[k >> 1][2 * (k & 1) + i];
             }
             if (g == 0) {
                 *mx = m;
@@ -514,21 +516,24 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
     dec_feed feed;
     dec_stretch at;
     feed.g = &sh->ahead[warp];
+    const int32_t lane = (int32_t)threadIdx.x & 31;
+    dec_raw raw = {};
+    if (a.few) raw = dec_raw_of(a, lane < a.n_seq * a.n_kv * a.n_chunk ? lane : 0);
+    if (MATH::BULK) { /* while that is on its way */
+        if (lane == 0)
+#pragma unroll 1
+            for (int32_t i = 0; i < a.n_stage; i++) lg_bar_init(room.ring.bar + (lg_smem)(i * DEC_BAR));
+        lg_bar_ready();
+        __syncwarp();
+    }
     if (a.few) {
-        if (!dec_cut_few(a, sh, &at, feed.g)) return; /* the whole block */
+        if (!dec_cut_few(a, sh, &at, feed.g, raw)) return; /* the whole block */
         LG_TOOK(a.sized ? LG_WAY_SIZED : LG_WAY_FEW);
     } else {
         if (!dec_cut_many(a, sh)) return;
         LG_TOOK(LG_WAY_MANY);
         at = sh->at;
         dec_seg_load(feed.g, a, at.index, at.begin);
-    }
-    if (MATH::BULK) {
-        if ((threadIdx.x & 31) == 0)
-#pragma unroll 1
-            for (int32_t i = 0; i < a.n_stage; i++) lg_bar_init(room.ring.bar + (lg_smem)(i * DEC_BAR));
-        lg_bar_ready();
-        __syncwarp();
     }
     if (a.sized && feed.g->ids) { /* few segments: the block has no other */
         lg_dec_wait();
@@ -893,6 +898,7 @@ int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_he
     return dec_partial_bytes(e, g->head_dim) + n_seq * g->n_head_kv * chunks * 8;
 }
 
+static int64_t dec_clamp(int64_t x) { return x < 0 ? 0 : x < INT32_MAX ? x : INT32_MAX; }
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     dec_args d = {};
     if (a->n_seq < 1) return;
@@ -916,10 +922,10 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
         d.set_idx = a->sets.idx; d.set_n = a->sets.n; d.set_cap = a->sets.cap;
         d.n_set = a->sets.n_slot;
         while ((1 << d.block_shift) < a->sets.block) d.block_shift++;
-        d.sinks = a->select.sinks;
-        d.recents = a->select.recents;
+        d.sinks = (int32_t)dec_clamp(a->select.sinks);
+        d.recents = (int32_t)dec_clamp(a->select.recents);
         d.score = a->score;
-        d.least = a->spread.slot ? a->spread.least : -1;
+        d.least = a->spread.slot ? (int32_t)dec_clamp(a->spread.least) : -1;
         d.roles_in = a->read_host && a->make_host && d.n_kv <= DEC_ROLES;
         for (int32_t h = 0; d.roles_in && h < d.n_kv; h++) {
             d.role_read[h] = (int16_t)a->read_host[h];

@@ -40,7 +40,8 @@ typedef struct dec_args {
     float *score;
     float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS pairs of maximum and total */
     uint32_t *counter;                /* [segment][2]: blocks that have arrived, in all launches; those of launches before this one */
-    int64_t set_cap, max_len, row_bytes, sinks, recents;
+    int64_t set_cap, max_len, row_bytes;
+    int32_t sinks, recents, least;    /* least -1: a window has the whole budget */
     float scale2;                     /* scale * log2(e) */
     float group_rate;                 /* 1 / group */
     int32_t n_seq, n_head, n_kv, group, hd, n_set, block_shift;
@@ -49,7 +50,6 @@ typedef struct dec_args {
     int32_t n_stage, row_room, row_chunks; /* stages of a warp; bytes a row takes in shared memory; 16-byte pieces of it */
     int32_t n_slot, slot_heads;       /* of a block; of a slot */
     int16_t role_read[DEC_ROLES], role_make[DEC_ROLES];
-    int64_t least;                    /* -1: a window has the whole budget */
     int32_t role_share[DEC_ROLES];    /* of a window, or (sized) of the set that is read, as in lg_ops_share */
 } dec_args;
 
@@ -65,48 +65,71 @@ typedef struct dec_seg {
     const int32_t *page, *ids; /* ids: a set's blocks, else NULL */
 } dec_seg;
 
-/* Loads first: they are in flight together. begin: see dec_seg. */
-static __device__ __forceinline__ dec_seg dec_seg_of(const dec_args &a, int32_t index, int32_t begin) {
+/* What is loaded for a segment, all of it in flight together. */
+typedef struct dec_raw {
+    int32_t s, h, c;
+    int32_t len;
+    const int32_t *page;
+    bool dense;
+    int64_t budget;
+    int32_t read, set_n; /* set_n: of the set that is read, unless a.sized */
+} dec_raw;
+static __device__ __forceinline__ dec_raw dec_raw_of(const dec_args &a, int32_t index) {
+    dec_raw r = { 0, index, 0, 0, NULL, true, 0, -1, 0 };
+    if (a.n_seq > 1 || a.n_chunk > 1) {
+        const int32_t row = index / a.n_chunk;
+        r.c = index % a.n_chunk;
+        r.s = row / a.n_kv;
+        r.h = row % a.n_kv;
+    }
+    if (a.hybrid) {
+        r.read = a.roles_in ? a.role_read[r.h] : a.read[r.h];
+        r.dense = a.dense[r.s];
+        r.budget = a.budget[r.s];
+        if (r.read >= 0 && !a.sized) r.set_n = a.set_n[(int64_t)r.s * a.n_set + r.read];
+    }
+    r.len = (int32_t)a.seqs[r.s].len;
+    r.page = a.seqs[r.s].page;
+    return r;
+}
+/* begin: see dec_seg. */
+static __device__ __forceinline__ dec_seg dec_seg_of(const dec_args &a, int32_t index, int32_t begin, const dec_raw &r) {
     dec_seg g;
-    const int32_t row = index / a.n_chunk;
     g.index = index;
-    g.c = index % a.n_chunk;
-    g.s = row / a.n_kv;
-    g.h = row % a.n_kv;
-    const lg_cuda_seq q = a.seqs[g.s];
-    g.len = (int32_t)q.len;
-    g.page = q.page;
+    g.c = r.c;
+    g.s = r.s;
+    g.h = r.h;
+    g.len = r.len;
+    g.page = r.page;
     g.ids = NULL;
     g.n = g.len;
     g.sinks = g.len;
     g.jump = 0;
     g.score = false;
     if (a.hybrid) {
-        const bool dense = a.dense[g.s];
-        const int64_t budget = a.budget[g.s];
-        const int32_t read = a.roles_in ? a.role_read[g.h] : a.read[g.h];
-        const int64_t slot = (int64_t)g.s * a.n_set + (read >= 0 ? read : 0);
-        const int32_t set_n = read >= 0 && !a.sized ? a.set_n[slot] : 0;
-        if (!dense && read >= 0) {
-            g.ids = a.set_idx + slot * a.set_cap;
-            g.n = q.len > 0 ? set_n << a.block_shift : 0;
-            if (a.sized && q.len > 0) {
-                const lg_cuda_span span = lg_cuda_span_of(q.len, lg_cuda_share(budget, a.least, a.role_share[g.h]), a.sinks, a.recents, a.block_shift);
-                g.n = (int32_t)dec_min(span.head + span.k + span.n - span.tail, a.set_cap) << a.block_shift;
+        const int32_t budget = (int32_t)dec_min(r.budget, INT32_MAX);
+        if (!r.dense && r.read >= 0) {
+            g.ids = a.set_idx + ((int64_t)g.s * a.n_set + r.read) * a.set_cap;
+            g.n = g.len > 0 ? r.set_n << a.block_shift : 0;
+            if (a.sized && g.len > 0) {
+                const lg_cuda_span_as<int32_t> span = lg_cuda_span_of(g.len, lg_cuda_share(budget, a.least, a.role_share[g.h]), a.sinks, a.recents, a.block_shift);
+                const int32_t n = span.head + span.k + span.n - span.tail;
+                g.n = (n < a.set_cap ? n : (int32_t)a.set_cap) << a.block_shift;
             }
-        } else if (!dense && read == LG_HEAD_WINDOW) {
-            const int64_t own = lg_cuda_share(budget, a.least, a.role_share[g.h]);
-            g.sinks = (int32_t)dec_min(dec_max(a.sinks, 0), q.len);
-            g.jump = (int32_t)(dec_min(q.len, dec_max(g.sinks, q.len - (own - a.sinks))) - g.sinks);
+        } else if (!r.dense && r.read == LG_HEAD_WINDOW) {
+            const int32_t own = lg_cuda_share(budget, a.least, a.role_share[g.h]), back = g.len - own; /* of which sinks take a part */
+            g.sinks = a.sinks < g.len ? a.sinks : g.len;
+            g.jump = back < 0 ? 0 : back < g.len - g.sinks ? back : g.len - g.sinks;
             g.n = g.len - g.jump;
-        } else if (!dense) {
+        } else if (!r.dense) {
             g.score = g.c == 0 && (a.roles_in ? a.role_make[g.h] : a.make[g.h]) >= 0;
         }
     }
     g.begin = begin;
-    g.end = begin + (g.n > DEC_UNIT ? (g.n - 1) / DEC_UNIT + 1 : 1);
+    g.end = begin + (g.n > DEC_UNIT ? (int32_t)((uint32_t)(g.n - 1) / DEC_UNIT) + 1 : 1);
     return g;
 }
+static __device__ __forceinline__ dec_seg dec_seg_of(const dec_args &a, int32_t index, int32_t begin) { return dec_seg_of(a, index, begin, dec_raw_of(a, index)); }
 /* Code that few launches run is kept out of line (what runs once comes from L2, past a queue of rows: the less of it, the better).
  * By a whole warp; *g is shared memory. */
 static __device__ LG_NOINLINE void dec_seg_load(dec_seg *g, const dec_args &a, int32_t index, int32_t begin) {
@@ -127,7 +150,7 @@ static __device__ __forceinline__ dec_size dec_size_of(const dec_seg &g) {
 }
 
 /* Units before this one are full: 16 counted rows that lie side by side in a page, and come together. */
-static __device__ __forceinline__ int32_t dec_full(const dec_args &a, const dec_seg &g) { return g.begin + (!a.whole || g.ids || g.jump ? 0 : g.n / DEC_UNIT); }
+static __device__ __forceinline__ int32_t dec_full(const dec_args &a, const dec_seg &g) { return g.begin + (!a.whole || g.ids || g.jump ? 0 : (int32_t)((uint32_t)g.n / DEC_UNIT)); }
 
 /* Sums over segments: units, their weight. */
 typedef struct dec_sums { uint32_t units, weight; } dec_sums;
@@ -190,19 +213,27 @@ static __device__ __forceinline__ dec_sums dec_scan(const dec_sums &own, dec_sum
     return dec_sums{ before.units - own.units, before.weight - own.weight };
 }
 
+/* a / b of 0 <= a < 2^28, 0 < b < 2^15: short code. */
+static __device__ __forceinline__ int32_t dec_divide(int32_t a, int32_t b) {
+    int32_t q = (int32_t)__fdividef((float)a, (float)b);
+    q += (int32_t)__fdividef((float)(a - q * b), (float)b); /* the first one may be off by 2^-22 of itself, this one by less than 1 */
+    const int32_t rest = a - q * b;
+    return rest < 0 ? q - 1 : rest >= b ? q + 1 : q;
+}
+
 /* Few segments: a lane looks after one, and every warp does it for itself. Fills sh (by the first warp: seen after the next barrier of the block), *at and
- * *first, the segment at `at`, in shared memory. Returns false for a block without work. */
-static __device__ __forceinline__ bool dec_cut_few(const dec_args &a, dec_shared *sh, dec_stretch *at, dec_seg *first) {
+ * *first, the segment at `at`, in shared memory. raw: of segment `lane`, or of any. Returns false for a block without work. */
+static __device__ __forceinline__ bool dec_cut_few(const dec_args &a, dec_shared *sh, dec_stretch *at, dec_seg *first, const dec_raw &raw) {
     const int32_t lane = (int32_t)threadIdx.x & 31, n_seg = a.n_seq * a.n_kv * a.n_chunk, block = (int32_t)blockIdx.x;
     dec_seg g = {};
-    if (lane < n_seg) g = dec_seg_of(a, lane, 0);
+    if (lane < n_seg) g = dec_seg_of(a, lane, 0, raw);
     const dec_size size = dec_size_of(g);
     const uint32_t weight = size.units * size.weight;
     uint32_t all = weight;
 #pragma unroll
     for (int32_t d = 16; d; d >>= 1) all += __shfl_xor_sync(0xffffffffu, all, d);
     /* Blocks of its own: in all at most gridDim.x; none takes much more than its share. */
-    const uint32_t n = (uint32_t)((float)weight * ((float)((int32_t)gridDim.x - n_seg) / (float)all)) + 1, own = n < size.units ? n : size.units;
+    const uint32_t n = (uint32_t)__fdividef((float)weight * (float)((int32_t)gridDim.x - n_seg), (float)all) + 1, own = n < size.units ? n : size.units;
     uint32_t units = size.units, blocks = own; /* with those of the lanes before */
 #pragma unroll
     for (int32_t d = 1; d < 32; d <<= 1) {
@@ -215,7 +246,7 @@ static __device__ __forceinline__ bool dec_cut_few(const dec_args &a, dec_shared
     const uint32_t who = __ballot_sync(0xffffffffu, here);
     if (!who) return false;
     if (here) {
-        const int32_t k = block - first_block, each = (int32_t)(size.units / own), rest = (int32_t)(size.units % own);
+        const int32_t k = block - first_block, each = dec_divide((int32_t)size.units, (int32_t)own), rest = (int32_t)size.units - each * (int32_t)own;
         at->index = lane;
         at->begin = g.begin = (int32_t)(units - size.units);
         g.end = (int32_t)units;
@@ -457,8 +488,8 @@ static __device__ __forceinline__ void dec_merge(float *out, const float *partia
     enum { W = HD % 4 == 0 && HD > 0 ? 4 : 2, STATE = W + 2 };
     typedef typename dec_wide<W>::type wide_t;
     const int32_t hd = HD ? HD : head_dim, size = dec_state_floats(DEC_HEADS, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x, n = j.blocks;
-    const int32_t per = (ng * hd / W + j.helpers - 1) / j.helpers, e0 = (int32_t)dec_min(part * per, ng * hd / W), wide = (int32_t)dec_min(per, ng * hd / W - e0);
-    const int32_t groups = per < n_thread ? n_thread / per : 1, k = groups > 1 ? tid / per : 0;
+    const int32_t per = dec_divide(ng * hd / W + j.helpers - 1, j.helpers), e0 = (int32_t)dec_min(part * per, ng * hd / W), wide = (int32_t)dec_min(per, ng * hd / W - e0);
+    const int32_t groups = per < n_thread ? dec_divide(n_thread, per) : 1, k = groups > 1 ? dec_divide(tid, per) : 0;
     if (groups > 1) LG_TOOK(LG_WAY_GROUPS);
     if (n > DEC_ROUND * groups) LG_TOOK(LG_WAY_ROUNDS);
     if (j.late) LG_TOOK(LG_WAY_LATE);
@@ -498,7 +529,7 @@ static __device__ __forceinline__ void dec_merge(float *out, const float *partia
             }
         }
         float *const to = groups > 1 ? room + (k * per + i) * STATE : out + e;
-        const float f = groups > 1 ? 1.0f : sum == 0.0f ? 0.0f : 1.0f / sum;
+        const float f = groups > 1 ? 1.0f : sum == 0.0f ? 0.0f : __fdividef(1.0f, sum);
 #pragma unroll
         for (int32_t w = 0; w < W; w++) to[w] = x[w] * f;
         if (groups > 1) {
@@ -508,19 +539,33 @@ static __device__ __forceinline__ void dec_merge(float *out, const float *partia
     }
     if (groups == 1) return;
     __syncthreads();
-    for (int32_t i = tid; i < wide * W; i += n_thread) {
+    /* A number a thread, or four threads where there are as many. */
+    const int32_t split = 4 * wide * W <= n_thread ? 2 : 0, q = tid & ((1 << split) - 1);
+#pragma unroll 1
+    for (int32_t i = tid >> split; i - (tid >> split) < wide * W; i += n_thread >> split) {
         const float *const of = room + i / W * STATE;
+        const int32_t end = i < wide * W ? groups : 0;
         float max = -INFINITY, sum = 0, x = 0;
 #pragma unroll 4
-        for (int32_t g = 0; g < groups; g++) max = fmaxf(max, of[g * per * STATE + W]);
+        for (int32_t g = q; g < end; g += 1 << split) max = fmaxf(max, of[g * per * STATE + W]);
+        if (split) {
+            max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 1));
+            max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, 2));
+        }
         const float base = dec_base(max);
 #pragma unroll 4
-        for (int32_t g = 0; g < groups; g++) {
+        for (int32_t g = q; g < end; g += 1 << split) {
             const float f = lg_exp2(of[g * per * STATE + W] - base);
             sum += f * of[g * per * STATE + W + 1];
             x += f * of[g * per * STATE + i % W];
         }
-        out[W * e0 + i] = sum == 0.0f ? 0.0f : x * (1.0f / sum);
+        if (split) {
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            x += __shfl_xor_sync(0xffffffffu, x, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            x += __shfl_xor_sync(0xffffffffu, x, 2);
+        }
+        if (q == 0 && end) out[W * e0 + i] = sum == 0.0f ? 0.0f : __fdividef(x, sum);
     }
 }
 
@@ -555,7 +600,7 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
             y += f * slots[s * slot + 2 * i + 1];
         }
         if (whole) {
-            const float r = sum == 0.0f ? 0.0f : 1.0f / sum;
+            const float r = sum == 0.0f ? 0.0f : __fdividef(1.0f, sum);
             out[2 * i] = x * r;
             out[2 * i + 1] = y * r;
         } else {

@@ -65,15 +65,15 @@ static __device__ __forceinline__ int part_of(const stream_args &a, int item) {
 }
 static __device__ __forceinline__ int tile_of(const stream_args &a, int item, int which) { return item - (which && a.span == 1 ? a.p[which - 1].tile_end : 0); }
 
-/* `bytes` (at most MOST, a multiple of 16) that lie together, from the weights into a stage. By the whole warp. */
+/* `bytes` (at most MOST, a multiple of 16) that lie together, from the weights into a stage. By the whole warp; to, from: the lane's 16. */
 template <int MOST> static __device__ __forceinline__ void copy_run(lg_smem to, const uint8_t *from, int bytes) {
-    const int lane = threadIdx.x & 31;
+    const int left = bytes - ((int)threadIdx.x & 31) * 16;
 #pragma unroll
     for (int at = 0; at < MOST; at += 512)
-        if (at + lane * 16 < bytes) lg_copy16(to + at + lane * 16, from + at + lane * 16, 16);
+        if (at < left) lg_copy16(to + (lg_smem)at, from + at, 16);
 }
 
-/* The weights a warp asks for: where it stands in the block's list, and the addresses in that tile (of a row-major weight: the lane's). */
+/* The weights a warp asks for: where it stands in the block's list, and the lane's addresses in that tile. */
 template <int T> struct walk {
     typedef lg_fmt<T> F;
     typedef record<T> R;
@@ -91,10 +91,10 @@ template <int T> struct walk {
             code8 = w.codes + (r1 * a.n_in + (lane & 3) * 8) * 2;
         } else {
             const int64_t rec = (int64_t)tile * a.n_chunk;
-            code = w.codes + rec * R::codes;
-            high = w.high + rec * R::high;
-            scale = w.scale + rec * R::scale;
-            super = w.super + (int64_t)tile * ((a.n_chunk + 1) >> 1) * R::super;
+            code = w.codes + rec * R::codes + lane * 16;
+            high = w.high + rec * R::high + lane * 16;
+            scale = w.scale + rec * R::scale + lane * 16;
+            super = w.super + (int64_t)tile * ((a.n_chunk + 1) >> 1) * R::super + lane * 16;
         }
     }
     __device__ __forceinline__ void begin(const stream_args &a) {
@@ -121,9 +121,8 @@ template <int T> struct walk {
     /* Its next records into the stage at `to`, then on. */
     __device__ __forceinline__ void fetch(const stream_args &a, lg_smem to) {
         if (item < a.n_item) {
-            const int first = at * S::C;
+            const int first = at * S::C, lane = threadIdx.x & 31;
             if constexpr (F::rows) {
-                const int lane = threadIdx.x & 31;
 #pragma unroll
                 for (int c = 0; c < S::C; c++) {
                     if (first + c >= a.n_piece) break;
@@ -133,6 +132,7 @@ template <int T> struct walk {
                 }
             } else {
                 const int n = min(S::C, a.n_piece - first);
+                to += (lg_smem)(lane * 16);
                 copy_run<S::C * R::codes>(to, code + (int64_t)first * R::codes, n * R::codes);
                 if (R::high) copy_run<S::C * R::high>(to + S::high, high + (int64_t)first * R::high, n * R::high);
                 copy_run<S::C * R::scale>(to + S::scale, scale + (int64_t)first * R::scale, n * R::scale);
@@ -173,8 +173,8 @@ template <int T> struct digits {
 static __device__ __forceinline__ uint32_t bytes_at(int at, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
     return __byte_perm(__byte_perm(a, b, (unsigned)(at | (at + 4) << 4)), __byte_perm(c, d, (unsigned)(at | (at + 4) << 4)), 0x5410);
 }
-/* v * scale are at most DIGITS_MOST, undo * that is v. v: lane part slot % 4's eight columns of group slot / 4; its four lanes call together. lanes: all that call. */
-template <int T> static __device__ __forceinline__ void put_digits(uint8_t *xs, float *side, int slot, const float *v, float scale, float undo, unsigned lanes) {
+/* v * scale are at most DIGITS_MOST, undo * that is v. v: lane part slot % 4's eight columns of group slot / 4. By whole warps. */
+template <int T> static __device__ __forceinline__ void put_digits(uint8_t *xs, float *side, int slot, const float *v, float scale, float undo) {
     typedef digits<T> D;
     uint32_t lo[8], hi[8];
 #pragma unroll
@@ -199,8 +199,8 @@ template <int T> static __device__ __forceinline__ void put_digits(uint8_t *xs, 
             *(uint2 *)(xs + (slot >> 2) * D::bytes + (p * 2 + d) * 32 + (slot & 3) * 8) = x;
         }
         int both = sum[0] * 65536 + sum[1];
-        both += __shfl_xor_sync(lanes, both, 1);
-        both += __shfl_xor_sync(lanes, both, 2);
+        both += __shfl_xor_sync(0xffffffffu, both, 1);
+        both += __shfl_xor_sync(0xffffffffu, both, 2);
         const int of_lo = (int16_t)both, of_hi = (both - of_lo) >> 16;
         if ((slot & 3) == 0)
             *(float4 *)(side + (slot >> 2) * D::side + p * 4) =
@@ -231,40 +231,57 @@ template <int T> static __device__ __forceinline__ void bytes_of(uint32_t *r, co
         r[1] |= (h & 0x000C000Cu) << 2 | (h & 0x00C000C0u) << 6;
     }
 }
-/* Scale and minimum (0 where there is none) of part p of a record, row `row`. */
-template <int T> static __device__ __forceinline__ void scale_at(float &d, float &m, const uint8_t *scale, const uint8_t *super, int row, int p) {
+/* Where a lane's numbers stand in a stage, and in the input. Row g: its part t of a record's scales; row g + 8: 8 * scale_row on. */
+template <int T> struct lane_place {
+    typedef lg_fmt<T> F;
+    typedef ring<T> S;
+    static constexpr int scale_row = F::pair ? 16 : 8, scale_part = F::pair ? 4 : F::q6 ? 1 : 2, super_row = F::k45 ? 4 : 2;
+    uint32_t code, high, scale, super, x; /* bytes */
+    uint32_t side;                        /* floats */
+    __device__ __forceinline__ lane_place() {
+        const uint32_t lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+        code = lane * 16;
+        high = S::high + lane * (F::q6 ? 8 : 4);
+        scale = S::scale + g * scale_row + t * scale_part;
+        super = S::super + g * super_row;
+        x = g * 32 + t * 8;
+        side = t * 4;
+    }
+};
+/* Scale and minimum (0 where there is none) at `scale`, of the part that `super` goes with. */
+template <int T> static __device__ __forceinline__ void scale_at(float &d, float &m, const uint8_t *scale, const uint8_t *super) {
     typedef lg_fmt<T> F;
     m = 0.0f;
     if (F::pair) {
-        const uint32_t v = *(const uint32_t *)(scale + row * 16 + p * 4);
+        const uint32_t v = *(const uint32_t *)scale;
         d = half_float(v, 0);
         m = half_float(v, 1);
     } else if (F::k45) {
-        const uint32_t v = *(const uint16_t *)(scale + row * 8 + p * 2), of = *(const uint32_t *)(super + row * 4);
+        const uint32_t v = *(const uint16_t *)scale, of = *(const uint32_t *)super;
         d = half_float(of, 0) * byte_float(v, 0);
         m = -half_float(of, 1) * byte_float(v, 1);
-    } else if (F::q6) d = half_float(*(const uint16_t *)(super + row * 2), 0) * (float)*(const int8_t *)(scale + row * 8 + p);
-    else d = half_float(*(const uint16_t *)(scale + row * 8 + p * 2), 0);
+    } else if (F::q6) d = half_float(*(const uint16_t *)super, 0) * (float)*(const int8_t *)scale;
+    else d = half_float(*(const uint16_t *)scale, 0);
 }
-/* Record c of a stage times the input: what the lane's parts add to rows g and g + 8. b: zeros but for what is loaded here, always in the same lanes. */
+/* Record c of a stage times the input (x, side: the lane's, of this record): what the lane's parts add to rows g and g + 8. b: zeros but for what is loaded here,
+ * always in the same lanes. */
 template <int T>
-static __device__ __forceinline__ void multiply_record(float *acc, uint2 (*b)[4], const uint8_t *stage, int c, const uint8_t *x, const float *side, bool live, int lane) {
+static __device__ __forceinline__ void multiply_record(float *acc, uint2 (*b)[4], const uint8_t *stage, const lane_place<T> &own, int c, const uint8_t *x, const float *side, bool live, int g) {
     typedef lg_fmt<T> F;
     typedef record<T> R;
-    typedef ring<T> S;
     typedef digits<T> D;
+    typedef lane_place<T> L;
     constexpr int GROUPS = 4 / D::parts; /* whose digits fill the eight columns */
-    const int g = lane >> 2, t = lane & 3;
+    const uint8_t *code = stage + own.code, *h = stage + own.high, *scale = stage + own.scale, *super = stage + own.super;
     lg_hold<T> o;
 #pragma unroll
-    for (int i = 0; i < R::codes / 512; i++) o.c[i] = *(const uint4 *)(stage + c * R::codes + i * 512 + lane * 16);
-    const uint8_t *h = stage + S::high + c * R::high, *scale = stage + S::scale + c * R::scale, *super = stage + S::super + (c >> 1) * R::super;
+    for (int i = 0; i < R::codes / 512; i++) o.c[i] = *(const uint4 *)(code + c * R::codes + i * 512);
     if (F::five) {
-        o.h[0] = *(const uint32_t *)(h + lane * 4);
-        o.h[1] = *(const uint32_t *)(h + 128 + lane * 4);
+        o.h[0] = *(const uint32_t *)(h + c * R::high);
+        o.h[1] = *(const uint32_t *)(h + c * R::high + 128);
     }
     if (F::q6) {
-        const uint2 lo = *(const uint2 *)(h + lane * 8), hi = *(const uint2 *)(h + 256 + lane * 8);
+        const uint2 lo = *(const uint2 *)(h + c * R::high), hi = *(const uint2 *)(h + c * R::high + 256);
         o.h[0] = lo.x;
         o.h[1] = hi.x;
         o.h[2] = lo.y;
@@ -272,10 +289,11 @@ static __device__ __forceinline__ void multiply_record(float *acc, uint2 (*b)[4]
     }
 #pragma unroll
     for (int j0 = 0; j0 < 4; j0 += GROUPS) {
-        const float4 beside = *(const float4 *)(side + (j0 * D::parts + t) * 4);
+        const float4 beside = *(const float4 *)(side + j0 * D::parts * 4);
+        const uint8_t *sc = scale + c * R::scale + j0 * D::parts * L::scale_part, *su = super + (c >> 1) * R::super;
         float d0, m0, d1, m1;
-        scale_at<T>(d0, m0, scale, super, g, j0 * D::parts + t);
-        scale_at<T>(d1, m1, scale, super, g + 8, j0 * D::parts + t);
+        scale_at<T>(d0, m0, sc, su);
+        scale_at<T>(d1, m1, sc + 8 * L::scale_row, su + 8 * L::super_row);
         int32_t sum[4] = { 0, 0, 0, 0 }; /* of row g, both digits; of row g + 8 */
         if (F::zero) {
             sum[0] = sum[2] = __float_as_int(beside.y);
@@ -284,7 +302,7 @@ static __device__ __forceinline__ void multiply_record(float *acc, uint2 (*b)[4]
 #pragma unroll
         for (int j = 0; j < GROUPS; j++) {
             uint2 &by = b[c & 1][j];
-            if (g / (2 * D::parts) == j) by = *(const uint2 *)(x + (j0 * 2 * D::parts + g) * 32 + t * 8);
+            if (g / (2 * D::parts) == j) by = *(const uint2 *)(x + j0 * 2 * D::parts * 32);
             uint32_t r0[2], r1[2];
             bytes_of<T>(r0, o, 0, j0 + j);
             bytes_of<T>(r1, o, 1, j0 + j);
@@ -296,11 +314,14 @@ static __device__ __forceinline__ void multiply_record(float *acc, uint2 (*b)[4]
     }
 }
 
-/* What the thread's row of the next sums is added to: asked for before the weights are multiplied. */
-static __device__ __forceinline__ float old_of(const stream_args &a, int first) {
-    const int row = (first + ((int)threadIdx.x >> 4) * (int)gridDim.x) * 16 + ((int)threadIdx.x & 15);
-    return a.add && row < a.p[0].n_out ? __ldcg(a.p[0].out + row) : 0.0f;
+/* Of 16 tiles whose sums are put together, the first one of item `first`: the thread's row, half a warp a tile. out NULL: none. */
+struct sum_row { float *out; int32_t row; };
+static __device__ __forceinline__ sum_row sum_row_of(const stream_args &a, int first) {
+    const int item = first + ((int)threadIdx.x >> 4) * (int)gridDim.x, which = part_of(a, item), row = tile_of(a, item, which) * 16 + ((int)threadIdx.x & 15);
+    return sum_row{ row < a.p[which].n_out ? a.p[which].out + row : NULL, row };
 }
+/* What it is added to: asked for before the weights are multiplied. */
+static __device__ __forceinline__ float old_of(const stream_args &a, const sum_row &to) { return a.add && to.out ? __ldcg(to.out) : 0.0f; }
 /* Beside the result v of the thread's row: half a warp has a tile. Dead rows are zeros. */
 static __device__ __forceinline__ void put_f16(const stream_args &a, float v, int row, bool live) {
     float top = live ? fabsf(v) : 0.0f, s = 1.0f;
@@ -309,75 +330,88 @@ static __device__ __forceinline__ void put_f16(const stream_args &a, float v, in
     if (top > 0) s = lg_group_scale(top);
     if (!live) return;
     a.to.x[row] = __half_as_ushort(__float2half_rn(v * s));
-    if ((row & 15) == 0) a.to.undo[row >> 4] = top < INFINITY ? 1.0f / s : NAN;
+    if ((row & 15) == 0) a.to.undo[row >> 4] = top < INFINITY ? lg_reciprocal_of_power(s) : NAN;
 }
-/* The sums of k tiles, the first one of item `first`: warps added up and written. By the whole block; red may be written again afterwards. */
-template <bool WITH> static __device__ __forceinline__ void put_sums(const stream_args &a, const float *red, int first, int k, float factor, float old) {
-    const int j = (int)threadIdx.x >> 4, r = threadIdx.x & 15, item = first + j * (int)gridDim.x;
-    const int which = part_of(a, item), row = tile_of(a, item, which) * 16 + r;
-    const bool live = j * a.span < k && row < a.p[which].n_out;
+/* The sums of k tiles: warps added up and written. By the whole block; red may be written again afterwards. */
+template <bool WITH> static __device__ __forceinline__ void put_sums(const stream_args &a, const float *red, const sum_row &to, int k, float factor, float old) {
+    const int j = (int)threadIdx.x >> 4, r = threadIdx.x & 15;
+    const float *from = red + j * a.span * WARPS * 16 + r;
+    const bool live = to.out && j * a.span < k;
     float v = 0.0f, up = 0.0f;
     __syncthreads();
     if (live) {
-        const float *from = red + j * a.span * WARPS * 16 + r;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) v += from[w * 16];
         v *= factor;
         if (a.span == 2) {
 #pragma unroll
             for (int w = 0; w < WARPS; w++) up += from[(WARPS + w) * 16];
-            v = v / (1.0f + __expf(-v)) * (up * factor);
+            v = __fdividef(v, 1.0f + __expf(-v)) * (up * factor);
         }
         v += old;
-        a.p[which].out[row] = v;
+        *to.out = v;
     }
-    if (WITH && a.to.x) put_f16(a, v, row, live);
+    if (WITH && a.to.x) put_f16(a, v, to.row, live);
     __syncthreads();
 }
 
-/* The input from f16. `behind` as in lg_each_eight. */
-template <int T, typename B> static __device__ __forceinline__ void take_f16(uint8_t *xs, float *side, const stream_args &a, B behind) {
-    const int tid = threadIdx.x, n_slot = a.n_chunk * 16;
-    int first = tid;
+/* The input from f16: x and what undoes the scale (of a group's first and last 16), from the thread's first slot on. `behind` as in lg_each_eight. */
+template <int T, typename B> static __device__ __forceinline__ void take_f16(uint8_t *xs, float *side, const uint4 *x, const float2 *undo, int n_in, int n_chunk, B behind) {
+    enum { AHEAD = 7 }; /* 14336 numbers are a round */
+    const int tid = threadIdx.x, n_slot = n_chunk * 16;
+    int first = 0, left = n_in - tid * 8;
 #pragma unroll 1
     do {
-        uint4 in[7]; /* 14336 numbers are a round */
-        float2 by[7]; /* what undoes the scale: of the group's first and last 16 */
+        uint4 in[AHEAD];
+        float2 by[AHEAD];
 #pragma unroll
-        for (int i = 0; i < 7; i++) {
-            const int slot = first + i * THREADS;
+        for (int i = 0; i < AHEAD; i++) {
             in[i] = make_uint4(0, 0, 0, 0);
             by[i] = make_float2(1.0f, 1.0f);
-            if (slot * 8 < a.n_in) {
-                in[i] = __ldcg((const uint4 *)a.from.x + slot);
-                by[i] = __ldcg((const float2 *)a.from.undo + (slot >> 2));
+            if (i * THREADS * 8 < left) {
+                in[i] = __ldcg(x + i * THREADS);
+                by[i] = __ldcg(undo + i * (THREADS / 4));
             }
         }
-        if (first == tid) behind();
+        if (first == 0) behind();
 #pragma unroll 1 /* short code: it comes from L2 */
-        for (int slot = first, i = 0; i < 7 && slot < n_slot; slot += THREADS, i++) {
+        for (int at = first + (tid & ~31), i = 0; i < AHEAD && at < n_slot; at += THREADS, i++) {
+            const int slot = at + (tid & 31);
             const uint32_t w[4] = { in[0].x, in[0].y, in[0].z, in[0].w };
-            const float most = lg_max_nan(by[0].x, by[0].y), again = __uint_as_float(0x7F000000u - __float_as_uint(most)); /* 1 / most */
+            const float most = lg_max_nan(by[0].x, by[0].y);
             float v[8];
 #pragma unroll
             for (int e = 0; e < 8; e++) v[e] = half_float(w[e >> 1], e & 1);
-            put_digits<T>(xs, side, slot, v, (slot & 2 ? by[0].y : by[0].x) * again * (DIGITS_MOST / 1024.0f), most * (1024.0f / DIGITS_MOST), lg_lanes_of(slot, n_slot));
+            put_digits<T>(xs, side, slot, v, (slot & 2 ? by[0].y : by[0].x) * lg_reciprocal_of_power(most) * (DIGITS_MOST / 1024.0f), most * (1024.0f / DIGITS_MOST));
 #pragma unroll
-            for (int k = 0; k < 6; k++) {
+            for (int k = 0; k + 1 < AHEAD; k++) {
                 in[k] = in[k + 1];
                 by[k] = by[k + 1];
             }
         }
-        first += 7 * THREADS;
+        first += AHEAD * THREADS;
+        left -= AHEAD * THREADS * 8;
+        x += AHEAD * THREADS;
+        undo += AHEAD * THREADS / 4;
     } while (first < n_slot);
 }
 
+/* f(slots a thread asks for at once, whether numbers are multiplied): 4096 numbers are a round, with a norm's weights beside them; 14336 without. */
+template <int N> struct constant { static constexpr int value = N; };
+template <typename F> static __device__ __forceinline__ float by_length(const stream_args &a, F f) {
+    if (a.norm) return f(constant<2>(), constant<1>());
+    return a.n_in <= 2 * THREADS * 8 ? f(constant<2>(), constant<0>()) : f(constant<7>(), constant<0>());
+}
+
+/* Threads of a block, at most; 128 registers for each. Those from THREADS on are there for their registers alone (warps_alone). */
+template <int T> static constexpr int BOUND = lg_fmt<T>::rows ? THREADS : 2 * THREADS;
 template <int T>
-static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_constant__ stream_args a) {
+static __global__ void __launch_bounds__(BOUND<T>, 512 / BOUND<T>) k_stream(const __grid_constant__ stream_args a) {
     typedef lg_fmt<T> F;
     typedef ring<T> R;
     typedef digits<T> D;
     constexpr int C = R::C;
+    if (BOUND<T> > THREADS && threadIdx.x >= THREADS) return;
     LG_SMEM(ring_s);                                    /* [WARPS][depth][stage] */
     float *red = (float *)(ring_s + WARPS * a.depth * R::stage); /* [RED][WARPS][16] */
     float *tmp = red + RED * WARPS * 16;                /* [WARPS] */
@@ -390,7 +424,17 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
     ahead.begin(a);
 #pragma unroll 1
     for (int i = 0; i < a.before; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
-    if (a.norm && (blockIdx.x * THREADS + tid) * 32 < (unsigned)a.n_in) lg_prefetch(a.norm + (blockIdx.x * THREADS + tid) * 32);
+    if (a.norm && (int)(blockIdx.x * THREADS + tid) * 32 < a.n_in) lg_prefetch(a.norm + (blockIdx.x * THREADS + tid) * 32);
+    /* Before the wait, all that the input has no part in. */
+    lane_place<T> own;
+    sum_row to = sum_row_of(a, blockIdx.x);
+    uint2 b[2][4] = {}; /* of quantised weights: see multiply_record */
+    lg_pin(own.code, own.high, own.scale, own.super, own.x, own.side);
+    lg_pin(to.out, to.row);
+    const bool f16 = !F::rows && !F::q6 && a.from.x;
+    const float *x = f16 ? (const float *)(const void *)(a.from.x + tid * 8) : a.x + lg_own_slot(F::q6); /* (f16: of another type, and beside it what undoes the scale) */
+    const float *norm = f16 ? a.from.undo + (tid >> 2) * 2 : a.norm ? a.norm + lg_own_slot(F::q6) : NULL;
+    lg_pin(x, norm);
     if (a.lets) lg_pdl_go(); /* to what reads nothing but weights before its own wait, and starts others only after it */
     lg_pdl_wait();
     if (!a.lets) lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
@@ -399,30 +443,36 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
 #pragma unroll 1
         for (int i = a.before; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
     };
-    const float *x = a.x + (a.row ? *a.row : 0) * (int64_t)a.n_in;
+    if (a.row) x += *a.row * (int64_t)a.n_in;
     float ss = 0;
     if constexpr (F::rows) {
-        ss = a.norm ? lg_prepare_row<THREADS, 2>((uint16_t *)xs, side, 1, 0, x, a.norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest)
-                    : lg_prepare_row<THREADS, 7>((uint16_t *)xs, side, 1, 0, x, NULL, a.n_in, a.n_chunk, lg_form_of<T>(), rest); /* 4096 and 14336 numbers are a round */
+        const auto prepare = [&](auto ahead_of, auto with) {
+            return lg_prepare_row<THREADS, decltype(ahead_of)::value, decltype(with)::value != 0>((uint16_t *)xs, side, 1, 0, x, norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest);
+        };
+        ss = by_length(a, prepare);
     } else {
-        const auto put = [&](int slot, const float *v, unsigned lanes) {
+        const auto put = [&](int slot, const float *v) {
             float top = 0.0f;
 #pragma unroll
             for (int e = 0; e < 8; e++) top = lg_max_nan(top, fabsf(v[e]));
-            top = lg_max_nan(top, __shfl_xor_sync(lanes, top, 1));
-            top = lg_max_nan(top, __shfl_xor_sync(lanes, top, 2));
+            top = lg_max_nan(top, __shfl_xor_sync(0xffffffffu, top, 1));
+            top = lg_max_nan(top, __shfl_xor_sync(0xffffffffu, top, 2));
             const bool some = top > 1e-30f; /* smaller ones are zeros; no number stays none */
-            put_digits<T>(xs, side, slot, v, some ? DIGITS_MOST / top : 0.0f, top * (some ? 1.0f / DIGITS_MOST : 0.0f), lanes);
+            put_digits<T>(xs, side, slot, v, some ? DIGITS_MOST * lg_reciprocal(top) : 0.0f, top * (some ? 1.0f / DIGITS_MOST : 0.0f));
         };
-        if (!F::q6 && a.from.x) take_f16<T>(xs, side, a, rest);
-        else ss = a.norm ? lg_each_eight<THREADS, 2>(x, a.norm, a.n_in, a.n_chunk, F::q6, rest, put) : lg_each_eight<THREADS, 7>(x, NULL, a.n_in, a.n_chunk, F::q6, rest, put);
+        if (f16) take_f16<T>(xs, side, (const uint4 *)(const void *)x, (const float2 *)(const void *)norm, a.n_in, a.n_chunk, rest);
+        else {
+            const auto each = [&](auto ahead_of, auto with) {
+                return lg_each_eight<THREADS, decltype(ahead_of)::value, decltype(with)::value != 0>(x, norm, a.n_in, a.n_chunk, F::q6, rest, put);
+            };
+            ss = by_length(a, each);
+        }
     }
     lg_warp_sum(tmp, ss);
     __syncthreads();
     const float factor = a.norm ? lg_norm_factor<WARPS>(tmp, a.eps, a.n_in) : 1.0f;
-    uint2 b[2][4] = {}; /* of quantised weights: see multiply_record */
     int unit = warp, stage = 0, k = 0, begun = blockIdx.x;
-    float old = old_of(a, begun);
+    float old = old_of(a, to);
     for (int item = begun; item < a.n_item; item += gridDim.x)
         for (int s = 0; s < a.span; s++) {
             float acc[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
@@ -435,7 +485,8 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
 #pragma unroll
                     for (int c = 0; c < C; c++) {
                         const bool live = piece + c < a.n_piece;
-                        if constexpr (!F::rows) multiply_record<T>(acc, b, from, c, xs + (piece + c) * 4 * D::bytes, side + (piece + c) * 4 * D::side, live, lane);
+                        if constexpr (!F::rows)
+                            multiply_record<T>(acc, b, from, own, c, xs + own.x + piece * 4 * D::bytes + c * 4 * D::bytes, side + own.side + piece * 4 * D::side + c * 4 * D::side, live, g);
                         else if (live) multiply_rows<T>(acc, from + c * record<T>::codes, (const uint16_t *)xs + (piece + c) * 32, side + (piece + c) * 4, lane);
                     }
                     if (!F::rows) __syncwarp();
@@ -455,10 +506,12 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream(const __grid_const
                 red[(k * WARPS + warp) * 16 + g + 8] = acc[F::rows ? 2 : 1];
             }
             if (++k == RED || (s + 1 == a.span && item + (int)gridDim.x >= a.n_item)) {
-                put_sums<!F::rows>(a, red, begun, k, factor, old);
+                put_sums<!F::rows>(a, red, to, k, factor, old);
                 k = 0;
                 begun = item + (int)gridDim.x;
-                old = old_of(a, begun);
+                if (begun >= a.n_item) break;
+                to = sum_row_of(a, begun);
+                old = old_of(a, to);
             }
         }
 }
@@ -489,8 +542,21 @@ template <int T> static void cut(stream_args *a, int n_sm, bool early) {
     a->before = all || early ? a->depth : ring<T>::depth * (lg_fmt<T>::rows || a->from.x ? 3 : 2) / 4;
 }
 
+/* Two blocks that take less than half of a multiprocessor's shared memory would come together on those that are free first, and none of the kernel behind them
+ * would have room beside two. Warps that are gone at once keep the second away while it matters: as many as have no room beside eight others' registers, of which
+ * each quarter of a multiprocessor has 16384. */
+template <int T> static int warps_alone(void) {
+    int regs = 128;
+#ifndef LG_CUDA_EMU
+    cudaFuncAttributes f;
+    if (cudaFuncGetAttributes(&f, (const void *)k_stream<T>) == cudaSuccess) regs = (f.numRegs + 7) / 8 * 8;
+#endif
+    const int n = 4 * (16384 / (regs * 32)) - WARPS + 1;
+    return n < WARPS ? WARPS : n > 2 * WARPS ? 2 * WARPS : n;
+}
+
 template <int T> static bool launch(const lg_cuda_env *e, stream_args *a, bool early) {
-    static int8_t ready[16]; /* of a device */
+    static int8_t ready[16], warps[16]; /* of a device; warps: of a block that is to be alone of its kind */
     int device = 0;
     cut<T>(a, e->n_sm, early);
     const int n_x = a->n_chunk + (lg_fmt<T>::rows ? 0 : ring<T>::C); /* chunks of the input: a stage may read beyond the last */
@@ -501,9 +567,11 @@ template <int T> static bool launch(const lg_cuda_env *e, stream_args *a, bool e
     if (device >= 16) return false;
     if (!ready[device]) {
         cudaFuncSetAttribute((const void *)k_stream<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)e->smem_max);
+        warps[device] = (int8_t)warps_alone<T>();
         ready[device] = 1;
     }
-    lg_cuda_launch(k_stream<T>, dim3((unsigned)(a->n_item < e->n_sm ? a->n_item : e->n_sm)), dim3(THREADS), (size_t)smem, e->stream, true, *a);
+    const int n_warp = a->lets ? warps[device] : (int)WARPS;
+    lg_cuda_launch(k_stream<T>, dim3((unsigned)(a->n_item < e->n_sm ? a->n_item : e->n_sm)), dim3((unsigned)n_warp * 32), (size_t)smem, e->stream, true, *a);
     return true;
 }
 
@@ -522,7 +590,7 @@ bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, lg_cuda_chain *c
     a.span = gate_up ? 2 : 1;
     a.add = add;
     a.x = in->x;
-    a.row = in->row;
+    a.row = chain->from ? NULL : in->row; /* (f16 is of the one row) */
     a.norm = in->norm;
     a.eps = in->eps;
     a.from = f16_at(chain->from, a.n_in);

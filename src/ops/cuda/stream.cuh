@@ -32,67 +32,69 @@ static __device__ __forceinline__ float lg_group_scale(float top) {
     return __uint_as_float((uint32_t)(e < 1 ? 1 : e > 253 ? 253 : e) << 23);
 }
 
-/* A slot is eight numbers of a row of n_chunk*16 slots, four a group of 32: the lanes of a warp that have one, of which this lane's is `slot`. */
-static __device__ __forceinline__ unsigned lg_lanes_of(int slot, int n_slot) {
-    return slot - ((int)threadIdx.x & 31) + 32 <= n_slot ? 0xffffffffu : 0x0000ffffu; /* the last warp may be half full */
-}
-/* Row x, times norm unless that is NULL, by the whole block: put(slot, its eight numbers, lanes that call). half_groups: a slot is four numbers of each half of the
- * group instead of eight side by side. AHEAD: slots a thread asks for at once; `behind` comes after the first of them. Returns the thread's part of the sum of
- * squares. */
-template <int N_THREAD, int AHEAD, typename B, typename P>
+/* 1 / x of a power of two, exact where both are normal numbers. */
+static __device__ __forceinline__ float lg_reciprocal_of_power(float x) { return __uint_as_float(0x7F000000u - __float_as_uint(x)); }
+
+/* A slot is eight numbers of a row of n_chunk*16 slots, four a group of 32. half_groups: four numbers of each half of the group instead of eight side by side. Where
+ * the thread's first slot begins: */
+static __device__ __forceinline__ int lg_own_slot(bool half_groups) { return ((int)threadIdx.x >> 2) * 32 + ((int)threadIdx.x & 3) * (half_groups ? 4 : 8); }
+/* A row by the whole block: put(slot, its eight numbers) by whole warps, of which the last may be half beyond the row (zeros). x, norm (NORM: what numbers are
+ * multiplied by): from the thread's first slot on. AHEAD: slots a thread asks for at once; `behind` comes after the first of them. Returns the thread's part of the
+ * sum of squares. (Code that runs once in a launch takes some eight cycles an instruction, so there is little of it.) */
+template <int N_THREAD, int AHEAD, bool NORM, typename B, typename P>
 static __device__ __forceinline__ float lg_each_eight(const float *x, const float *norm, int n_in, int n_chunk, bool half_groups, B behind, P put) {
-    const int tid = threadIdx.x, n_slot = n_chunk * 16;
+    const int tid = threadIdx.x, n_slot = n_chunk * 16, second = half_groups ? 16 : 4;
+    int left = n_in - lg_own_slot(half_groups), first = 0; /* first: slot of the block's first thread */
     float ss = 0;
-    int first = tid;
 #pragma unroll 1
     do {
         float4 in[AHEAD][2], by[AHEAD][2];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
-            const int slot = first + i * N_THREAD;
+            in[i][0] = in[i][1] = by[i][0] = by[i][1] = make_float4(0, 0, 0, 0);
+            if (i * N_THREAD * 8 < left) { /* n_in is a multiple of 8, with half groups of 32 */
 #pragma unroll
-            for (int q = 0; q < 2; q++) {
-                const int k = (slot >> 2) * 32 + (half_groups ? q * 16 + (slot & 3) * 4 : (slot & 3) * 8 + q * 4);
-                in[i][q] = make_float4(0, 0, 0, 0);
-                by[i][q] = make_float4(1, 1, 1, 1);
-                if (slot < n_slot && k < n_in) { /* n_in is a multiple of 8 */
-                    in[i][q] = __ldcg((const float4 *)(x + k));
-                    if (norm) by[i][q] = *(const float4 *)(norm + k);
+                for (int q = 0; q < 2; q++) {
+                    in[i][q] = __ldcg((const float4 *)(x + i * N_THREAD * 8 + q * second));
+                    if (NORM) by[i][q] = __ldcg((const float4 *)(norm + i * N_THREAD * 8 + q * second));
                 }
             }
         }
-        if (first == tid) behind();
+        if (first == 0) behind();
 #pragma unroll 1 /* short code: it comes from L2 */
-        for (int slot = first, i = 0; i < AHEAD && slot < n_slot; slot += N_THREAD, i++) {
+        for (int at = first + (tid & ~31), i = 0; i < AHEAD && at < n_slot; at += N_THREAD, i++) {
             float v[8];
 #pragma unroll
             for (int q = 0; q < 2; q++) {
                 const float4 y = in[0][q], w = by[0][q];
                 ss += y.x * y.x + y.y * y.y + y.z * y.z + y.w * y.w;
-                v[4 * q] = y.x * w.x;
-                v[4 * q + 1] = y.y * w.y;
-                v[4 * q + 2] = y.z * w.z;
-                v[4 * q + 3] = y.w * w.w;
+                v[4 * q] = NORM ? y.x * w.x : y.x;
+                v[4 * q + 1] = NORM ? y.y * w.y : y.y;
+                v[4 * q + 2] = NORM ? y.z * w.z : y.z;
+                v[4 * q + 3] = NORM ? y.w * w.w : y.w;
             }
-            put(slot, v, lg_lanes_of(slot, n_slot));
+            put(at + (tid & 31), v);
 #pragma unroll
-            for (int k = 0; k + 1 < AHEAD; k++)
+            for (int j = 0; j + 1 < AHEAD; j++)
 #pragma unroll
                 for (int q = 0; q < 2; q++) {
-                    in[k][q] = in[k + 1][q];
-                    by[k][q] = by[k + 1][q];
+                    in[j][q] = in[j + 1][q];
+                    if (NORM) by[j][q] = by[j + 1][q];
                 }
         }
         first += AHEAD * N_THREAD;
+        left -= AHEAD * N_THREAD * 8;
+        x += AHEAD * N_THREAD * 8;
+        norm += NORM ? AHEAD * N_THREAD * 8 : 0;
     } while (first < n_slot);
     return ss;
 }
 /* Row n, by the whole block: xs [n_chunk*128] (groups f.group apart), side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
- * first half, then of the second). AHEAD, behind, result: as in lg_each_eight. */
-template <int N_THREAD, int AHEAD, typename B>
+ * first half, then of the second). The rest as in lg_each_eight. */
+template <int N_THREAD, int AHEAD, bool NORM, typename B>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f, B behind) {
-    const int size = lg_side_floats(f.half_groups);
-    return lg_each_eight<N_THREAD, AHEAD>(x, norm, n_in, n_chunk, f.half_groups, behind, [&](int slot, float *v, unsigned mask) {
+    const int size = lg_side_floats(f.half_groups), n_slot = n_chunk * 16;
+    return lg_each_eight<N_THREAD, AHEAD, NORM>(x, norm, n_in, n_chunk, f.half_groups, behind, [&](int slot, float *v) {
         const int group = slot >> 2;
         uint32_t out[4];
         if (f.bf16) {
@@ -105,8 +107,8 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
             float top = 0, s = 1.0f, sum[2] = { 0, 0 };
 #pragma unroll
             for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(v[e]));
-            top = fmaxf(top, __shfl_xor_sync(mask, top, 1));
-            top = fmaxf(top, __shfl_xor_sync(mask, top, 2));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
+            top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
             if (top > 0) s = lg_group_scale(top);
 #pragma unroll
             for (int e = 0; e < 8; e++) {
@@ -122,23 +124,26 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
             if (!f.half_groups) sum[0] += sum[1];
 #pragma unroll
             for (int q = 0; q < (f.half_groups ? 2 : 1); q++) {
-                sum[q] += __shfl_xor_sync(mask, sum[q], 1);
-                sum[q] += __shfl_xor_sync(mask, sum[q], 2);
+                sum[q] += __shfl_xor_sync(0xffffffffu, sum[q], 1);
+                sum[q] += __shfl_xor_sync(0xffffffffu, sum[q], 2);
             }
-            if ((slot & 3) == 0) {
+            if ((slot & 3) == 0 && slot < n_slot) {
                 float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
-                const float undo = 1.0f / s;
+                const float undo = lg_reciprocal_of_power(s);
                 to[0] = undo;
                 to[2] = sum[0] * (f.zero != 0 ? -f.zero : undo) * (1.0f / 16777216.0f);
                 if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
             }
         }
-        *(uint4 *)(xs + group * f.group + (slot & 3) * 8) = make_uint4(out[0], out[1], out[2], out[3]);
+        if (slot < n_slot) *(uint4 *)(xs + group * f.group + (slot & 3) * 8) = make_uint4(out[0], out[1], out[2], out[3]);
     });
 }
+/* The same of row x, times norm unless that is NULL. */
 template <int N_THREAD>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f) {
-    return lg_prepare_row<N_THREAD, 4>(xs, side, pairs, n, x, norm, n_in, n_chunk, f, [] {});
+    const int own = lg_own_slot(f.half_groups);
+    return norm ? lg_prepare_row<N_THREAD, 4, true>(xs, side, pairs, n, x + own, norm + own, n_in, n_chunk, f, [] {})
+                : lg_prepare_row<N_THREAD, 4, false>(xs, side, pairs, n, x + own, NULL, n_in, n_chunk, f, [] {});
 }
 /* tmp [warps of the block] */
 static __device__ __forceinline__ void lg_warp_sum(float *tmp, float v) {
@@ -150,7 +155,7 @@ template <int N_WARP> static __device__ __forceinline__ float lg_norm_factor(con
     float ss = 0;
 #pragma unroll
     for (int i = 0; i < N_WARP; i++) ss += tmp[i];
-    return rsqrtf(ss / (float)n_in + eps);
+    return rsqrtf(__fdividef(ss, (float)n_in) + eps);
 }
 
 /* Inputs of stream_rows.cu: groups of 32 columns one after the other, the rows of a group (8, or 16 where there are more than 8) side by side. */

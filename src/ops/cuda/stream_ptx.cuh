@@ -28,6 +28,17 @@ static __device__ __forceinline__ void lg_mma_u8(int32_t *d, uint32_t a0, uint32
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+/* 1 / x, to the last two bits. */
+static __device__ __forceinline__ float lg_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+/* They are computed here, and not later where they are used first. */
+static __device__ __forceinline__ void lg_pin_one(uint32_t &x) { asm volatile("" : "+r"(x)); }
+static __device__ __forceinline__ void lg_pin_one(int32_t &x) { asm volatile("" : "+r"(x)); }
+template <typename P> static __device__ __forceinline__ void lg_pin_one(P *&x) { asm volatile("" : "+l"(x)); }
+template <typename... X> static __device__ __forceinline__ void lg_pin(X &...x) { (lg_pin_one(x), ...); }
 /* The larger one; no number if one is none. */
 static __device__ __forceinline__ float lg_max_nan(float a, float b) {
     float c;
