@@ -898,7 +898,7 @@ int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_he
     return dec_partial_bytes(e, g->head_dim) + n_seq * g->n_head_kv * chunks * 8;
 }
 
-static int64_t dec_clamp(int64_t x) { return x < 0 ? 0 : x < INT32_MAX ? x : INT32_MAX; }
+static int32_t dec_clamp(int64_t x) { return x < 0 ? 0 : x < INT32_MAX ? (int32_t)x : INT32_MAX; }
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     dec_args d = {};
     if (a->n_seq < 1) return;
@@ -922,10 +922,10 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
         d.set_idx = a->sets.idx; d.set_n = a->sets.n; d.set_cap = a->sets.cap;
         d.n_set = a->sets.n_slot;
         while ((1 << d.block_shift) < a->sets.block) d.block_shift++;
-        d.sinks = (int32_t)dec_clamp(a->select.sinks);
-        d.recents = (int32_t)dec_clamp(a->select.recents);
+        d.sinks = dec_clamp(a->select.sinks);
+        d.recents = dec_clamp(a->select.recents);
         d.score = a->score;
-        d.least = a->spread.slot ? (int32_t)dec_clamp(a->spread.least) : -1;
+        d.least = a->spread.slot ? dec_clamp(a->spread.least) : -1;
         d.roles_in = a->read_host && a->make_host && d.n_kv <= DEC_ROLES;
         for (int32_t h = 0; d.roles_in && h < d.n_kv; h++) {
             d.role_read[h] = (int16_t)a->read_host[h];

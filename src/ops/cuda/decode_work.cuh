@@ -54,7 +54,6 @@ typedef struct dec_args {
 } dec_args;
 
 static __device__ __forceinline__ int64_t dec_min(int64_t a, int64_t b) { return a < b ? a : b; }
-static __device__ __forceinline__ int64_t dec_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 typedef struct dec_seg {
     int32_t begin, end;       /* units: its place in the list */

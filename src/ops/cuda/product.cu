@@ -16,7 +16,7 @@ static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 static bool row_major(lg_dtype t) { return t == LG_DTYPE_F32 || t == LG_DTYPE_F16 || t == LG_DTYPE_BF16; }
 static int x_stride(int n_chunk) { return n_chunk * LG_CHUNK + X_PAD; } /* elements; the pad keeps 8 rows on different banks */
 
-/* f(std::integral_constant-like tag) for the format of a weight. */
+/* X(dtype) for every format of a weight. */
 #define EACH_FORMAT(X) X(LG_DTYPE_F32) X(LG_DTYPE_F16) X(LG_DTYPE_BF16) LG_EACH_QUANT(X)
 
 /* ---- errors, memory, staging ------------------------------------------------------------------------ */
