@@ -56,7 +56,7 @@ static void ways_add(way_count *w) {
 }
 /* Prints the counts; returns how many ways too few cases went. */
 static int ways_show(const way_count *w, int least) {
-    static const struct { const char *name; int way; } ways[] = { { "few segments", LG_WAY_FEW }, { "few of known size", LG_WAY_SIZED }, { "many segments", LG_WAY_MANY },
+    static const struct { const char *name; int way; } ways[] = { { "few segments", LG_WAY_FEW }, { "few of known size", LG_WAY_SIZED }, { "sets counted as made", LG_WAY_COUNTS }, { "raw heads", LG_WAY_RAW }, { "many segments", LG_WAY_MANY },
         { "a second segment in a block", LG_WAY_FOLLOW }, { "no merge", LG_WAY_WHOLE }, { "merge by one block", LG_WAY_ALONE }, { "merge by helpers", LG_WAY_HELPERS },
         { "merge in groups of threads", LG_WAY_GROUPS }, { "merge in several rounds", LG_WAY_ROUNDS }, { "merge with a late first", LG_WAY_LATE },
         { "selection by sample", LG_WAY_SAMPLE }, { "sample that failed", LG_WAY_RESAMPLE }, { "digits at once", LG_WAY_DIGITS } };
@@ -72,20 +72,44 @@ static int ways_show(const way_count *w, int least) {
     }
     return missed;
 }
-/* What the op before attention does: lets its dependents start, and some time later writes queries and newest rows. */
-typedef struct late_rows { uint8_t *q, *k, *v; const uint8_t *q0, *k0, *v0; const int64_t *at; int64_t nq, rb, n_row; bool poison; } late_rows;
-static __global__ void late_write(const late_rows r) {
-    lg_dec_wait();
-    lg_dec_go();
+/* What the ops before attention do: let their dependents start, and some time later write queries and newest rows (or raw heads), and as much later (or earlier)
+ * sets, which they count. */
+typedef struct late_rows {
+    uint8_t *q, *k, *v; const uint8_t *q0, *k0, *v0; const int64_t *at; int64_t nq, rb, n_row;
+    int32_t *idx; const int32_t *idx0; int64_t n_idx; uint32_t *count; float *raw; const float *raw0; int64_t n_raw; bool poison, sets_first;
+} late_rows;
+enum { LATE_BLOCKS = 8 };
+static __device__ void late_sets(const late_rows &r) {
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < r.n_idx; i += (int64_t)gridDim.x * blockDim.x) r.idx[i] = r.poison ? 0 : r.idx0[i];
+    if (r.poison) return;
+    __syncthreads();
+    if (threadIdx.x == 0) lg_arrive(r.count);
+}
+static __device__ void late_while(const late_rows &r) {
 #ifndef LG_CUDA_EMU
     for (int i = 0; i < 40 && !r.poison; i++) __nanosleep(1000);
 #endif
+}
+static __global__ void late_write(const late_rows r) {
+    lg_dec_wait();
+    lg_dec_go();
+    if (r.poison && blockIdx.x == 0 && threadIdx.x < 2) r.count[threadIdx.x] = 0; /* (of sets read, of sets made) */
+    late_while(r);
+    if (r.sets_first) {
+        late_sets(r);
+        late_while(r);
+    }
     const int64_t i0 = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t i = i0; i < r.nq; i += step) r.q[i] = r.poison ? 0xff : r.q0[i];
-    for (int64_t i = i0; i < r.n_row * r.rb; i += step) {
+    for (int64_t i = i0; i < r.n_raw; i += step) r.raw[i] = r.poison ? __uint_as_float(LG_CUDA_ABSENT) : r.raw0[i];
+    for (int64_t i = i0; i < r.nq && (r.poison || !r.n_raw); i += step) r.q[i] = r.poison ? 0xff : r.q0[i];
+    for (int64_t i = i0; i < r.n_row * r.rb && (r.poison || !r.n_raw); i += step) {
         const int64_t at = r.at[i / r.rb] + i % r.rb;
         r.k[at] = r.poison ? 0xff : r.k0[at];
         r.v[at] = r.poison ? 0xff : r.v0[at];
+    }
+    if (!r.sets_first) {
+        late_while(r);
+        late_sets(r);
     }
 }
 
@@ -248,19 +272,71 @@ static bool run(const test_case *c, lg_cuda_env e) {
         newest[i] = (((int64_t)seqs[i / c->n_kv].page[t / LG_PAGE] * c->n_kv + i % c->n_kv) * LG_PAGE + t % LG_PAGE) * rb;
     }
     late_rows late = { (uint8_t *)(void *)a.q, a.kv.k, a.kv.v, (uint8_t *)up(q, nq * 4), (uint8_t *)up(k, bytes), (uint8_t *)up(v, bytes), (int64_t *)up(newest, sizeof newest), nq * 4,
-                       rb, c->n_seq * c->n_kv, false };
+                       rb, c->n_seq * c->n_kv, a.sets.idx, (int32_t *)up(idx, (n_set * cap + 1) * 4), c->hybrid ? n_set * cap : 0, (uint32_t *)room(16), NULL, NULL, 0, false, false };
+    a.early = true;
+    const int64_t n_raw = (n_head + 2 * c->n_kv) * c->hd, n_clear = 4 + 4 * below(700);
+    float *const raw = lg_cuda_decode_raw(&e, &a) ? (float *)lg_base_calloc(n_raw + c->hd, 4) : NULL, *bias = (float *)lg_base_calloc(n_raw, 4);
+    lg_cuda_raw heads = {};
+    if (raw) { /* what becomes these queries and rows: turned by quarters, so that nothing is rounded */
+        float *cs = raw + n_raw, *sn = cs + c->hd / 2;
+        const bool with_bias = below(2), interleaved = below(2);
+        for (int d = 0; d < c->hd / 2; d++) {
+            const int64_t turn = below(4);
+            cs[d] = (float)(turn == 0) - (float)(turn == 2);
+            sn[d] = (float)(turn == 1) - (float)(turn == 3);
+        }
+        memcpy(raw, q, (size_t)nq * 4);
+        for (int h = 0; h < c->n_kv; h++) {
+            lg_ops_kv_load(&g, raw + nq + h * c->hd, k + newest[h]);
+            lg_ops_kv_load(&g, raw + nq + (c->n_kv + h) * c->hd, v + newest[h]);
+        }
+        for (int64_t h = 0; h < n_head + c->n_kv; h++)
+            for (int d = 0; d < c->hd / 2; d++) {
+                float *x = raw + h * c->hd + (interleaved ? 2 * d : d), *y = x + (interleaved ? 1 : c->hd / 2);
+                const float x0 = *x, y0 = *y;
+                *x = x0 * cs[d] + y0 * sn[d];
+                *y = y0 * cs[d] - x0 * sn[d];
+            }
+        for (int64_t i = 0; i < n_raw && with_bias; i++) {
+            bias[i] = -raw[i];
+            raw[i] *= 2;
+        }
+        const float *dev = (float *)up(raw, (n_raw + c->hd) * 4), *b = with_bias ? (float *)up(bias, n_raw * 4) : NULL;
+        late.raw = (float *)room(n_raw * 4);
+        late.raw0 = dev;
+        heads = lg_cuda_raw{ late.raw, late.raw + nq, late.raw + nq + c->n_kv * c->hd, b, b ? b + nq : NULL, b ? b + nq + c->n_kv * c->hd : NULL, dev + n_raw, dev + n_raw + c->hd / 2,
+                             (float *)up(bias, n_clear < n_raw ? n_clear * 4 : n_raw * 4), (int32_t)(n_clear < n_raw ? n_clear : n_raw), interleaved };
+    }
     for (int r = 0; r < 3; r++) { /* a replay gives the same bits, also where queries and newest rows are written at the last moment */
         CUDA(cudaMemset(a.out, 0xff, (size_t)nq * 4));
         a.early = r > 0;
+        late.sets_first = r == 2;
+        late.n_raw = raw && r > 0 ? n_raw : 0;
+        a.raw = heads;
+        if (!late.n_raw) a.raw.q = NULL;
         late.poison = true;
-        LG_LAUNCH(late_write, 8, 128, 0, e.stream, late);
+        LG_LAUNCH(late_write, LATE_BLOCKS, 128, 0, e.stream, late);
         late.poison = false;
-        LG_LAUNCH(late_write, 8, 128, 0, e.stream, late);
+        LG_LAUNCH(late_write, LATE_BLOCKS, 128, 0, e.stream, late);
+        a.made = lg_cuda_count{ late.count, LATE_BLOCKS };
         lg_cuda_decode_attend(&e, &a);
         done();
         down(again, a.out, nq * 4);
         if (memcmp(got, again, (size_t)nq * 4)) good = false;
+        for (int i = 0; late.n_raw && i < 2 * c->n_kv; i++) { /* the newest rows, and what is made absent */
+            uint8_t mine[1024];
+            float want_row[256];
+            down(mine, (i % 2 ? a.kv.v : a.kv.k) + newest[i / 2], rb);
+            lg_ops_kv_load(&g, row, mine);
+            lg_ops_kv_load(&g, want_row, (i % 2 ? v : k) + newest[i / 2]);
+            for (int d = 0; d < c->hd; d++) good = good && row[d] == want_row[d];
+        }
+        if (late.n_raw) {
+            down(bias, heads.clear, heads.n_clear * 4);
+            for (int i = 0; i < heads.n_clear; i++) good = good && ((uint32_t *)(void *)bias)[i] == LG_CUDA_ABSENT;
+        }
     }
+    a.raw.q = NULL;
     const bool same = good;
     /* specification */
     lg_op_attend_hybrid b = { want, q, { k, v }, g, seqs, c->n_seq, c->budget, c->dense, c->read, c->make, { idx, cnt, cap, c->n_slot, c->block, words }, c->select, (int32_t)n_head, scale, a.spread };
@@ -293,8 +369,12 @@ static bool run(const test_case *c, lg_cuda_env e) {
               *positions = (float *)lg_base_calloc(max_len, 4);
         int32_t *wi = (int32_t *)lg_base_calloc(max_len, 4), *ids = (int32_t *)lg_base_calloc(cap, 4);
         uint8_t *sel = (uint8_t *)room(lg_cuda_select_scratch(&e, c->n_seq, SLOTS, max_len));
-        for (int r = 0; r < 2; r++) lg_cuda_decode_select(&e, &a, NULL, sel);
+        uint32_t n_made = 0, n_said = 0;
+        a.making = late.count + 1;
+        for (int r = 0; r < 2; r++) n_said += lg_cuda_decode_select(&e, &a, NULL, sel);
         done();
+        down(&n_made, a.making, sizeof n_made);
+        bad_sets += n_made != n_said;
         down(score, a.score, c->n_seq * c->n_kv * max_len * 4);
         down(idx_got, a.sets.idx, (n_set * cap + 1) * 4);
         down(cnt_got, a.sets.n, (n_set + 1) * 4);
@@ -354,6 +434,12 @@ static bool run(const test_case *c, lg_cuda_env e) {
     }
     CUDA(cudaFree(e.scratch)); CUDA(cudaFree(a.out)); CUDA(cudaFree((void *)a.q)); CUDA(cudaFree(a.kv.k)); CUDA(cudaFree(a.kv.v)); CUDA(cudaFree((void *)a.seqs));
     CUDA(cudaFree((void *)late.q0)); CUDA(cudaFree((void *)late.k0)); CUDA(cudaFree((void *)late.v0)); CUDA(cudaFree((void *)late.at));
+    CUDA(cudaFree((void *)late.idx0)); CUDA(cudaFree(late.count));
+    if (raw) {
+        CUDA(cudaFree(late.raw)); CUDA(cudaFree((void *)late.raw0)); CUDA(cudaFree(heads.clear));
+        if (heads.bq) CUDA(cudaFree((void *)heads.bq));
+    }
+    lg_base_free(raw); lg_base_free(bias);
     CUDA(cudaFree(a.score)); CUDA(cudaFree(a.sets.idx)); CUDA(cudaFree(a.sets.n)); CUDA(cudaFree(dpage));
     if (c->hybrid) {
         CUDA(cudaFree((void *)a.read)); CUDA(cudaFree((void *)a.make)); CUDA(cudaFree((void *)a.budget)); CUDA(cudaFree((void *)a.dense));
@@ -384,10 +470,16 @@ static test_case draw(int64_t longest, int32_t long_kv) {
         c.group = 1 + (c.group - 1) % 8;
     }
     c.block = blocks[below(5)];
-    c.hybrid = below(3) != 0;
+    const bool reads = long_kv && below(2); /* a set of known size, by the last head */
+    if (reads) { /* as kernels that take raw heads have them */
+        c.hd = 64 << below(3);
+        c.compute = LG_COMPUTE_AUTO;
+        if (c.dtype == LG_DTYPE_F32) c.dtype = LG_DTYPE_BF16;
+    }
+    c.hybrid = reads || below(3) != 0;
     c.whole = below(3) == 0;
-    c.roles_on_device = below(4) == 0;
-    c.select.rule = (lg_rule)below(4);
+    c.roles_on_device = below(4) == 0 && !reads;
+    c.select.rule = reads ? (below(2) ? LG_RULE_TOPK : LG_RULE_RATIO) : (lg_rule)below(4);
     c.select.scale = 1.0f / sqrtf((float)c.hd) * (c.whole ? 0.2f : 1.0f);
     c.select.sinks = below(3) ? below(40) : 0;
     c.select.recents = below(3) ? below(80) : 0;
@@ -396,23 +488,24 @@ static test_case draw(int64_t longest, int32_t long_kv) {
         const int64_t top = below(4) && !long_kv ? 200 : longest;
         c.len[s] = long_kv ? longest - below(longest / 3) : 1 + below(top);
         c.budget[s] = c.select.sinks + c.select.recents + below(c.len[s] + 1) * (int64_t)(below(3) != 0);
-        c.dense[s] = below(6) == 0;
+        c.dense[s] = below(6) == 0 && !reads;
     }
     int32_t makes = 0;
     c.spread = c.hybrid && !c.roles_on_device && c.select.rule == LG_RULE_TOPK && below(3);
     for (int h = 0; h < c.n_kv; h++) {
-        c.make[h] = c.hybrid && below(2) ? makes : -1;
+        c.make[h] = c.hybrid && below(2) && !(reads && h == c.n_kv - 1) ? makes : -1;
         c.n_make[h] = c.make[h] < 0 ? 0 : c.spread ? 1 + (int32_t)below(3) : 1;
         makes += c.n_make[h];
         c.window[h] = (int32_t)below(3 * LG_SHARE_ONE);
     }
-    c.sized = c.hybrid && (c.select.rule == LG_RULE_TOPK || c.select.rule == LG_RULE_RATIO) && below(3);
+    c.sized = c.hybrid && (c.select.rule == LG_RULE_TOPK || c.select.rule == LG_RULE_RATIO) && (reads || below(3));
     for (int j = 0; j < SLOTS; j++) c.slot[j] = below(4) ? (int32_t)below(3 * LG_SHARE_ONE) : 0;
-    c.n_slot = makes + (int32_t)below(3);
+    c.n_slot = makes + (int32_t)below(3) + reads;
     for (int h = 0; h < c.n_kv; h++) {
         c.read[h] = LG_HEAD_DENSE;
-        if (!c.hybrid || c.make[h] >= 0 || below(3) == 0) continue;
-        c.read[h] = c.n_slot > makes && below(2) ? makes + (int32_t)below(c.n_slot - makes) : LG_HEAD_WINDOW;
+        const bool must = reads && h == c.n_kv - 1;
+        if (!c.hybrid || c.make[h] >= 0 || (below(3) == 0 && !must)) continue;
+        c.read[h] = c.n_slot > makes && (below(2) || must) ? makes + (int32_t)below(c.n_slot - makes) : LG_HEAD_WINDOW;
     }
     if (c.hybrid && (c.select.rule == LG_RULE_TOPK || c.select.rule == LG_RULE_RATIO)) {
         for (int s = 0; s < c.n_seq; s++) c.kept[s] = below(2) != 0;

@@ -67,6 +67,8 @@ template <class F> static inline void emu_start(dim3 g, dim3 b, size_t smem, F f
 #define LG_SPIN() emu_yield()
 static inline uint32_t lg_arrive(uint32_t *at) { return (*at)++; }
 static inline uint32_t lg_look(const uint32_t *at) { return *at; }
+static inline void lg_bulk_sees() {}
+static inline uint32_t lg_look_at(const float *at) { uint32_t x; memcpy(&x, at, 4); return x; }
 static inline void lg_dec_wait() {}
 static inline void lg_dec_go() {}
 
@@ -101,6 +103,10 @@ static inline unsigned __match_any_sync(unsigned, unsigned x) {
     return r;
 }
 static inline float __fdividef(float a, float b) { return a / b; }
+static inline float __fdiv_rn(float a, float b) { return a / b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a > b ? a : b; }
 template <class T> static inline T __ldcg(const T *p) { return *p; }
 template <class T> static inline T atomicAdd(T *p, T x) { T o = *p; *p = o + x; return o; }
 template <class T> static inline T atomicMax(T *p, T x) { T o = *p; if (x > o) *p = x; return o; }

@@ -36,9 +36,7 @@ template <typename... X> static inline void lg_pin(X &...) {}
 static inline float lg_max_nan(float a, float b) { return a != a || b != b ? NAN : a > b ? a : b; }
 #define __expf expf /* (the C library has one of that name, not to be linked with) */
 static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
-static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __int_as_float(int x) { return __uint_as_float((unsigned)x); }
 static inline int __float_as_int(float x) { return (int)__float_as_uint(x); }
-static inline int min(int a, int b) { return a < b ? a : b; }
 #endif

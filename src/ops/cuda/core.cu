@@ -38,6 +38,9 @@ typedef struct task {
     int64_t len;                /* observe: of the sequence */
     bool decode;                /* attend: row s is the last of sequence s */
     bool sized;                 /* hybrid: lg_cuda_decode.sized */
+    int16_t reads;              /* hybrid, sized: the last op of the list that makes a set it reads, -1: none */
+    uint32_t *counts;           /* hybrid: lg_cuda_decode.making */
+    uint32_t n_making;          /* hybrid, when run: what its selection adds to that */
     bool early;                 /* attend: the op before wrote the sequences' newest rows alone (lg_cuda_decode.early) */
     bool top_k, top_p;          /* sample: some row has that limit */
     uint8_t *out;               /* argmax, sample, fetch: place in the pinned block of results */
@@ -91,6 +94,11 @@ struct lg_ops_ctx {
     int64_t key_bytes;
     uint64_t clock;
     bool side_busy;
+    int half;                  /* of `score`: an op writes one while selection may still read what the op before it wrote */
+    float *raw;                /* two buffers of lg_cuda_raw, which ops take in turn; between lists all absent */
+    int64_t raw_bytes;         /* of both */
+    int raw_turn, raw_used;    /* 1 + the one to be made absent again, or 0 */
+    lg_cuda_raw raw_now;       /* what the attention that comes next takes; q NULL: nothing */
 };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -163,7 +171,7 @@ static void cuda_close(lg_ops_ctx *c) {
         cudaFreeHost(c->chunk_pin[i]);
     }
     void *dev[] = { c->dev, c->select, c->score, c->kv_rows, c->argmax_part, c->env.scratch, c->work.x, c->work.sums, c->work.y0, c->work.y1,
-                    c->work.ready, c->work.wide, c->work.lora };
+                    c->work.ready, c->work.wide, c->work.lora, c->raw };
     for (size_t i = 0; i < sizeof dev / sizeof *dev; i++)
         if (dev[i]) cudaFree(dev[i]);
     if (c->pin) cudaFreeHost(c->pin);
@@ -530,13 +538,14 @@ static bool wrote_newest(const task *b, const lg_kv_layer *kv, const lg_kv_seq *
 }
 
 /* Whether op a reads only sets that ops of this list make (maker[slot], -1: none), by the same rule and from the same lengths and budgets: their
- * sizes follow from these. Then notes the sets it makes. */
+ * sizes follow from these; last: the last of those ops. Then notes the sets it makes. */
 enum { MAKERS = 1024 };
 static_assert(MAX_OPS <= INT16_MAX, "an op's place in int16");
-static bool sets_sized(const task *tasks, int i, int16_t *maker) {
+static bool sets_sized(const task *tasks, int i, int16_t *maker, int16_t *last) {
     const lg_op_attend_hybrid *a = &tasks[i].u.hybrid;
     if (a->sets.n_slot > MAKERS) return false;
     bool known = a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO;
+    *last = -1;
     for (int h = 0; known && h < a->geom.n_head_kv; h++) {
         const int32_t slot = a->read[h];
         if (slot < 0) continue;
@@ -545,12 +554,15 @@ static bool sets_sized(const task *tasks, int i, int16_t *maker) {
                 m->n_seq == a->n_seq && m->budget == a->budget && m->dense == a->dense && m->select.rule == a->select.rule && m->select.sinks == a->select.sinks &&
                 m->select.recents == a->select.recents && !m->spread.slot == !a->spread.slot &&
                 (!a->spread.slot || (m->spread.least == a->spread.least && m->spread.slot[slot] == a->spread.slot[slot]));
+        if (known && maker[slot] > *last) *last = maker[slot];
     }
     for (int h = 0; h < a->geom.n_head_kv; h++)
         for (int32_t j = 0; a->make[h] >= 0 && j < lg_ops_n_make(&a->spread, h); j++) maker[a->make[h] + j] = (int16_t)i;
     for (int32_t j = 0; j < a->spread.n_latest; j++) maker[a->spread.latest + j] = (int16_t)i;
     return known;
 }
+
+static const uint32_t zero_counts[MAX_OPS][1] = { { 0 } }; /* host array of task.counts */
 
 /* One pass over the list: host pointers become offsets in the staged block (c->dev is its base), results get their place. Run twice:
  * once to size the block (dry), once with its final address. Returns whether the list can be a graph. */
@@ -565,7 +577,7 @@ static bool resolve(lg_ops_ctx *c, bool dry) {
         task copy, *t = &c->tasks[i];
         if (dry) {
             if (t->k == K_ATTEND) t->early = i > 0 && wrote_newest(t - 1, &t->u.attend.kv, t->u.attend.seqs, t->u.attend.n_seq);
-            if (t->k == K_HYBRID) t->sized = sets_sized(c->tasks, i, maker);
+            if (t->k == K_HYBRID) t->sized = sets_sized(c->tasks, i, maker, &t->reads);
             if (t->k == K_HYBRID) t->early = i > 0 && wrote_newest(t - 1, &t->u.hybrid.kv, t->u.hybrid.seqs, t->u.hybrid.n_seq);
             memcpy(&copy, t, sizeof copy);
             t = &copy;
@@ -615,6 +627,8 @@ static bool resolve(lg_ops_ctx *c, bool dry) {
             point(c, &a->budget, n_tok);
             point(c, &a->dense, n_tok);
             a->seqs = (const lg_kv_seq *)point_seqs(c, a->seqs, n_tok);
+            t->counts = (uint32_t *)zero_counts[i];
+            point(c, &t->counts, 1);
             break;
         }
         case K_OBSERVE: {
@@ -660,28 +674,7 @@ template <typename W> static __global__ void k_stage(W *dst, const W *src, int n
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += gridDim.x * blockDim.x) dst[i] = src[i];
 }
 
-/* A row into the cache by a warp, rounded as lg_ops_kv_store does. v[i]: element lane + 32*i. */
-template <int E> static __device__ void store_row(uint8_t *to, const lg_kv_geom &g, const float *v, int lane) {
-    const int d = g.head_dim;
-#pragma unroll
-    for (int i = 0; i < E; i++) {
-        const int at = i * 32 + lane;
-        if (g.dtype == LG_DTYPE_KV8) { /* a group of 32 is one i; lanes past the row hold 0 */
-            float top = at < d ? fabsf(v[i]) : 0.0f;
-#pragma unroll
-            for (int m = 16; m; m >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, m));
-            const float s = __fdiv_rn(top, 127.0f), is = s != 0.0f ? __fdiv_rn(1.0f, s) : 0.0f;
-            if (at < d) ((int8_t *)to)[at] = (int8_t)max(-127, min(127, __float2int_rn(__fmul_rn(v[i], is))));
-            if (lane == 0 && at < d) ((__half *)(to + d))[i] = __float2half_rn(s);
-        } else if (at < d) {
-            if (g.dtype == LG_DTYPE_F32) ((float *)to)[at] = v[i];
-            else if (g.dtype == LG_DTYPE_F16) ((__half *)to)[at] = __float2half_rn(v[i]);
-            else ((__nv_bfloat16 *)to)[at] = __float2bfloat16_rn(v[i]);
-        }
-    }
-}
-
-/* Cosines and sines of a token for the elements of a lane, as in store_row. */
+/* Cosines and sines of a token for the elements of a lane, as in lg_kv_put_row. */
 template <int E> struct angles {
     float c[E], s[E];
     __device__ void load(const float *cs, const float *sn, int d, bool interleaved, int lane) {
@@ -767,7 +760,7 @@ template <int E> static __global__ void __launch_bounds__(128) k_finish(const __
             if (i * 32 + lane < d) a.q[(t * a.n_head + h) * d + i * 32 + lane] = v[i];
         return;
     }
-    store_row<E>((is_k ? a.kv.k : a.kv.v) + row * a.g.row_bytes, a.g, v, lane);
+    lg_kv_put_row<E>((is_k ? a.kv.k : a.kv.v) + row * a.g.row_bytes, a.g, v, lane);
 }
 
 typedef struct write_args {
@@ -806,8 +799,8 @@ template <int E> static __global__ void __launch_bounds__(128) k_write(const __g
         turn.load(a.cs + t * (d / 2), a.sn + t * (d / 2), d, a.interleaved, lane);
         rotate<E>(k, rows + (threadIdx.x >> 5) * E * 32, turn, d, a.interleaved, lane);
     }
-    store_row<E>(a.kv.k + to, a.g, k, lane);
-    store_row<E>(a.kv.v + to, a.g, v, lane);
+    lg_kv_put_row<E>(a.kv.k + to, a.g, k, lane);
+    lg_kv_put_row<E>(a.kv.v + to, a.g, v, lane);
 }
 
 /* Larger values first, then lower indexes: one 64-bit maximum. */
@@ -868,7 +861,7 @@ template <int E> static __global__ void k_random(lg_kv_layer kv, lg_kv_geom g, c
                 const uint64_t u = mix(seed ^ mix((uint64_t)(r * 2 + which) * 1024 + (uint64_t)(i * 32 + lane)));
                 v[i] = i * 32 + lane < g.head_dim ? ((float)(u & 0xffff) - 32767.5f) * (1.0f / 18918.0f) : 0.0f;
             }
-            store_row<E>((which ? kv.v : kv.k) + to, g, v, lane);
+            lg_kv_put_row<E>((which ? kv.v : kv.k) + to, g, v, lane);
         }
     }
 }
@@ -904,9 +897,45 @@ template <typename A> static void launch_heads(lg_ops_ctx *c, void (*f)(A), cons
     if (a.n_item > 0) lg_cuda_launch(f, dim3(blocks_of(a.n_item, 4)), dim3(128), (size_t)(4 * e * 32 * 4), c->stream, true, a);
 }
 
-static void run_qkv(lg_ops_ctx *c, const lg_op_qkv *a) {
+template <typename O> static lg_cuda_decode decode_of(const lg_ops_ctx *c, const task *t, const O *a);
+static lg_cuda_decode hybrid_of(const lg_ops_ctx *c, const task *t);
+/* Whether the attention behind qkv op t takes its heads raw: it alone reads them, and one product of one row writes each number once. */
+static bool leaves_raw(const lg_ops_ctx *c, const task *t) {
+    const lg_op_qkv *a = &t->u.qkv;
+    const task *next = t + 1, *end = c->tasks + c->n_task;
+    if (!lg_cuda_pdl || a->n_tok != 1 || a->q_norm || a->k_norm || a->k_raw || a->v_raw || next == end) return false;
+    const lg_weight *w[3] = { a->wq, a->wk, a->wv };
+    for (int i = 0; i < 3; i++)
+        if (t->lora[i].rank || w[i]->dtype != w[0]->dtype || !lg_cuda_streams(&c->env, w[i])) return false;
+    for (const task *o = c->tasks; o < end; o++) {
+        if (o->k == K_OBSERVE) return false;
+        if (o->k == K_FETCH && (const float *)o->u.fetch.src < a->q + w[0]->n_out && (const float *)o->u.fetch.src + o->u.fetch.bytes / 4 > a->q) return false;
+        if (o > next && o[-1].k != K_QKV && ((o->k == K_ATTEND && o->u.attend.q == a->q) || (o->k == K_HYBRID && o->u.hybrid.q == a->q))) return false;
+    }
+    if (next->k == K_ATTEND && next->decode && next->u.attend.q == a->q) {
+        const lg_cuda_decode d = decode_of(c, next, &next->u.attend);
+        return lg_cuda_decode_raw(&c->env, &d);
+    }
+    if (next->k != K_HYBRID || next->u.hybrid.q != a->q) return false;
+    const lg_cuda_decode d = hybrid_of(c, next);
+    return lg_cuda_decode_raw(&c->env, &d);
+}
+
+static void run_qkv(lg_ops_ctx *c, const task *t) {
+    const lg_op_qkv *a = &t->u.qkv;
     const int64_t d = a->geom.head_dim, nkv = a->geom.n_head_kv * d;
     float *k = c->kv_rows, *v = k + a->n_tok * nkv;
+    if (leaves_raw(c, t)) {
+        const int64_t size = c->raw_bytes / 8; /* floats of one */
+        float *q = c->raw + c->raw_turn * size;
+        const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, 1 };
+        const lg_cuda_out out[3] = { { a->wq, q, NULL, NULL }, { a->wk, q + a->n_head * d, NULL, NULL }, { a->wv, q + a->n_head * d + nkv, NULL, NULL } };
+        lg_cuda_product(&c->env, &c->work, &in, out, 3, false);
+        c->raw_now = lg_cuda_raw{ q, out[1].y, out[2].y, a->bq, a->bk, a->bv, a->rope_cos, a->rope_sin, c->raw + (c->raw_used - 1) * size, c->raw_used ? (int32_t)size : 0, a->rope_interleaved };
+        c->raw_used = c->raw_turn + 1;
+        c->raw_turn ^= 1;
+        return;
+    }
     const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, a->n_tok };
     const lg_cuda_out out[3] = { { a->wq, a->q, a->lora_q, NULL }, { a->wk, k, a->lora_k, NULL }, { a->wv, v, a->lora_v, NULL } };
     lg_cuda_product(&c->env, &c->work, &in, out, 3, false);
@@ -951,9 +980,8 @@ template <typename O> static lg_cuda_decode decode_of(const lg_ops_ctx *c, const
     return d;
 }
 
-static void run_hybrid(lg_ops_ctx *c, const task *t) {
+static lg_cuda_decode hybrid_of(const lg_ops_ctx *c, const task *t) {
     const lg_op_attend_hybrid *a = &t->u.hybrid;
-    bool makes = a->spread.n_latest > 0;
     lg_cuda_decode d = decode_of(c, t, a);
     d.read = a->read;
     d.make = a->make;
@@ -964,18 +992,29 @@ static void run_hybrid(lg_ops_ctx *c, const task *t) {
     d.read_host = t->read_host;
     d.make_host = t->make_host;
     d.spread = a->spread; /* stays on the host */
-    d.score = c->score;
+    d.score = c->score + c->half * (c->score_bytes / 8);
+    d.making = t->counts;
+    if (t->reads >= 0) d.made = lg_cuda_count{ c->tasks[t->reads].counts, c->tasks[t->reads].n_making };
+    return d;
+}
+
+static void run_hybrid(lg_ops_ctx *c, task *t) {
+    const lg_op_attend_hybrid *a = &t->u.hybrid;
+    bool makes = a->spread.n_latest > 0;
+    lg_cuda_decode d = hybrid_of(c, t);
+    d.raw = c->raw_now;
     for (int h = 0; h < a->geom.n_head_kv; h++) makes = makes || t->make_host[h] >= 0;
     join_side(c); /* sets and scores of the layer before */
     lg_cuda_decode_attend(&c->env, &d);
     if (!makes) return;
+    c->half ^= 1;
     if (!c->use_side) {
-        lg_cuda_decode_select(&c->env, &d, c->stream, c->select);
+        t->n_making = lg_cuda_decode_select(&c->env, &d, c->stream, c->select);
         return;
     }
     stick(c, cudaEventRecord(c->fork, c->stream), "attend_hybrid");
     stick(c, cudaStreamWaitEvent(c->side, c->fork, 0), "attend_hybrid");
-    lg_cuda_decode_select(&c->env, &d, c->side, c->select);
+    t->n_making = lg_cuda_decode_select(&c->env, &d, c->side, c->select);
     stick(c, cudaEventRecord(c->join, c->side), "attend_hybrid");
     c->side_busy = true;
 }
@@ -984,7 +1023,8 @@ static void run_attend(lg_ops_ctx *c, const task *t) {
     const lg_op_attend *a = &t->u.attend;
     if (a->n_tok < 1) return;
     if (t->decode) {
-        const lg_cuda_decode d = decode_of(c, t, a);
+        lg_cuda_decode d = decode_of(c, t, a);
+        d.raw = c->raw_now;
         lg_cuda_decode_attend(&c->env, &d);
         return;
     }
@@ -1033,13 +1073,17 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
             stick(c, cudaMemcpyAsync(c->dev, c->pin, (size_t)c->block_bytes, cudaMemcpyHostToDevice, c->stream), "staging");
     }
     c->work.left.of = NULL;
+    c->half = c->raw_turn = c->raw_used = 0;
     for (int i = 0; i < c->n_task && c->failed == LG_OK; i++) {
-        const task *t = &c->tasks[i];
+        task *t = &c->tasks[i];
         c->work.twin = c->work.left;
         c->work.left.of = NULL;
         switch (t->k) {
         case K_EMBED: lg_cuda_embed(&c->env, t->u.embed.x, t->u.embed.w, t->u.embed.ids, t->u.embed.n_tok); break;
-        case K_QKV: run_qkv(c, &t->u.qkv); break;
+        case K_QKV:
+            c->raw_now.q = NULL;
+            run_qkv(c, t);
+            break;
         case K_ATTEND: run_attend(c, t); break;
         case K_HYBRID: run_hybrid(c, t); break;
         case K_OBSERVE: lg_cuda_observe(&c->env, &t->u.observe, t->len); break;
@@ -1084,15 +1128,18 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
         if (e == cudaSuccess && *lg_cuda_blas_problem()) e = cudaErrorUnknown;
         if (e == cudaSuccess && c->each) e = cudaStreamSynchronize(c->stream);
         stick(c, e, kind_name[t->k]);
+        if (t->k != K_QKV) c->raw_now.q = NULL;
     }
     join_side(c);
+    if (c->failed != LG_OK && c->raw) cudaMemsetAsync(c->raw, 0xff, (size_t)c->raw_bytes, c->stream);
+    else if (c->raw_used) stick(c, cudaMemsetAsync(c->raw + (c->raw_used - 1) * (c->raw_bytes / 8), 0xff, (size_t)(c->raw_bytes / 2), c->stream), "qkv");
 }
 
 /* ---- scratch of a list ------------------------------------------------------------------------------ */
 static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
     lg_status st = LG_OK;
     lg_cuda_work n;
-    int64_t scratch = 0, kv = 0, select = 0, score = 0;
+    int64_t scratch = 0, kv = 0, select = 0, score = 0, raw = 0;
     const char *missing = NULL;
     memset(&n, 0, sizeof n);
     for (int i = 0; i < c->n_task; i++) {
@@ -1105,6 +1152,7 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
             w[0] = t->u.qkv.wq; w[1] = t->u.qkv.wk; w[2] = t->u.qkv.wv;
             n_tok = t->u.qkv.n_tok;
             kv = max64(kv, 2 * n_tok * t->u.qkv.geom.n_head_kv * t->u.qkv.geom.head_dim * 4);
+            if (n_tok == 1) raw = max64(raw, 2 * (t->u.qkv.n_head + 2 * t->u.qkv.geom.n_head_kv) * (int64_t)t->u.qkv.geom.head_dim * 4);
             if (t->u.qkv.geom.head_dim > 256) missing = "qkv: head size beyond 256";
             break;
         case K_PRODUCT: w[0] = t->u.product.w; n_tok = t->u.product.n_tok; break;
@@ -1133,7 +1181,7 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
             if (a->spread.n_latest && (a->select.rule == LG_RULE_TOPP || a->select.rule == LG_RULE_THRESHOLD)) missing = "attend_hybrid: latest sets by probability";
             if (makes) {
                 select = max64(select, lg_cuda_select_scratch(&c->env, a->n_seq, n_make, c->max_len));
-                score = max64(score, (int64_t)a->n_seq * a->geom.n_head_kv * c->max_len * 4);
+                score = max64(score, 2 * (int64_t)a->n_seq * a->geom.n_head_kv * c->max_len * 4);
             }
             break;
         }
@@ -1155,6 +1203,10 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
     LG_TRY(reserve_scratch(c, scratch, err));
     LG_TRY(grow(c, &c->kv_rows, &c->kv_bytes, kv, "K and V of a chunk", err));
     LG_TRY(grow(c, &c->select, &c->select_bytes, select, "the scratch of selection", err));
+    if (c->raw_bytes < raw) {
+        LG_TRY(grow(c, &c->raw, &c->raw_bytes, raw, "heads", err));
+        cudaMemsetAsync(c->raw, 0xff, (size_t)raw, c->stream);
+    }
     LG_TRY(grow(c, &c->score, &c->score_bytes, score, "scores", err));
     LG_TRY(grow(c, &c->work.x, &c->work.x_bytes, n.x_bytes, "product inputs", err));
     LG_TRY(grow(c, &c->work.sums, &c->work.sums_bytes, n.sums_bytes, "group sums", err));

@@ -23,6 +23,17 @@ typedef struct lg_cuda_env {
     uint8_t *scratch; int64_t scratch_bytes; /* for the launcher of one op; reused by the next op on the same stream */
 } lg_cuda_env;
 
+/* Heads of one token as the products leave them, where 32 bits are LG_CUDA_ABSENT until a number is there (no product leaves such a NaN): attention does what is left, so
+ * that no kernel stands between: biases (or NULL), rotation, K and V into the cache. clear: [n_clear] numbers, in fours, that it makes absent, of an op before. */
+typedef struct lg_cuda_raw {
+    const float *q, *k, *v, *bq, *bk, *bv, *cs, *sn; /* [n_head*head_dim], [n_head_kv*head_dim], cosines and sines [head_dim/2] */
+    float *clear; int32_t n_clear;
+    bool interleaved;
+} lg_cuda_raw;
+#define LG_CUDA_ABSENT 0xFFFFFFFFu
+/* A counter on the device: 0 when a step begins, n when what it stands for has been written. at NULL: none. */
+typedef struct lg_cuda_count { uint32_t *at; uint32_t n; } lg_cuda_count;
+
 /* ---- decode.cu: one row per sequence ----
  * q, out: [n_seq, n_head*head_dim] f32. Per (sequence, KV head) the work is its tokens; a fixed persistent grid cuts the sum of all
  * work into equal bytes in-kernel from device lengths (prefix sums), partial results merge by log-sum-exp.
@@ -42,11 +53,17 @@ typedef struct lg_cuda_decode {
     bool sized; /* hybrid: a set that is read holds what lg_cuda_span says, with the share of its slot in `spread`: the kernel need not wait to know how much */
     bool early; /* the op before it in the stream wrote q and the newest row of each sequence and nothing else read here, and its first kernel
                  * let dependents start only after its own wait: rows of old tokens may be read before the op ends */
+    /* raw.q given (only where lg_cuda_decode_raw says so): the kernels that this one comes behind, one that writes the raw heads and selection, may both still be at work
+     * when it starts, as long as all their blocks have started (a block that waits would otherwise keep one of them from starting). */
+    lg_cuda_raw raw;
+    lg_cuda_count made;                  /* then: the sets that are read have been made; at NULL: they were before */
+    uint32_t *making;                    /* selection: each block adds 1 when its part of the sets is written, or NULL */
     bool release; /* the kernel behind it takes a whole multiprocessor for a block: its blocks may start as those of this one leave (smaller
                    * ones would gather on the few that are free first) */
 } lg_cuda_decode;
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g); /* bytes of env.scratch */
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);
+bool lg_cuda_decode_raw(const lg_cuda_env *e, const lg_cuda_decode *a); /* whether it would take raw heads; a->raw is not looked at */
 enum { LG_CUDA_SPREAD = 128, LG_CUDA_SETS = 256 }; /* of a layer */
 /* lg_ops_share in a kernel; least -1: no shares. The second: of numbers that fit, for code that runs once and must be short. */
 static __device__ __forceinline__ int64_t lg_cuda_share(int64_t budget, int64_t least, int32_t share) {
@@ -76,9 +93,9 @@ template <typename I> static __device__ __forceinline__ lg_cuda_span_as<I> lg_cu
 }
 /* Picks the sets of all (sequence, head with make >= 0) of this layer from a->score, and (topk, ratio) the latest slots; enqueued on `stream`, which core.cu forks
  * from and joins to the step's stream so that selection runs beside the layer's products; it uses `scratch` of its own (about 7
- * bytes a token of max_len and 50 KB for each set). */
+ * bytes a token of max_len and 50 KB for each set). Its kernel lets dependents start when all its blocks have. Returns how many add to a->making. */
 int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_make, int64_t max_len); /* n_make: sets made from scores, or KV heads */
-void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch);
+uint32_t lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch);
 
 /* ---- prefill.cu: rows that extend their sequences (not captured: host data may shape the grid) ----
  * Runs of consecutive rows of one sequence; idx ascending inside a run, row t sees cache rows 0..idx[t] (idx need not be consecutive). */

@@ -22,6 +22,53 @@ static __device__ __forceinline__ const float *dec_query_row(const dec_args &a, 
     const int32_t last = dec_heads(a, g) - 1;
     return a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group + g.c * a.per_chunk + (col < last ? col : last)) * a.hd;
 }
+/* A number of dec_args.raw, when it is there. */
+static __device__ __forceinline__ float dec_arrived(const float *at) {
+    uint32_t x = lg_look_at(at);
+    while (x == LG_CUDA_ABSENT) {
+        LG_SPIN();
+        x = lg_look_at(at);
+    }
+    return __uint_as_float(x);
+}
+/* Raw heads (dec_args.raw): the segment's queries, ready, into `to` [group][HD]; newest: K and V of the token into the cache, by a warp each. Every thread of the block calls it. */
+template <int DT, int HD> static __device__ __forceinline__ void dec_heads_of(const dec_args &a, const dec_seg &g, bool newest, float *to) {
+    enum { E = HD / 32 };
+    const lg_cuda_raw &raw = a.raw;
+    const int32_t lane = (int32_t)threadIdx.x & 31, n_warp = (int32_t)blockDim.x >> 5;
+    for (int32_t i = (int32_t)threadIdx.x; i < a.group * (HD / 2); i += (int32_t)blockDim.x) { /* a pair */
+        const int32_t h = i / (HD / 2), k = i % (HD / 2), first = h * HD + (raw.interleaved ? 2 * k : k), second = first + (raw.interleaved ? 1 : HD / 2), all = g.h * a.group * HD;
+        const float c = raw.cs[k], s = raw.sn[k], b0 = raw.bq ? raw.bq[all + first] : 0.0f, b1 = raw.bq ? raw.bq[all + second] : 0.0f;
+        const float x = dec_arrived(raw.q + all + first) + b0, y = dec_arrived(raw.q + all + second) + b1;
+        to[first] = x * c - y * s;
+        to[second] = y * c + x * s;
+    }
+    for (int32_t which = (int32_t)threadIdx.x >> 5; newest && which < 2; which += n_warp) {
+        const float *from = (which ? raw.v : raw.k) + g.h * HD, *bias = which ? raw.bv : raw.bk;
+        const int32_t at = g.len - 1;
+        const int64_t row = ((int64_t)g.page[at / LG_PAGE] * a.n_kv + g.h) * LG_PAGE + at % LG_PAGE;
+        lg_kv_geom geom = {};
+        float v[E];
+        geom.dtype = (lg_dtype)DT;
+        geom.head_dim = HD;
+#pragma unroll
+        for (int32_t i = 0; i < E; i++) v[i] = dec_arrived(from + i * 32 + lane) + (bias ? bias[g.h * HD + i * 32 + lane] : 0.0f);
+        if (which == 0) {
+            float turned[E];
+#pragma unroll
+            for (int32_t i = 0; i < E; i++) {
+                const int32_t k = raw.interleaved ? (i * 32 + lane) >> 1 : i % (E / 2) * 32 + lane;
+                const float c = raw.cs[k], s = raw.sn[k], near = __shfl_xor_sync(0xffffffffu, v[i], 1), other = raw.interleaved ? near : v[(i + E / 2) % E];
+                turned[i] = (raw.interleaved ? lane & 1 : i >= E / 2) ? v[i] * c + other * s : v[i] * c - other * s;
+            }
+#pragma unroll
+            for (int32_t i = 0; i < E; i++) v[i] = turned[i];
+        }
+        lg_kv_put_row<E>((uint8_t *)(which ? a.v : a.k) + row * a.row_bytes, geom, v, lane);
+        lg_bulk_sees();
+    }
+    __syncthreads();
+}
 static __device__ __forceinline__ bool dec_has_mean(const dec_args &a, const dec_seg &g) { return a.n_chunk > 1 && g.score; }
 static __device__ __forceinline__ const float *dec_group_queries(const dec_args &a, const dec_seg &g) {
     return a.q + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group) * a.hd;
@@ -107,8 +154,9 @@ template <int DT, int HD> struct tc_numbers {
         const int32_t t = (int32_t)threadIdx.x & 3;
         return DT != LG_DTYPE_KV8 ? 8 * i + 2 * t : i < HD / 32 * 2 ? (i >> 1) * 32 + 8 * t + (i & 1) * 4 : (i >> 1) * 32 + 4 * t;
     }
-    __device__ __forceinline__ void load(const dec_args &a, const dec_seg &seg) {
-        const float *row = dec_query_row(a, seg, ((int32_t)threadIdx.x & 31) >> 2);
+    __device__ __forceinline__ void load(const dec_args &a, const dec_seg &seg, const float *heads) { /* heads: of dec_heads_of, or NULL */
+        const int32_t col = ((int32_t)threadIdx.x & 31) >> 2;
+        const float *row = heads ? heads + (col < a.group ? col : a.group - 1) * HD : dec_query_row(a, seg, col);
 #pragma unroll
         for (int32_t i = 0; i < N; i++) {
             if constexpr (PIECE == 4) {
@@ -536,8 +584,13 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
         dec_seg_load(feed.g, a, at.index, at.begin);
     }
     if (a.sized && feed.g->ids) { /* few segments: the block has no other */
-        lg_dec_wait();
-        waits = true;
+        if (!a.raw.q) {
+            lg_dec_wait();
+            waits = true;
+        } else if (a.made.at) {
+            LG_TOOK(LG_WAY_COUNTS);
+            dec_await(a.made);
+        }
     }
     dec_seg seg = dec_feed_begin<MATH::WHOLE>(&feed, a, at, warp, n_warp);
     int32_t ahead = 0, stage = 0;
@@ -545,9 +598,13 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
 #pragma unroll 1
     for (int32_t waited = waits; waited < 2; waited++) { /* first with rows of old tokens, before the wait */
         if (waited) {
-            if (!waits) lg_dec_wait();
+            if (a.raw.q) { /* (a set's last block of tokens may lie in several blocks' stretches: each writes the newest row that its masked rows copy) */
+                LG_TOOK(LG_WAY_RAW);
+                math.heads(a, seg, seg.len > 0 && at.hi > seg.end - 1 - ((1 << a.block_shift) - 1) / DEC_UNIT, room.slots);
+            } else if (!waits) lg_dec_wait();
             if (a.release) lg_dec_go();
-            math.load(a, seg); /* on their way while the rings are filled */
+            math.load(a, seg, a.raw.q ? room.slots : NULL); /* on their way while the rings are filled */
+            if (a.raw.q) __syncthreads(); /* slots may be written again */
         }
 #pragma unroll 1
         for (; ahead + 1 < a.n_stage && (waited || dec_feed_old(&feed)); ahead++) MATH::issue(&feed, a, n_warp, room.ring);
@@ -585,16 +642,21 @@ template <class MATH> static __device__ __forceinline__ void dec_run(const dec_a
         if (warp == 0) dec_seg_load(&sh->next, a, seg.index + 1, seg.end); /* the stretch goes on with the next segment */
         __syncthreads();
         seg = sh->next;
-        math.load(a, seg);
+        math.load(a, seg, NULL);
         if (threadIdx.x == 0) dec_follow(sh, seg);
     }
     lg_cp_wait(0);
+    if (!a.raw.q) return;
+    for (int32_t i = 4 * (int32_t)threadIdx.x; blockIdx.x == 0 && i < a.raw.n_clear; i += 4 * (int32_t)blockDim.x) /* (not all blocks have work) */
+        *(uint4 *)(void *)(a.raw.clear + i) = make_uint4(LG_CUDA_ABSENT, LG_CUDA_ABSENT, LG_CUDA_ABSENT, LG_CUDA_ABSENT);
+    lg_dec_wait(); /* so that who waits for this kernel has waited for those before it */
 }
 
 template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
     static constexpr bool BULK = LG_BULK, APART = DT == LG_DTYPE_KV8;
     static constexpr int WHOLE = !BULK ? DEC_NO_WHOLE : DT == LG_DTYPE_KV8 ? DEC_ONE_COPY : HD % 64 == 0 ? DEC_BOXES : DEC_NO_WHOLE;
     static constexpr int32_t HEAD = HD;
+    static constexpr bool RAW = BULK && HD % 64 == 0;
     tc_numbers<DT, HD> numbers;
     tc_query<DT, HD> q;
     tc_state<HD> st;
@@ -602,7 +664,10 @@ template <int DT, int HD, int CHUNKS, int ROOM> struct tc_math {
     static __device__ __forceinline__ void issue(dec_feed *f, const dec_args &a, int32_t n_warp, const dec_ring &ring) {
         dec_feed_issue<CHUNKS, DT == LG_DTYPE_KV8, BULK, WHOLE>(f, a, n_warp, ring, ROOM);
     }
-    __device__ __forceinline__ void load(const dec_args &a, const dec_seg &seg) { numbers.load(a, seg); }
+    __device__ __forceinline__ void heads(const dec_args &a, const dec_seg &seg, bool newest, float *to) {
+        if constexpr (RAW) dec_heads_of<DT, HD>(a, seg, newest, to);
+    }
+    __device__ __forceinline__ void load(const dec_args &a, const dec_seg &seg, const float *heads) { numbers.load(a, seg, heads); }
     __device__ __forceinline__ void begin(const dec_args &a, const dec_seg &seg) {
         tc_queries<DT, HD>(&q, numbers, a, seg);
 #pragma unroll
@@ -773,7 +838,8 @@ template <int DT, int J, int NG> struct fma_math {
     static __device__ __forceinline__ void issue(dec_feed *f, const dec_args &a, int32_t n_warp, const dec_ring &ring) {
         dec_feed_issue<0, true, false, false>(f, a, n_warp, ring, a.row_room);
     }
-    __device__ __forceinline__ void load(const dec_args &, const dec_seg &) {}
+    __device__ __forceinline__ void heads(const dec_args &, const dec_seg &, bool, float *) {}
+    __device__ __forceinline__ void load(const dec_args &, const dec_seg &, const float *) {}
     __device__ __forceinline__ void begin(const dec_args &a, const dec_seg &seg) {
         const int32_t lane = (int32_t)threadIdx.x & 31, ng = dec_heads(a, seg);
 #pragma unroll
@@ -805,18 +871,18 @@ static __global__ void __launch_bounds__(FMA_WARPS * 32, 1) dec_fma(const __grid
 
 /* ---- launch ---- */
 typedef void (*dec_kernel)(dec_args);
-typedef struct dec_choice { dec_kernel kernel; int32_t room, chunks, warps, stages; } dec_choice; /* warps: at most; stages: with boxes, at most, 0: no boxes */
+typedef struct dec_choice { dec_kernel kernel; int32_t room, chunks, warps, stages; bool raw; } dec_choice; /* warps: at most; stages: with boxes, at most, 0: no boxes; raw: takes raw heads */
 
 template <int HD> static dec_choice tc_choice(lg_dtype t) {
     enum { B16 = HD / 8, B8 = (HD + 2 * ((HD + 31) / 32) + 15) / 16 };
     /* An odd number of 16-byte pieces keeps rows of a tile in different banks. */
     enum { W = tc_block<LG_DTYPE_BF16, HD>::WARPS, R16 = (B16 | 1) == B16 ? B16 + 2 : B16 + 1, R8 = (B8 | 1) };
     enum { STAGES = HD % 64 ? 0 : HD <= 128 ? 2 : 3 };
-    if (t == LG_DTYPE_F16) return dec_choice{ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16, W, STAGES };
-    if (t == LG_DTYPE_BF16) return dec_choice{ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16, W, STAGES };
+    if (t == LG_DTYPE_F16) return dec_choice{ dec_tensor<LG_DTYPE_F16, HD, B16, R16 * 16>, R16 * 16, B16, W, STAGES, HD % 64 == 0 };
+    if (t == LG_DTYPE_BF16) return dec_choice{ dec_tensor<LG_DTYPE_BF16, HD, B16, R16 * 16>, R16 * 16, B16, W, STAGES, HD % 64 == 0 };
     if (HD == 80 || HD == 96) return dec_choice{}; /* rows not on 4 bytes */
     enum { K8 = HD == 80 || HD == 96 ? 64 : HD, C8 = K8 == HD ? B8 : 5, Q8 = K8 == HD ? R8 : 5 };
-    return dec_choice{ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8, tc_block<LG_DTYPE_KV8, K8>::WARPS, 0 };
+    return dec_choice{ dec_tensor<LG_DTYPE_KV8, K8, C8, Q8 * 16>, Q8 * 16, C8, tc_block<LG_DTYPE_KV8, K8>::WARPS, 0, K8 % 64 == 0 };
 }
 
 template <int DT> static dec_kernel fma_kernel(int32_t hd, int32_t heads) {
@@ -836,7 +902,7 @@ static dec_choice dec_choose(const lg_cuda_env *e, const lg_kv_geom *g, int32_t 
         case 256: c = tc_choice<256>(g->dtype); break;
         default: break;
         }
-        if (e->cc < 90) c.stages = 0;
+        if (e->cc < 90) c.stages = 0, c.raw = false;
         if (c.kernel) return c;
     }
     switch (g->dtype) {
@@ -899,6 +965,14 @@ int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_he
 }
 
 static int32_t dec_clamp(int64_t x) { return x < 0 ? 0 : x < INT32_MAX ? (int32_t)x : INT32_MAX; }
+static bool dec_few(const lg_cuda_env *e, int64_t n_seg) { return n_seg <= 32 && n_seg <= e->n_sm / 8; }
+bool lg_cuda_decode_raw(const lg_cuda_env *e, const lg_cuda_decode *a) {
+    const int32_t n_kv = a->geom.n_head_kv, group = a->n_head / n_kv;
+    if (a->n_seq != 1 || group > DEC_HEADS || !a->early || !dec_few(e, n_kv)) return false;
+    if (a->read && !(a->sized && a->read_host && a->make_host && n_kv <= DEC_ROLES)) return false;
+    return dec_choose(e, &a->geom, group).raw && dec_counter_row(e->scratch, n_kv);
+}
+
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     dec_args d = {};
     if (a->n_seq < 1) return;
@@ -936,8 +1010,12 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     const int64_t n_seg = (int64_t)d.n_seq * d.n_kv * d.n_chunk;
     const dec_choice c = dec_choose(e, &a->geom, d.n_chunk > 1 ? DEC_HEADS : group);
     d.release = a->release;
-    d.few = n_seg <= 32 && n_seg <= e->n_sm / 8;
+    d.few = dec_few(e, n_seg);
     d.sized = a->sized && d.roles_in && d.few;
+    if (a->raw.q) {
+        d.raw = a->raw;
+        d.made = a->made;
+    }
     d.slot_heads = group < d.per_chunk ? group : d.per_chunk;
     const dec_shape s = dec_shape_of(e, &c, d.hd, d.slot_heads);
     d.n_stage = s.n_stage;

@@ -3,7 +3,7 @@
 #ifndef LG_CUDA_DECODE_PTX_CUH
 #define LG_CUDA_DECODE_PTX_CUH
 /* Ways that a block can go. Check programs define LG_TOOK to count them; elsewhere it is nothing. */
-enum { LG_WAY_FEW, LG_WAY_MANY, LG_WAY_SIZED, LG_WAY_FOLLOW, LG_WAY_WHOLE, LG_WAY_ALONE, LG_WAY_HELPERS, LG_WAY_GROUPS, LG_WAY_ROUNDS, LG_WAY_LATE,
+enum { LG_WAY_FEW, LG_WAY_MANY, LG_WAY_SIZED, LG_WAY_COUNTS, LG_WAY_RAW, LG_WAY_FOLLOW, LG_WAY_WHOLE, LG_WAY_ALONE, LG_WAY_HELPERS, LG_WAY_GROUPS, LG_WAY_ROUNDS, LG_WAY_LATE,
        LG_WAY_SAMPLE, LG_WAY_RESAMPLE, LG_WAY_DIGITS, LG_WAYS };
 #ifndef LG_TOOK
 #define LG_TOOK(way)
@@ -35,6 +35,18 @@ static __device__ __forceinline__ uint32_t lg_arrive(uint32_t *at) {
 static __device__ __forceinline__ uint32_t lg_look(const uint32_t *at) {
     uint32_t x;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
+    return x;
+}
+/* Bulk copies that come after it see what this thread has written or seen. */
+static __device__ __forceinline__ void lg_bulk_sees() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}
+/* The bits of a number that another multiprocessor may be writing. */
+static __device__ __forceinline__ uint32_t lg_look_at(const float *at) {
+    uint32_t x;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
     return x;
 }
 

@@ -50,6 +50,7 @@ typedef struct sel_args {
     uint8_t *zero;          /* [row] sel_zero and histograms */
     sel_info *info;         /* [row] */
     uint32_t *keys;         /* [row][key_room]: of units of more than one token; of tokens: listed keys, each block's from its first token on */
+    uint32_t *making;       /* lg_cuda_decode.making */
     uint16_t *spots;        /* [row][key_room]: listed tokens, counted from the block's first */
     int64_t set_cap, max_len, key_room, zero_room, sinks, recents, least, kept_words;
     double value, scale;
@@ -863,9 +864,14 @@ template <int RULE, bool KEPT> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RUL
 static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_constant__ sel_args a) {
     LG_SMEM(smem);
     const int32_t late = (int32_t)blockIdx.y - a.n_seq * a.n_list; /* rows behind those of scores: latest slots */
+    lg_dec_go();
     if (RULE != LG_RULE_TOPK) lg_dec_wait();
     if (RULE != LG_RULE_TOPK || late < 0) sel_set<RULE, KEPT>(a, (sel_shared *)(void *)smem);
     else if (blockIdx.x == 0) sel_latest(a, (sel_shared *)(void *)smem, KEPT, late / a.n_latest, late % a.n_latest);
+    if (a.making) {
+        __syncthreads();
+        if (threadIdx.x == 0) lg_arrive(a.making);
+    }
     if (RULE == LG_RULE_TOPK) lg_dec_wait(); /* no block ends before what it waits for */
 }
 
@@ -882,7 +888,7 @@ int64_t lg_cuda_select_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_ma
     return n_seq * n_make * (sel_zero_room(LG_RULE_TOPP) + (int64_t)sizeof(sel_info) + sel_key_room(max_len) * 6);
 }
 
-void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch) {
+uint32_t lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaStream_t stream, uint8_t *scratch) {
     sel_args d;
     memset(&d, 0, sizeof d);
     (void)e;
@@ -915,11 +921,12 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     const bool masses = a->select.rule == LG_RULE_TOPP || a->select.rule == LG_RULE_THRESHOLD;
     d.n_latest = masses ? 0 : a->spread.n_latest;
     for (int32_t j = 0; a->spread.slot && j < d.n_latest; j++) d.share[d.n_list + j] = a->spread.slot[d.latest + j];
-    if (d.n_list + d.n_latest == 0 || a->n_seq == 0) return;
+    if (d.n_list + d.n_latest == 0 || a->n_seq == 0) return 0;
     const int64_t rows = (int64_t)a->n_seq * d.n_list, units = (a->max_len + a->sets.block - 1) / a->sets.block;
     const int64_t blocks = d.n_list ? sel_blocks(units) : 1;
     d.zero_room = sel_zero_room(a->select.rule);
     d.key_room = sel_key_room(a->max_len);
+    d.making = a->making;
     d.zero = scratch;
     d.info = (sel_info *)(void *)(scratch + rows * d.zero_room);
     d.keys = (uint32_t *)(void *)(d.info + rows);
@@ -929,4 +936,5 @@ void lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cudaSt
     void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP, false> : masses ? sel_pick<LG_RULE_THRESHOLD, false>
                                  : a->sets.kept_words > 0 ? sel_pick<LG_RULE_TOPK, true> : sel_pick<LG_RULE_TOPK, false>;
     LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, offsetof(sel_shared, hist) + SEL_BINS * (masses ? sizeof(sel_mass) : 4) + (masses ? 0 : SEL_ROOM * 2), stream, rows > 0, d);
+    return grid.x * grid.y;
 }

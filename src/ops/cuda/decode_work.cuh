@@ -15,7 +15,7 @@
  *
  * Dense launches fill the rings before they wait for the op before them, which writes queries and the newest rows and nothing else
  * (lg_cuda_decode.early): lengths, pages and rows of old tokens are there. So do hybrid ones whose sets are of known size, where a
- * block reads no set. */
+ * block reads no set, or waits for a counter that says they are made (lg_cuda_decode.made). */
 #ifndef LG_CUDA_DECODE_WORK_CUH
 #define LG_CUDA_DECODE_WORK_CUH
 #include "ops/cuda/decode_ptx.cuh"
@@ -40,6 +40,8 @@ typedef struct dec_args {
     float *score;
     float *partial;                   /* [block][2]: DEC_HEADS*hd sums, DEC_HEADS pairs of maximum and total */
     uint32_t *counter;                /* [segment][2]: blocks that have arrived, in all launches; those of launches before this one */
+    lg_cuda_raw raw;
+    lg_cuda_count made;               /* of lg_cuda_decode; only with raw */
     int64_t set_cap, max_len, row_bytes;
     int32_t sinks, recents, least;    /* least -1: a window has the whole budget */
     float scale2;                     /* scale * log2(e) */
@@ -138,7 +140,7 @@ static __device__ LG_NOINLINE void dec_seg_load(dec_seg *g, const dec_args &a, i
     __syncwarp();
 }
 /* Units and what one of them weighs. */
-enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3 };
+enum { DEC_WEIGHT_ROW = 1, DEC_WEIGHT_SET = 2 };
 typedef struct dec_size { uint32_t units, weight; } dec_size;
 static __device__ LG_NOINLINE dec_size dec_size_of(const dec_args &a, int32_t index) {
     const dec_seg g = dec_seg_of(a, index, 0);
@@ -233,15 +235,17 @@ static __device__ __forceinline__ bool dec_cut_few(const dec_args &a, dec_shared
     for (int32_t d = 16; d; d >>= 1) all += __shfl_xor_sync(0xffffffffu, all, d);
     /* Blocks of its own: in all at most gridDim.x; none takes much more than its share. */
     const uint32_t n = (uint32_t)__fdividef((float)weight * (float)((int32_t)gridDim.x - n_seg), (float)all) + 1, own = n < size.units ? n : size.units;
-    uint32_t units = size.units, blocks = own; /* with those of the lanes before */
+    /* With those of the lanes before. Blocks that read sets, which may have to wait, come last: in the upper half of `blocks`. */
+    uint32_t units = size.units, blocks = g.ids ? own << 16 : own;
 #pragma unroll
     for (int32_t d = 1; d < 32; d <<= 1) {
         const uint32_t u = __shfl_up_sync(0xffffffffu, units, d), b = __shfl_up_sync(0xffffffffu, blocks, d);
         units += lane >= d ? u : 0;
         blocks += lane >= d ? b : 0;
     }
-    const int32_t first_block = (int32_t)(blocks - own);
-    const bool here = first_block <= block && block < (int32_t)blocks;
+    const uint32_t without = __shfl_sync(0xffffffffu, blocks, 31) & 0xffff;
+    const int32_t first_block = (int32_t)((g.ids ? without + (blocks >> 16) : blocks & 0xffff) - own);
+    const bool here = first_block <= block && block < first_block + (int32_t)own;
     const uint32_t who = __ballot_sync(0xffffffffu, here);
     if (!who) return false;
     if (here) {
@@ -302,6 +306,13 @@ static __device__ LG_NOINLINE void dec_follow(dec_shared *sh, const dec_seg &g) 
     const dec_size size = dec_size_of(g);
     sh->join = dec_join_of(sh->plan, size, sh->after);
     sh->after = dec_add(sh->after, dec_sums_of(size));
+}
+
+/* Until the counter says so. Every thread of the block calls it. */
+static __device__ __forceinline__ void dec_await(const lg_cuda_count &c) {
+    if (threadIdx.x == 0)
+        while (lg_look(c.at) < c.n) LG_SPIN();
+    __syncthreads();
 }
 
 /* ---- feed: rows of the units to come ----
