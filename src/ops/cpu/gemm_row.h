@@ -46,7 +46,10 @@ static void row_q8(uint8_t *row, const float *x, float scale, const float *norm,
         }
         const float inv = top > 0 ? 127.0f / top : 0.0f;
         int32_t c[LG_GEMM_KB], h0 = 0, h1 = 0;
-        for (int i = 0; i < LG_GEMM_KB; i++) c[i] = (int32_t)rintf(v[i] * inv);
+        for (int i = 0; i < LG_GEMM_KB; i++) {
+            const float y = v[i] * inv;
+            c[i] = (int32_t)rintf(y > -127.0f ? y < 127.0f ? y : 127.0f : -127.0f); /* (what is no number becomes one: sums would overflow) */
+        }
         for (int i = 0; i < LG_GEMM_KB / 2; i++) h0 += c[i], h1 += c[i + LG_GEMM_KB / 2];
         for (int i = 0; i < LG_GEMM_KB; i++) q[b * LG_GEMM_KB + i] = (int8_t)c[i];
         s[b] = top / 127.0f;
