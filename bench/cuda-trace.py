@@ -5,8 +5,8 @@
     bench/cuda-trace.py --read FILE
 
 Builds cuda_trace/inject.c (CUPTI, which comes with the CUDA toolkit) and runs the command with it. The table is of the commonest sequence of
-kernels between two k_finish of the last steps; times are medians in us from the end of the k_finish before: start, end, and what the
-layer gained by it (from the end of the kernel before on the same path). Tracing adds some 4% to a step, but not to a layer's period."""
+kernels from one attention of a decode step to the next, in the last steps; times are medians in us from the end of the attention before: start, end, and
+what the layer gained by it (from the end of the kernel before on the same path). Tracing adds some 4% to a step, but not to a layer's period."""
 import argparse
 import collections
 import os
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 
-MARK = "k_finish"  # one a layer
+MARK = "dec_"  # dec_tensor, dec_fma: one a layer
 
 
 def traced(command, cuda, out):
@@ -39,7 +39,7 @@ def read(path):
 
 def layers(rows):
     at = [i for i, r in enumerate(rows) if MARK in r[5]]
-    spans = [rows[a:b] for a, b in zip(at, at[1:])]
+    spans = [rows[a:b + 1] for a, b in zip(at, at[1:])]
     shape = lambda span: tuple((r[5], r[3]) for r in span)
     common = collections.Counter(map(shape, spans)).most_common(1)
     return [s for s in spans if common and shape(s) == common[0][0]]
