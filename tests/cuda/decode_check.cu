@@ -274,7 +274,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
     late_rows late = { (uint8_t *)(void *)a.q, a.kv.k, a.kv.v, (uint8_t *)up(q, nq * 4), (uint8_t *)up(k, bytes), (uint8_t *)up(v, bytes), (int64_t *)up(newest, sizeof newest), nq * 4,
                        rb, c->n_seq * c->n_kv, a.sets.idx, (int32_t *)up(idx, (n_set * cap + 1) * 4), c->hybrid ? n_set * cap : 0, (uint32_t *)room(16), NULL, NULL, 0, false, false };
     a.early = true;
-    const int64_t n_raw = (n_head + 2 * c->n_kv) * c->hd, n_clear = 4 + 4 * below(700);
+    const int64_t n_raw = (n_head + 2 * c->n_kv) * c->hd, some = 4 + 4 * below(700), n_clear = some < n_raw ? some : n_raw;
     float *const raw = lg_cuda_decode_raw(&e, &a) ? (float *)lg_base_calloc(n_raw + c->hd, 4) : NULL, *bias = (float *)lg_base_calloc(n_raw, 4);
     lg_cuda_raw heads = {};
     if (raw) { /* what becomes these queries and rows: turned by quarters, so that nothing is rounded */
@@ -305,7 +305,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
         late.raw = (float *)room(n_raw * 4);
         late.raw0 = dev;
         heads = lg_cuda_raw{ late.raw, late.raw + nq, late.raw + nq + c->n_kv * c->hd, b, b ? b + nq : NULL, b ? b + nq + c->n_kv * c->hd : NULL, dev + n_raw, dev + n_raw + c->hd / 2,
-                             (float *)up(bias, n_clear < n_raw ? n_clear * 4 : n_raw * 4), (int32_t)(n_clear < n_raw ? n_clear : n_raw), interleaved };
+                             (float *)up(bias, n_clear * 4), (int32_t)n_clear, interleaved };
     }
     for (int r = 0; r < 3; r++) { /* a replay gives the same bits, also where queries and newest rows are written at the last moment */
         CUDA(cudaMemset(a.out, 0xff, (size_t)nq * 4));

@@ -97,8 +97,8 @@ struct lg_ops_ctx {
     int half;                  /* of `score`: an op writes one while selection may still read what the op before it wrote */
     float *raw;                /* two buffers of lg_cuda_raw, which ops take in turn; between lists all absent */
     int64_t raw_bytes;         /* of both */
-    int raw_turn, raw_used;    /* 1 + the one to be made absent again, or 0 */
-    lg_cuda_raw raw_now;       /* what the attention that comes next takes; q NULL: nothing */
+    int raw_used;              /* 1 + the one to be made absent again, or 0; the next op takes the other */
+    lg_cuda_raw raw_now;       /* what a qkv op leaves for the attention behind it; q NULL: nothing */
 };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -543,9 +543,9 @@ enum { MAKERS = 1024 };
 static_assert(MAX_OPS <= INT16_MAX, "an op's place in int16");
 static bool sets_sized(const task *tasks, int i, int16_t *maker, int16_t *last) {
     const lg_op_attend_hybrid *a = &tasks[i].u.hybrid;
+    *last = -1;
     if (a->sets.n_slot > MAKERS) return false;
     bool known = a->select.rule == LG_RULE_TOPK || a->select.rule == LG_RULE_RATIO;
-    *last = -1;
     for (int h = 0; known && h < a->geom.n_head_kv; h++) {
         const int32_t slot = a->read[h];
         if (slot < 0) continue;
@@ -562,7 +562,7 @@ static bool sets_sized(const task *tasks, int i, int16_t *maker, int16_t *last) 
     return known;
 }
 
-static const uint32_t zero_counts[MAX_OPS][1] = { { 0 } }; /* host array of task.counts */
+static const uint32_t zero_counts[MAX_OPS] = { 0 }; /* host array of task.counts */
 
 /* One pass over the list: host pointers become offsets in the staged block (c->dev is its base), results get their place. Run twice:
  * once to size the block (dry), once with its final address. Returns whether the list can be a graph. */
@@ -627,7 +627,7 @@ static bool resolve(lg_ops_ctx *c, bool dry) {
             point(c, &a->budget, n_tok);
             point(c, &a->dense, n_tok);
             a->seqs = (const lg_kv_seq *)point_seqs(c, a->seqs, n_tok);
-            t->counts = (uint32_t *)zero_counts[i];
+            t->counts = (uint32_t *)&zero_counts[i];
             point(c, &t->counts, 1);
             break;
         }
@@ -924,22 +924,19 @@ static bool leaves_raw(const lg_ops_ctx *c, const task *t) {
 static void run_qkv(lg_ops_ctx *c, const task *t) {
     const lg_op_qkv *a = &t->u.qkv;
     const int64_t d = a->geom.head_dim, nkv = a->geom.n_head_kv * d;
-    float *k = c->kv_rows, *v = k + a->n_tok * nkv;
-    if (leaves_raw(c, t)) {
-        const int64_t size = c->raw_bytes / 8; /* floats of one */
-        float *q = c->raw + c->raw_turn * size;
-        const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, 1 };
-        const lg_cuda_out out[3] = { { a->wq, q, NULL, NULL }, { a->wk, q + a->n_head * d, NULL, NULL }, { a->wv, q + a->n_head * d + nkv, NULL, NULL } };
-        lg_cuda_product(&c->env, &c->work, &in, out, 3, false);
-        c->raw_now = lg_cuda_raw{ q, out[1].y, out[2].y, a->bq, a->bk, a->bv, a->rope_cos, a->rope_sin, c->raw + (c->raw_used - 1) * size, c->raw_used ? (int32_t)size : 0, a->rope_interleaved };
-        c->raw_used = c->raw_turn + 1;
-        c->raw_turn ^= 1;
+    const bool raw = leaves_raw(c, t);
+    const int64_t size = c->raw_bytes / 8; /* floats of one buffer of raw heads */
+    const int turn = c->raw_used == 1;
+    float *q = raw ? c->raw + turn * size : a->q, *k = raw ? q + a->n_head * d : c->kv_rows, *v = k + a->n_tok * nkv;
+    const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, a->n_tok };
+    const lg_cuda_out out[3] = { { a->wq, q, a->lora_q, NULL }, { a->wk, k, a->lora_k, NULL }, { a->wv, v, a->lora_v, NULL } };
+    lg_cuda_product(&c->env, &c->work, &in, out, 3, false);
+    if (raw) {
+        c->raw_now = lg_cuda_raw{ q, k, v, a->bq, a->bk, a->bv, a->rope_cos, a->rope_sin, c->raw_used ? c->raw + (c->raw_used - 1) * size : NULL, c->raw_used ? (int32_t)size : 0, a->rope_interleaved };
+        c->raw_used = turn + 1;
         return;
     }
-    const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, a->n_tok };
-    const lg_cuda_out out[3] = { { a->wq, a->q, a->lora_q, NULL }, { a->wk, k, a->lora_k, NULL }, { a->wv, v, a->lora_v, NULL } };
-    lg_cuda_product(&c->env, &c->work, &in, out, 3, false);
-    const finish_args f = { a->q, k, v, a->bq, a->bk, a->bv, a->q_norm, a->k_norm, a->eps, a->rope_cos, a->rope_sin, a->rope_interleaved, a->kv, a->geom,
+    const finish_args f = { q, k, v, a->bq, a->bk, a->bv, a->q_norm, a->k_norm, a->eps, a->rope_cos, a->rope_sin, a->rope_interleaved, a->kv, a->geom,
                             a->dst_page, a->dst_slot, a->n_head, a->n_tok * (a->n_head + 2 * a->geom.n_head_kv), a->k_raw, a->v_raw };
 #define X(E) launch_heads(c, k_finish<E>, f, E)
     BY_HEAD(d, X)
@@ -998,11 +995,11 @@ static lg_cuda_decode hybrid_of(const lg_ops_ctx *c, const task *t) {
     return d;
 }
 
-static void run_hybrid(lg_ops_ctx *c, task *t) {
+static void run_hybrid(lg_ops_ctx *c, task *t, const lg_cuda_raw &raw) {
     const lg_op_attend_hybrid *a = &t->u.hybrid;
     bool makes = a->spread.n_latest > 0;
     lg_cuda_decode d = hybrid_of(c, t);
-    d.raw = c->raw_now;
+    d.raw = raw;
     for (int h = 0; h < a->geom.n_head_kv; h++) makes = makes || t->make_host[h] >= 0;
     join_side(c); /* sets and scores of the layer before */
     lg_cuda_decode_attend(&c->env, &d);
@@ -1019,12 +1016,12 @@ static void run_hybrid(lg_ops_ctx *c, task *t) {
     c->side_busy = true;
 }
 
-static void run_attend(lg_ops_ctx *c, const task *t) {
+static void run_attend(lg_ops_ctx *c, const task *t, const lg_cuda_raw &raw) {
     const lg_op_attend *a = &t->u.attend;
     if (a->n_tok < 1) return;
     if (t->decode) {
         lg_cuda_decode d = decode_of(c, t, a);
-        d.raw = c->raw_now;
+        d.raw = raw;
         lg_cuda_decode_attend(&c->env, &d);
         return;
     }
@@ -1073,19 +1070,19 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
             stick(c, cudaMemcpyAsync(c->dev, c->pin, (size_t)c->block_bytes, cudaMemcpyHostToDevice, c->stream), "staging");
     }
     c->work.left.of = NULL;
-    c->half = c->raw_turn = c->raw_used = 0;
+    c->half = c->raw_used = 0;
+    c->raw_now = lg_cuda_raw{};
     for (int i = 0; i < c->n_task && c->failed == LG_OK; i++) {
         task *t = &c->tasks[i];
+        const lg_cuda_raw raw = c->raw_now; /* what the op before left */
+        c->raw_now = lg_cuda_raw{};
         c->work.twin = c->work.left;
         c->work.left.of = NULL;
         switch (t->k) {
         case K_EMBED: lg_cuda_embed(&c->env, t->u.embed.x, t->u.embed.w, t->u.embed.ids, t->u.embed.n_tok); break;
-        case K_QKV:
-            c->raw_now.q = NULL;
-            run_qkv(c, t);
-            break;
-        case K_ATTEND: run_attend(c, t); break;
-        case K_HYBRID: run_hybrid(c, t); break;
+        case K_QKV: run_qkv(c, t); break;
+        case K_ATTEND: run_attend(c, t, raw); break;
+        case K_HYBRID: run_hybrid(c, t, raw); break;
         case K_OBSERVE: lg_cuda_observe(&c->env, &t->u.observe, t->len); break;
         case K_PRODUCT: {
             const lg_op_product_add *a = &t->u.product;
@@ -1128,7 +1125,6 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
         if (e == cudaSuccess && *lg_cuda_blas_problem()) e = cudaErrorUnknown;
         if (e == cudaSuccess && c->each) e = cudaStreamSynchronize(c->stream);
         stick(c, e, kind_name[t->k]);
-        if (t->k != K_QKV) c->raw_now.q = NULL;
     }
     join_side(c);
     if (c->failed != LG_OK && c->raw) cudaMemsetAsync(c->raw, 0xff, (size_t)c->raw_bytes, c->stream);
@@ -1152,7 +1148,7 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
             w[0] = t->u.qkv.wq; w[1] = t->u.qkv.wk; w[2] = t->u.qkv.wv;
             n_tok = t->u.qkv.n_tok;
             kv = max64(kv, 2 * n_tok * t->u.qkv.geom.n_head_kv * t->u.qkv.geom.head_dim * 4);
-            if (n_tok == 1) raw = max64(raw, 2 * (t->u.qkv.n_head + 2 * t->u.qkv.geom.n_head_kv) * (int64_t)t->u.qkv.geom.head_dim * 4);
+            if (n_tok == 1) raw = max64(raw, 8 * (((t->u.qkv.n_head + 2 * t->u.qkv.geom.n_head_kv) * (int64_t)t->u.qkv.geom.head_dim + 3) / 4 * 4)); /* (made absent in fours) */
             if (t->u.qkv.geom.head_dim > 256) missing = "qkv: head size beyond 256";
             break;
         case K_PRODUCT: w[0] = t->u.product.w; n_tok = t->u.product.n_tok; break;
