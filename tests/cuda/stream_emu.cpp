@@ -1,4 +1,4 @@
-/* src/ops/cuda/stream.cu and stream_rows.cu on the CPU (emu.h) against exact products of the dequantised weights: every format, one to three
+/* stream.cu, stream_major.cu and stream_rows.cu of src/ops/cuda on the CPU (emu.h) against exact products of the dequantised weights: every format, one to three
  * weights that share an input, gate and up, added results, norms, sizes that are no whole tiles or pieces, few multiprocessors. Weights, inputs
  * and outputs are blocks of their own, so that ASan sees a byte too much. Inputs of one row are rounded to bf16 (the bound is 6e-3), to f16 (1e-3), or for
  * quantised weights to 16 bits of their group's largest (2e-4).
@@ -303,6 +303,9 @@ int main(void) {
         { 1, { 57 }, 1512, false, true, true, 2 },          /* row-major only */
         { 1, { 48 }, 1440, false, true, false, 2 },         /* a part of a chunk */
         { 1, { 24 }, 15360, false, false, false, 1 },       /* input in several rounds */
+        { 3, { 161, 40, 33 }, 4096, false, false, true, 3 },
+        { 2, { 25, 25 }, 31752, true, false, false, 2 },    /* row-major only, rows that all warps share */
+        { 1, { 83 }, 14336, false, true, false, 3 },        /* rows that two share */
     };
     int cases = 0, failed = 0;
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {

@@ -767,7 +767,7 @@ static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
     a.norm = in->norm;
     a.eps = in->eps;
     a.n_part = n;
-    a.n_tile = lg_parts(a.p, w, to, n, nw == 2);
+    a.n_tile = lg_parts(a.p, w, to, n, nw == 2, LG_TILE);
     if (whole && lg_cuda_streams_rows(e, w, n, n_tok, add)) decode_rows(e, k, in, &a, w, y, n, nw, norm);
     else run_product(e, k, p0->dtype, nw, &a);
 }

@@ -71,6 +71,8 @@ static inline int64_t lg_cuda_f16_bytes(int64_t n) { return (n + 15) / 16 * 36; 
  * before it reads what any op wrote, also lengths or pages. */
 bool lg_cuda_streams(const lg_cuda_env *e, const lg_weight *w); /* whether it takes this weight alone */
 bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, lg_cuda_chain *chain, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
+/* stream_major.cu: its part for bf16 and f16 weights. */
+bool lg_cuda_stream_major(const lg_cuda_env *e, const lg_cuda_in *in, bool early, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
 /* stream_rows.cu: the same for 2 to 16 rows of input and bf16 weights. x: bf16, lies as lg_beside_at says. The factor of a row's results is 1, or
  * factor [n_tok], or what the squares say: the norm of x, sums over 16 columns each. Where twin is given the result goes there like x: as

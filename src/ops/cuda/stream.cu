@@ -1,10 +1,10 @@
-/* A product of one row of input with large weights: the weights stream through a ring in shared memory.
+/* A product of one row of input with large weights: the weights stream through a ring in shared memory. (Row-major ones: stream_major.cu.)
  *
  * One block of 8 warps a multiprocessor. Tiles of 16 weight rows are dealt out to the blocks in turn; of each tile every warp takes its
  * units (runs of records) and goes on to the next tile without waiting for the others: the sums of warps meet once for 16 tiles. A warp's
  * ring is always full of what it will take next, across tiles, and is filled before the kernel waits for the one before it. The input is
- * brought into its form by every block for itself: for row-major weights as in stream.cuh, else whole numbers (struct digits). Gate and up
- * leave it for down as f16, 16 numbers (a tile's) scaled at a time. */
+ * brought into its form by every block for itself, whole numbers (struct digits). Gate and up leave it for down as f16, 16 numbers (a
+ * tile's) scaled at a time. */
 #include "ops/cuda/stream.cuh"
 #include <string.h>
 
@@ -15,11 +15,10 @@ enum { WARPS = 8, THREADS = WARPS * 32, RED = 16, /* tiles whose sums of warps w
        LEAST = STREAM_LEAST,               /* bytes of weights; with fewer a ring is not worth filling */
        BESIDE = 32 * LEAST };              /* bytes of codes; with fewer the next kernel's blocks are not worth making room for */
 
-/* A record: 16 rows and 32 columns of a row-major weight, or a chunk of a quantised one; its bytes (super: of two chunks). */
+/* A record: a chunk; its bytes (super: of two chunks). */
 template <int T> struct record {
     typedef lg_fmt<T> F;
-    static constexpr int codes = F::rows ? 1024 : F::code_bytes * 64, high = F::rows ? 0 : F::high_bytes * 64, scale = F::rows ? 0 : F::scale_bytes * 16,
-                         super = F::rows ? 0 : F::super_bytes * 16, two = 2 * (codes + high + scale) + super;
+    static constexpr int codes = F::code_bytes * 64, high = F::high_bytes * 64, scale = F::scale_bytes * 16, super = F::super_bytes * 16, two = 2 * (codes + high + scale) + super;
 };
 /* A stage of a warp's ring holds C records side by side in one tile: their codes, then the high bits, the scales, the supers. A unit is a run of stages that a
  * warp takes at once. A block takes more than half of a multiprocessor: two of the kernel behind it would gather where blocks leave first. Beside it a block of
@@ -27,11 +26,11 @@ template <int T> struct record {
 template <int T> struct ring {
     typedef record<T> R;
 #ifdef LG_CUDA_ARCH_90a
-    static constexpr int room = lg_fmt<T>::rows ? 144 << 10 : 112 << 10;
+    static constexpr int room = 112 << 10;
 #else
     static constexpr int room = 48 << 10;
 #endif
-    static constexpr bool four = !lg_fmt<T>::rows && room / WARPS / (2 * R::two) >= 3; /* where three such stages fit */
+    static constexpr bool four = room / WARPS / (2 * R::two) >= 3; /* where three such stages fit */
     static constexpr int C = four ? 4 : 2, stage = C / 2 * R::two, depth = room / WARPS / stage;
     static constexpr int high = C * R::codes, scale = high + C * R::high, super = scale + C * R::scale; /* where they stand in a stage */
 };
@@ -80,22 +79,16 @@ template <int T> struct walk {
     typedef ring<T> S;
     int item, s, unit;                  /* s: of the item's tiles */
     int at, end;                        /* stages of the unit */
-    const uint8_t *code, *code8, *high, *scale, *super; /* code8: row g + 8 */
+    const uint8_t *code, *high, *scale, *super;
 
     __device__ __forceinline__ void aim(const stream_args &a) {
         const int lane = threadIdx.x & 31, which = a.span == 2 ? s : part_of(a, item), tile = tile_of(a, item, which);
         const lg_part &w = a.p[which];
-        if constexpr (F::rows) { /* a lane reads back what it copied */
-            const int64_t r0 = min(tile * 16 + (lane >> 2), w.n_out - 1), r1 = min(tile * 16 + 8 + (lane >> 2), w.n_out - 1);
-            code = w.codes + (r0 * a.n_in + (lane & 3) * 8) * 2;
-            code8 = w.codes + (r1 * a.n_in + (lane & 3) * 8) * 2;
-        } else {
-            const int64_t rec = (int64_t)tile * a.n_chunk;
-            code = w.codes + rec * R::codes + lane * 16;
-            high = w.high + rec * R::high + lane * 16;
-            scale = w.scale + rec * R::scale + lane * 16;
-            super = w.super + (int64_t)tile * ((a.n_chunk + 1) >> 1) * R::super + lane * 16;
-        }
+        const int64_t rec = (int64_t)tile * a.n_chunk;
+        code = w.codes + rec * R::codes + lane * 16;
+        high = w.high + rec * R::high + lane * 16;
+        scale = w.scale + rec * R::scale + lane * 16;
+        super = w.super + (int64_t)tile * ((a.n_chunk + 1) >> 1) * R::super + lane * 16;
     }
     __device__ __forceinline__ void begin(const stream_args &a) {
         item = blockIdx.x;
@@ -121,23 +114,12 @@ template <int T> struct walk {
     /* Its next records into the stage at `to`, then on. */
     __device__ __forceinline__ void fetch(const stream_args &a, lg_smem to) {
         if (item < a.n_item) {
-            const int first = at * S::C, lane = threadIdx.x & 31;
-            if constexpr (F::rows) {
-#pragma unroll
-                for (int c = 0; c < S::C; c++) {
-                    if (first + c >= a.n_piece) break;
-                    const uint32_t size = (first + c) * 32 + (lane & 3) * 8 < a.n_in ? 16 : 0;
-                    lg_copy16(to + c * R::codes + lane * 16, code + (size ? (first + c) * 64 : 0), size);
-                    lg_copy16(to + c * R::codes + 512 + lane * 16, code8 + (size ? (first + c) * 64 : 0), size);
-                }
-            } else {
-                const int n = min(S::C, a.n_piece - first);
-                to += (lg_smem)(lane * 16);
-                copy_run<S::C * R::codes>(to, code + (int64_t)first * R::codes, n * R::codes);
-                if (R::high) copy_run<S::C * R::high>(to + S::high, high + (int64_t)first * R::high, n * R::high);
-                copy_run<S::C * R::scale>(to + S::scale, scale + (int64_t)first * R::scale, n * R::scale);
-                if (R::super) copy_run<S::C / 2 * R::super>(to + S::super, super + (int64_t)(first >> 1) * R::super, ((n + 1) >> 1) * R::super);
-            }
+            const int first = at * S::C, n = min(S::C, a.n_piece - first);
+            to += (lg_smem)((threadIdx.x & 31) * 16);
+            copy_run<S::C * R::codes>(to, code + (int64_t)first * R::codes, n * R::codes);
+            if (R::high) copy_run<S::C * R::high>(to + S::high, high + (int64_t)first * R::high, n * R::high);
+            copy_run<S::C * R::scale>(to + S::scale, scale + (int64_t)first * R::scale, n * R::scale);
+            if (R::super) copy_run<S::C / 2 * R::super>(to + S::super, super + (int64_t)(first >> 1) * R::super, ((n + 1) >> 1) * R::super);
             if (++at == end) {
                 unit += WARPS;
                 settle(a, false);
@@ -147,16 +129,7 @@ template <int T> struct walk {
     }
 };
 
-/* A row-major record of a stage, times the input: into column 0 of acc. */
-template <int T> static __device__ __forceinline__ void multiply_rows(float *acc, const uint8_t *record, const uint16_t *x, const float *side, int lane) {
-    const int pair0 = 0;
-    lg_hold<T> o;
-    o.c[0] = *(const uint4 *)(record + lane * 16);
-    o.c[1] = *(const uint4 *)(record + 512 + lane * 16);
-    lg_multiply<T, 1, true>((float (*)[4])acc, o, x + (lane & 3) * 8, side, &pair0, 0, 0, lane < 4); /* (lanes of columns other than the first feed zeros) */
-}
-
-/* ---- quantised weights: whole numbers ----
+/* ---- whole numbers ----
  * Codes are bytes 0..255 for the tensor cores, as they lie or after a mask. The input comes as whole numbers of 16 bits, scaled by the largest of its group of
  * 32, in two digits: hi * 256 + lo. A product [16 x 32] [32 x 8] has the 16 rows and 32 columns of a group as its first factor. The eight columns of the second
  * are the digits of the four groups of a chunk, and all but those of the group at hand are zeros: after four products lane part t holds both digits' sums of
@@ -333,7 +306,7 @@ static __device__ __forceinline__ void put_f16(const stream_args &a, float v, in
     if ((row & 15) == 0) a.to.undo[row >> 4] = top < INFINITY ? lg_reciprocal_of_power(s) : NAN;
 }
 /* The sums of k tiles: warps added up and written. By the whole block; red may be written again afterwards. */
-template <bool WITH> static __device__ __forceinline__ void put_sums(const stream_args &a, const float *red, const sum_row &to, int k, float factor, float old) {
+static __device__ __forceinline__ void put_sums(const stream_args &a, const float *red, const sum_row &to, int k, float factor, float old) {
     const int j = (int)threadIdx.x >> 4, r = threadIdx.x & 15;
     const float *from = red + j * a.span * WARPS * 16 + r;
     const bool live = to.out && j * a.span < k;
@@ -351,7 +324,7 @@ template <bool WITH> static __device__ __forceinline__ void put_sums(const strea
         v += old;
         *to.out = v;
     }
-    if (WITH && a.to.x) put_f16(a, v, to.row, live);
+    if (a.to.x) put_f16(a, v, to.row, live);
     __syncthreads();
 }
 
@@ -396,22 +369,14 @@ template <int T, typename B> static __device__ __forceinline__ void take_f16(uin
     } while (first < n_slot);
 }
 
-/* f(slots a thread asks for at once, whether numbers are multiplied): 4096 numbers are a round, with a norm's weights beside them; 14336 without. */
-template <int N> struct constant { static constexpr int value = N; };
-template <typename F> static __device__ __forceinline__ float by_length(const stream_args &a, F f) {
-    if (a.norm) return f(constant<2>(), constant<1>());
-    return a.n_in <= 2 * THREADS * 8 ? f(constant<2>(), constant<0>()) : f(constant<7>(), constant<0>());
-}
-
 /* Threads of a block, at most; 128 registers for each. Those from THREADS on are there for their registers alone (warps_alone). */
-template <int T> static constexpr int BOUND = lg_fmt<T>::rows ? THREADS : 2 * THREADS;
-template <int T>
-static __global__ void __launch_bounds__(BOUND<T>, 512 / BOUND<T>) k_stream(const __grid_constant__ stream_args a) {
+enum { BOUND = 2 * THREADS };
+template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(const __grid_constant__ stream_args a) {
     typedef lg_fmt<T> F;
     typedef ring<T> R;
     typedef digits<T> D;
     constexpr int C = R::C;
-    if (BOUND<T> > THREADS && threadIdx.x >= THREADS) return;
+    if (threadIdx.x >= THREADS) return;
     LG_SMEM(ring_s);                                    /* [WARPS][depth][stage] */
     float *red = (float *)(ring_s + WARPS * a.depth * R::stage); /* [RED][WARPS][16] */
     float *tmp = red + RED * WARPS * 16;                /* [WARPS] */
@@ -428,10 +393,10 @@ static __global__ void __launch_bounds__(BOUND<T>, 512 / BOUND<T>) k_stream(cons
     /* Before the wait, all that the input has no part in. */
     lane_place<T> own;
     sum_row to = sum_row_of(a, blockIdx.x);
-    uint2 b[2][4] = {}; /* of quantised weights: see multiply_record */
+    uint2 b[2][4] = {}; /* see multiply_record */
     lg_pin(own.code, own.high, own.scale, own.super, own.x, own.side);
     lg_pin(to.out, to.row);
-    const bool f16 = !F::rows && !F::q6 && a.from.x;
+    const bool f16 = !F::q6 && a.from.x;
     const float *x = f16 ? (const float *)(const void *)(a.from.x + tid * 8) : a.x + lg_own_slot(F::q6); /* (f16: of another type, and beside it what undoes the scale) */
     const float *norm = f16 ? a.from.undo + (tid >> 2) * 2 : a.norm ? a.norm + lg_own_slot(F::q6) : NULL;
     lg_pin(x, norm);
@@ -445,28 +410,21 @@ static __global__ void __launch_bounds__(BOUND<T>, 512 / BOUND<T>) k_stream(cons
     };
     if (a.row) x += *a.row * (int64_t)a.n_in;
     float ss = 0;
-    if constexpr (F::rows) {
-        const auto prepare = [&](auto ahead_of, auto with) {
-            return lg_prepare_row<THREADS, decltype(ahead_of)::value, decltype(with)::value != 0>((uint16_t *)xs, side, 1, 0, x, norm, a.n_in, a.n_chunk, lg_form_of<T>(), rest);
-        };
-        ss = by_length(a, prepare);
-    } else {
-        const auto put = [&](int slot, const float *v) {
-            float top = 0.0f;
+    const auto put = [&](int slot, const float *v) {
+        float top = 0.0f;
 #pragma unroll
-            for (int e = 0; e < 8; e++) top = lg_max_nan(top, fabsf(v[e]));
-            top = lg_max_nan(top, __shfl_xor_sync(0xffffffffu, top, 1));
-            top = lg_max_nan(top, __shfl_xor_sync(0xffffffffu, top, 2));
-            const bool some = top > 1e-30f; /* smaller ones are zeros; no number stays none */
-            put_digits<T>(xs, side, slot, v, some ? DIGITS_MOST * lg_reciprocal(top) : 0.0f, top * (some ? 1.0f / DIGITS_MOST : 0.0f));
+        for (int e = 0; e < 8; e++) top = lg_max_nan(top, fabsf(v[e]));
+        top = lg_max_nan(top, __shfl_xor_sync(0xffffffffu, top, 1));
+        top = lg_max_nan(top, __shfl_xor_sync(0xffffffffu, top, 2));
+        const bool some = top > 1e-30f; /* smaller ones are zeros; no number stays none */
+        put_digits<T>(xs, side, slot, v, some ? DIGITS_MOST * lg_reciprocal(top) : 0.0f, top * (some ? 1.0f / DIGITS_MOST : 0.0f));
+    };
+    if (f16) take_f16<T>(xs, side, (const uint4 *)(const void *)x, (const float2 *)(const void *)norm, a.n_in, a.n_chunk, rest);
+    else {
+        const auto each = [&](auto ahead_of, auto with) {
+            return lg_each_eight<THREADS, decltype(ahead_of)::value, decltype(with)::value != 0>(x, norm, a.n_in, a.n_chunk, F::q6, rest, put);
         };
-        if (f16) take_f16<T>(xs, side, (const uint4 *)(const void *)x, (const float2 *)(const void *)norm, a.n_in, a.n_chunk, rest);
-        else {
-            const auto each = [&](auto ahead_of, auto with) {
-                return lg_each_eight<THREADS, decltype(ahead_of)::value, decltype(with)::value != 0>(x, norm, a.n_in, a.n_chunk, F::q6, rest, put);
-            };
-            ss = by_length(a, each);
-        }
+        ss = lg_by_length<THREADS>(a.norm != NULL, a.n_in, each);
     }
     lg_warp_sum(tmp, ss);
     __syncthreads();
@@ -479,34 +437,30 @@ static __global__ void __launch_bounds__(BOUND<T>, 512 / BOUND<T>) k_stream(cons
             for (; unit < a.n_unit; unit += WARPS)
                 for (int at = unit * a.run, end = min(at + a.run, a.n_stage); at < end; at++) {
                     lg_copy_wait<R::depth - 1>();
-                    if (!F::rows) __syncwarp();
+                    __syncwarp();
                     const int piece = at * C;
                     const uint8_t *from = mine + stage * R::stage;
 #pragma unroll
                     for (int c = 0; c < C; c++) {
                         const bool live = piece + c < a.n_piece;
-                        if constexpr (!F::rows)
-                            multiply_record<T>(acc, b, from, own, c, xs + own.x + piece * 4 * D::bytes + c * 4 * D::bytes, side + own.side + piece * 4 * D::side + c * 4 * D::side, live, g);
-                        else if (live) multiply_rows<T>(acc, from + c * record<T>::codes, (const uint16_t *)xs + (piece + c) * 32, side + (piece + c) * 4, lane);
+                        multiply_record<T>(acc, b, from, own, c, xs + own.x + piece * 4 * D::bytes + c * 4 * D::bytes, side + own.side + piece * 4 * D::side + c * 4 * D::side, live, g);
                     }
-                    if (!F::rows) __syncwarp();
+                    __syncwarp();
                     ahead.fetch(a, mine_at + (lg_smem)(stage * R::stage));
                     stage = stage + 1 == R::depth ? 0 : stage + 1;
                 }
             unit -= a.n_unit;
-            if (!F::rows) {
 #pragma unroll
-                for (int m = 1; m <= 2; m <<= 1) {
-                    acc[0] += __shfl_xor_sync(0xffffffffu, acc[0], m);
-                    acc[1] += __shfl_xor_sync(0xffffffffu, acc[1], m);
-                }
+            for (int m = 1; m <= 2; m <<= 1) {
+                acc[0] += __shfl_xor_sync(0xffffffffu, acc[0], m);
+                acc[1] += __shfl_xor_sync(0xffffffffu, acc[1], m);
             }
             if (t == 0) {
                 red[(k * WARPS + warp) * 16 + g] = acc[0];
-                red[(k * WARPS + warp) * 16 + g + 8] = acc[F::rows ? 2 : 1];
+                red[(k * WARPS + warp) * 16 + g + 8] = acc[1];
             }
             if (++k == RED || (s + 1 == a.span && item + (int)gridDim.x >= a.n_item)) {
-                put_sums<!F::rows>(a, red, to, k, factor, old);
+                put_sums(a, red, to, k, factor, old);
                 k = 0;
                 begun = item + (int)gridDim.x;
                 if (begun >= a.n_item) break;
@@ -517,15 +471,14 @@ static __global__ void __launch_bounds__(BOUND<T>, 512 / BOUND<T>) k_stream(cons
 }
 
 /* ---- host ---- */
-/* How a tile is cut among warps. Rows of a row-major weight are read side by side by all warps; of packed records each warp takes runs, as
- * long as they may be with all warps at work (to go on to another tile costs about as much as a record). */
+/* How a tile is cut among warps: each takes runs of records, as long as they may be with all warps at work (to go on to another tile costs about as much as a record). */
 template <int T> static void cut(stream_args *a, int n_sm, bool early) {
     const int tiles = (a->n_item + n_sm - 1) / n_sm * a->span;
     int best = INT32_MAX;
-    a->n_piece = lg_fmt<T>::rows ? (a->n_in + 31) / 32 : a->n_chunk;
+    a->n_piece = a->n_chunk;
     a->n_stage = (a->n_piece + ring<T>::C - 1) / ring<T>::C;
     a->run = 1;
-    for (int parts = 1; parts <= WARPS && parts <= a->n_stage && !lg_fmt<T>::rows; parts++) {
+    for (int parts = 1; parts <= WARPS && parts <= a->n_stage; parts++) {
         const int run = (a->n_stage + parts - 1) / parts, units = (a->n_stage + run - 1) / run, cost = (tiles * units + WARPS - 1) / WARPS * (run + 1);
         if (cost >= best) continue;
         best = cost;
@@ -535,11 +488,11 @@ template <int T> static void cut(stream_args *a, int n_sm, bool early) {
     /* Where a warp's ring holds all of its stages, and what follows reads nothing but weights ahead of time, the ring is no larger than that: beside this block the
      * next kernel's fills its own. */
     const int most = (tiles * a->n_unit + WARPS - 1) / WARPS * a->run;
-    const bool all = !lg_fmt<T>::rows && most <= ring<T>::depth;
+    const bool all = most <= ring<T>::depth;
     a->lets = all && a->add && (int64_t)a->n_item * a->n_chunk * record<T>::codes >= BESIDE;
     a->depth = a->lets ? most : ring<T>::depth;
     /* The input comes late behind what was asked for before it: less where it is long, all where nothing else will be asked for or there is time. */
-    a->before = all || early ? a->depth : ring<T>::depth * (lg_fmt<T>::rows || a->from.x ? 3 : 2) / 4;
+    a->before = all || early ? a->depth : ring<T>::depth * (a->from.x ? 3 : 2) / 4;
 }
 
 /* Two blocks that take less than half of a multiprocessor's shared memory would come together on those that are free first, and none of the kernel behind them
@@ -559,8 +512,8 @@ template <int T> static bool launch(const lg_cuda_env *e, stream_args *a, bool e
     static int8_t ready[16], warps[16]; /* of a device; warps: of a block that is to be alone of its kind */
     int device = 0;
     cut<T>(a, e->n_sm, early);
-    const int n_x = a->n_chunk + (lg_fmt<T>::rows ? 0 : ring<T>::C); /* chunks of the input: a stage may read beyond the last */
-    a->n_side = T == LG_DTYPE_BF16 ? 0 : n_x * 4 * digits<T>::side;
+    const int n_x = a->n_chunk + ring<T>::C; /* chunks of the input: a stage may read beyond the last */
+    a->n_side = n_x * 4 * digits<T>::side;
     const int64_t smem = (int64_t)WARPS * a->depth * ring<T>::stage + (int64_t)(RED * WARPS * 16 + WARPS + a->n_side) * 4 + (int64_t)n_x * 4 * digits<T>::bytes;
     if (smem > e->smem_max) return false;
     cudaGetDevice(&device);
@@ -583,6 +536,9 @@ bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, lg_cuda_chain *c
     stream_args a;
     int64_t bytes = 0;
     const lg_cuda_weight *w0 = lg_cuda_packed(w[0]);
+    for (int i = 0; i < n; i++) bytes += lg_cuda_packed(w[i])->bytes;
+    if (in->n_tok != 1 || bytes < LEAST || (add && n > 1)) return false;
+    if (w0->dtype == LG_DTYPE_F16 || w0->dtype == LG_DTYPE_BF16) return lg_cuda_stream_major(e, in, chain->early, w, y, n, gate_up, add);
     memset(&a, 0, sizeof a);
     a.n_in = w0->n_in;
     a.n_chunk = w0->n_chunk;
@@ -595,12 +551,10 @@ bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, lg_cuda_chain *c
     a.eps = in->eps;
     a.from = f16_at(chain->from, a.n_in);
     a.to = f16_at(chain->to, w0->n_out);
-    a.n_item = lg_parts(a.p, w, y, n, gate_up);
-    for (int i = 0; i < n; i++) bytes += lg_cuda_packed(w[i])->bytes;
-    if (in->n_tok != 1 || bytes < LEAST || (add && n > 1)) return false;
+    a.n_item = lg_parts(a.p, w, y, n, gate_up, LG_TILE);
     switch (w0->dtype) {
 #define X(T) case T: return launch<T>(e, &a, chain->early) && ((chain->lets = a.lets), true);
-        X(LG_DTYPE_F16) X(LG_DTYPE_BF16) LG_EACH_QUANT(X)
+        LG_EACH_QUANT(X)
 #undef X
     default: return false;
     }

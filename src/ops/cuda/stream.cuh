@@ -145,6 +145,12 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
     return norm ? lg_prepare_row<N_THREAD, 4, true>(xs, side, pairs, n, x + own, norm + own, n_in, n_chunk, f, [] {})
                 : lg_prepare_row<N_THREAD, 4, false>(xs, side, pairs, n, x + own, NULL, n_in, n_chunk, f, [] {});
 }
+/* f(slots a thread asks for at once, whether numbers are multiplied): 4096 numbers are a round of 256 threads, with a norm's weights beside them; 14336 without. */
+template <int N> struct lg_constant { static constexpr int value = N; };
+template <int N_THREAD, typename F> static __device__ __forceinline__ float lg_by_length(bool norm, int n_in, F f) {
+    if (norm) return f(lg_constant<2>(), lg_constant<1>());
+    return n_in <= 2 * N_THREAD * 8 ? f(lg_constant<2>(), lg_constant<0>()) : f(lg_constant<7>(), lg_constant<0>());
+}
 /* tmp [warps of the block] */
 static __device__ __forceinline__ void lg_warp_sum(float *tmp, float v) {
 #pragma unroll
@@ -164,12 +170,13 @@ static __host__ __device__ __forceinline__ constexpr int64_t lg_beside_at(int be
 
 /* ---- weights ---- */
 typedef struct lg_part { const uint8_t *codes, *high, *scale, *super; float *out; int32_t n_out, tile_end; } lg_part; /* a weight of a launch; tile_end: of all parts so far */
-/* The parts of a launch; returns its tiles (of gate and up: those of one). */
-static inline int32_t lg_parts(lg_part *part, const lg_weight *const *w, float *const *y, int n, bool gate_up) {
+/* The parts of a launch in tiles of `rows`; returns how many (of gate and up: those of one). */
+static inline int32_t lg_parts(lg_part *part, const lg_weight *const *w, float *const *y, int n, bool gate_up, int rows) {
     int32_t end = 0;
     for (int i = 0; i < n; i++) {
         const lg_cuda_weight *p = lg_cuda_packed(w[i]);
-        end = gate_up ? p->n_tile : end + p->n_tile;
+        const int32_t tiles = (p->n_out + rows - 1) / rows;
+        end = gate_up ? tiles : end + tiles;
         part[i] = lg_part{ p->codes, p->high, p->scale, p->super, y[i], p->n_out, end };
     }
     return end;

@@ -243,7 +243,7 @@ void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_
     a.twin = in->twin;
     a.twin_norm = in->twin ? in->twin_norm : NULL;
     a.twin_squares = in->twin_squares;
-    a.n_item = lg_parts(a.p, w, y, n, gate_up);
+    a.n_item = lg_parts(a.p, w, y, n, gate_up, LG_TILE);
     if (in->n_tok <= 8) gate_up ? launch<1, 2>(e, &a) : launch<1, 1>(e, &a);
     else gate_up ? launch<2, 2>(e, &a) : launch<2, 1>(e, &a);
 }
