@@ -1,5 +1,6 @@
 /* How a GPU's memory is shared among its multiprocessors (docs/speed-cuda.md, 13): one block a multiprocessor streams pieces of 16 KB by bulk
- * copies into a ring and does nothing else. Equal ranges, ranges by measured speed, and pieces dealt out as blocks come free.
+ * copies into a ring and does nothing else. Equal ranges, ranges by measured speed, pieces dealt out as blocks come free, and ranges as large as
+ * what each multiprocessor was dealt on average.
  *     nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a bench/sm_share.cu -o sm_share && ./sm_share     (sm_90 and later, 16 GB free) */
 #include <algorithm>
 #include <cmath>
@@ -27,8 +28,8 @@ static __device__ void wait(uint32_t bar, uint32_t parity) {
     while (!done) asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
 }
 
-/* first: [multiprocessors + 1] pieces of each, or NULL: the next piece is the counter's. */
-static __global__ void stream(const uint8_t *from, const int *first, int n_piece, int *counter, uint64_t *began, uint64_t *ended) {
+/* first: [multiprocessors + 1] pieces of each, or NULL: the next piece is the counter's. took: pieces of each so far. */
+static __global__ void stream(const uint8_t *from, const int *first, int n_piece, int *counter, uint64_t *began, uint64_t *ended, int *took) {
     extern __shared__ __align__(128) uint8_t ring[];
     __shared__ __align__(8) uint64_t bar[DEPTH];
     if (threadIdx.x) return;
@@ -53,13 +54,14 @@ static __global__ void stream(const uint8_t *from, const int *first, int n_piece
         done++;
     }
     ended[sm] = now();
+    took[sm] += done;
 }
 
 int main() {
     cudaDeviceProp prop;
     const size_t total = (size_t)16 << 30;
     uint8_t *buf;
-    int *first, *counter;
+    int *first, *counter, *dealt;
     uint64_t *began, *ended;
     CHECK(cudaGetDeviceProperties(&prop, 0));
     const int n = prop.multiProcessorCount;
@@ -68,6 +70,7 @@ int main() {
     CHECK(cudaMemset(buf, 1, total));
     CHECK(cudaMallocManaged(&first, sizeof(int) * (MOST + 1)));
     CHECK(cudaMalloc(&counter, sizeof(int)));
+    CHECK(cudaMallocManaged(&dealt, sizeof(int) * MOST));
     CHECK(cudaMallocManaged(&began, sizeof(uint64_t) * MOST));
     CHECK(cudaMallocManaged(&ended, sizeof(uint64_t) * MOST));
     CHECK(cudaFuncSetAttribute(stream, cudaFuncAttributeMaxDynamicSharedMemorySize, DEPTH * PIECE));
@@ -82,10 +85,11 @@ int main() {
             if (weight && i < n) acc += (*weight)[i];
         }
         mean->assign(n, 0);
+        std::fill(dealt, dealt + n, 0);
         size_t off = 0;
         for (int r = 0; r < REPS; r++, off = off + 2 * bytes > total ? 0 : off + bytes) {
             CHECK(cudaMemset(counter, 0, sizeof(int)));
-            stream<<<n, 32, DEPTH * PIECE>>>(buf + off, weight ? first : NULL, n_piece, counter, began, ended);
+            stream<<<n, 32, DEPTH * PIECE>>>(buf + off, weight ? first : NULL, n_piece, counter, began, ended, dealt);
             CHECK(cudaDeviceSynchronize());
             const uint64_t from = *std::min_element(began, began + n);
             took.push_back((double)(*std::max_element(ended, ended + n) - from) * 1e-3);
@@ -107,8 +111,12 @@ int main() {
             for (int i = 0; i < n; i++) weight[i] *= pow(sorted[n / 2] / now[i], 0.7);
             run(bytes, &weight, &now);
         }
-        printf("%4zu MB: equal ranges %.1f us (%.0f GB/s; multiprocessors end at %.1f to %.1f), by speed %.1f, as blocks come free %.1f\n", mb, equal,
-               (double)bytes / equal * 1e-3, sorted[0], sorted[n - 1], run(bytes, &weight, &none), run(bytes, NULL, &none));
+        const double by_speed = run(bytes, &weight, &none), free = run(bytes, NULL, &none);
+        std::copy(dealt, dealt + n, weight.begin());
+        const double least = *std::min_element(weight.begin(), weight.end()), most = *std::max_element(weight.begin(), weight.end());
+        printf("%4zu MB: equal ranges %.1f us (%.0f GB/s; multiprocessors end at %.1f to %.1f), by speed %.1f, as blocks come free %.1f, as many as those took (%.2f to %.2f of the mean) %.1f\n",
+               mb, equal, (double)bytes / equal * 1e-3, sorted[0], sorted[n - 1], by_speed, free, least / REPS / (double)(bytes / PIECE) * n, most / REPS / (double)(bytes / PIECE) * n,
+               run(bytes, &weight, &none));
     }
     return 0;
 }
