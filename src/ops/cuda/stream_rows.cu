@@ -1,27 +1,29 @@
-/* A product of 2 to 16 rows of input with large bf16 weights: the weights stream through rings in shared memory, as in stream.cu.
+/* A product of 2 to 16 rows of input with large bf16 weights: the weights stream through a ring in shared memory, in long runs.
  *
- * One block of 8 warps a multiprocessor takes items of M tiles of 16 weight rows in turn (2: gate and up); its warps split the columns, and each
- * has a ring of its own that is always full of what it takes next, across items, and is filled with weights before the kernel waits for the one
- * before it. The inputs (bf16, made by k_prepare or by the product before) come through the ring beside the weights that they meet, in the order
- * of the tensor cores' fragments. A lane reads nothing but what it copied itself: no barrier but those around the sums of an item. */
+ * One block of 8 warps a multiprocessor takes items of M tiles of 16 weight rows in turn (2: gate and up). A stage of its ring holds 1 KB of every row of
+ * an item, as memory gives them best (docs/speed-cuda.md, 69 and 71): each warp asks for two rows' and multiplies an eighth of the columns of all, so
+ * warps wait for each other's copies (full) and for each other to be done with a stage (empty), by barriers of the stage alone. The ring is always full of
+ * what comes next, across items, and is filled with weights before the kernel waits for the one before it. The inputs (bf16, made by k_prepare or by the
+ * product before) come through the ring beside the weights that they meet, in the order of the tensor cores' fragments. */
 #include "ops/cuda/stream.cuh"
 #include <string.h>
 
 #ifndef STREAM_LEAST
 #define STREAM_LEAST (4 << 20)
 #endif
-enum { WARPS = 8, THREADS = WARPS * 32, MOST_ROWS = 16, LEAST = STREAM_LEAST, RECORD = 1024 }; /* (16 rows, 32 columns) */
-
-/* NT: inputs / 8; M: tiles of an item. A stage holds two records side by side of each tile: 128 bytes of a row, as memory gives them best. */
-template <int NT, int M> struct ring {
+enum { WARPS = 8, THREADS = WARPS * 32, MOST_ROWS = 16, LEAST = STREAM_LEAST,
 #ifdef LG_CUDA_ARCH_90a
-    static constexpr int room = 168 << 10; /* beside it a block of selection fits */
+       C = 2, ROOM = 168 << 10, ROOM_FEW = 128 << 10, /* of a ring; FEW: up to 8 inputs. Beside it a block of selection fits */
 #else
-    static constexpr int room = 96 << 10;
+       C = 1, ROOM = 96 << 10, ROOM_FEW = ROOM,
 #endif
-    static constexpr int C = 2, x_bytes = C * NT * 512, weights = M * C * RECORD, stage = weights + x_bytes, depth = room / WARPS / stage, bytes = WARPS * depth * stage;
+       COLUMNS = WARPS * C * 32, PITCH_W = COLUMNS * 2 + 64 }; /* of a stage: columns, and bytes from a row to the next, so that eight lanes read other banks */
+
+/* NT: inputs / 8; M: tiles of an item. */
+template <int NT, int M> struct ring {
+    static constexpr int weights = M * 16 * PITCH_W, stage = weights + WARPS * C * NT * 512, depth = (NT == 1 ? ROOM_FEW : ROOM) / stage, bytes = depth * stage;
     static constexpr int pitch = NT * 8 + 2, red = WARPS * M * 16 * pitch * 4; /* sums of warps: [WARPS][M][16][pitch] floats */
-    static constexpr int shared = bytes + red + NT * 32;
+    static constexpr int shared = bytes + red + NT * 32 + 2 * depth * 8;
     static_assert(depth > 1 && 16 * NT * 8 <= THREADS, "a ring, and a thread for each result of an item");
 };
 
@@ -45,54 +47,55 @@ template <int M> static __device__ __forceinline__ spot spot_of(const rows_args 
     return spot{ which, item - (which ? a.p[which - 1].tile_end : 0) };
 }
 
-/* The stages a warp asks for: where it stands, and the lane's addresses in the tiles of that item, rows g and g + 8 of each. */
+/* The stages a block asks for, and the thread's part of them: where it stands, and the lane's addresses in the warp's two rows of each tile of that item. */
 template <int NT, int M> struct walk {
     typedef ring<NT, M> R;
     int item, at; /* at: stage of the item */
     const uint8_t *row[M][2];
 
-    __device__ __forceinline__ void begin(const rows_args &a) {
-        at = (int)threadIdx.x >> 5;
-        item = at < a.n_stage ? (int)blockIdx.x : a.n_item;
-        aim(a);
-    }
     __device__ __forceinline__ void aim(const rows_args &a) {
         if (item >= a.n_item) return;
-        const int lane = threadIdx.x & 31;
+        const int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5;
         const spot s = spot_of<M>(a, item);
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const lg_part &w = a.p[s.part + m];
-                row[m][h] = w.codes + ((int64_t)min(s.tile * 16 + h * 8 + (lane >> 2), w.n_out - 1) * a.n_in + (lane & 3) * 8) * 2;
+                row[m][h] = w.codes + ((int64_t)min(s.tile * 16 + warp * 2 + h, w.n_out - 1) * a.n_in + lane * 8) * 2;
             }
+    }
+    __device__ __forceinline__ void begin(const rows_args &a) {
+        item = blockIdx.x;
+        at = 0;
+        aim(a);
     }
     __device__ __forceinline__ bool more(const rows_args &a) const { return item < a.n_item; }
     __device__ __forceinline__ void on(const rows_args &a) {
-        if ((at += WARPS) < a.n_stage) return;
-        at = (int)threadIdx.x >> 5;
+        if (++at < a.n_stage) return;
+        at = 0;
         item += (int)gridDim.x;
         aim(a);
     }
     __device__ __forceinline__ void fetch_weights(const rows_args &a, lg_smem to) const {
-        const int lane = threadIdx.x & 31;
+        const int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5;
 #pragma unroll
-        for (int c = 0; c < R::C; c++) {
-            const int piece = at * R::C + c;
-            const uint32_t size = piece * 32 + (lane & 3) * 8 < a.n_in ? 16 : 0;
+        for (int m = 0; m < M; m++)
 #pragma unroll
-            for (int m = 0; m < M; m++)
+            for (int h = 0; h < 2; h++)
 #pragma unroll
-                for (int h = 0; h < 2; h++) lg_copy16(to + (c * M + m) * RECORD + h * 512 + lane * 16, row[m][h] + (size ? piece * 64 : 0), size);
-        }
+                for (int c = 0; c < C; c++) {
+                    const int column = at * COLUMNS + c * 256;
+                    const uint32_t size = column + lane * 8 < a.n_in ? 16 : 0;
+                    lg_copy16(to + (m * 16 + warp * 2 + h) * PITCH_W + c * 512 + lane * 16, row[m][h] + (size ? column * 2 : 0), size);
+                }
     }
-    /* As the fragments that the weights meet; rows that do not exist are zeros. */
+    /* As the fragments that the warp's columns meet; rows that do not exist are zeros. */
     static __device__ __forceinline__ void fetch_x(const rows_args &a, int at, lg_smem to) {
-        const int lane = threadIdx.x & 31, g = lane >> 2;
+        const int lane = threadIdx.x & 31, g = lane >> 2, first = ((int)threadIdx.x >> 5) * C;
 #pragma unroll
-        for (int c = 0; c < R::C; c++) {
-            const int k = (at * R::C + c) * 32 + (lane & 3) * 8;
+        for (int c = first; c < first + C; c++) {
+            const int k = at * COLUMNS + c * 32 + (lane & 3) * 8;
 #pragma unroll
             for (int nt = 0; nt < NT; nt++) {
                 const bool live = nt * 8 + g < a.n_tok && k < a.n_in;
@@ -106,24 +109,29 @@ template <int NT, int M>
 static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_constant__ rows_args a) {
     typedef ring<NT, M> R;
     constexpr int COLS = NT * 8, PITCH = R::pitch;
-    LG_SMEM(ring_s);                             /* [WARPS][depth][stage] */
+    LG_SMEM(ring_s);                             /* [depth][stage] */
     float *red = (float *)(ring_s + R::bytes);
     float *factor_s = red + R::red / 4;          /* [COLS] */
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
-    const uint8_t *mine = ring_s + warp * R::depth * R::stage;
-    const lg_smem mine_at = lg_smem_of(mine);
+    const lg_smem ring_at = lg_smem_of(ring_s), full = lg_smem_of(factor_s + COLS), empty = full + R::depth * 8; /* barriers [depth] */
     walk<NT, M> ahead;
     ahead.begin(a);
+    int first = 0; /* stages of the ring's first turn */
 #pragma unroll 1
-    for (int i = 0; i < R::depth && ahead.more(a); i++, ahead.on(a)) ahead.fetch_weights(a, mine_at + (lg_smem)(i * R::stage));
+    for (; first < R::depth && ahead.more(a); first++, ahead.on(a)) ahead.fetch_weights(a, ring_at + (lg_smem)(first * R::stage));
+    if (tid < R::depth) {
+        lg_count_init(full + (lg_smem)(tid * 8), THREADS);
+        lg_count_init(empty + (lg_smem)(tid * 8), WARPS);
+    }
+    __syncthreads();
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 #pragma unroll 1
-    for (int i = 0, at = warp; i < R::depth && at < a.n_stage; i++) { /* (of items that do not exist: nobody minds) */
-        walk<NT, M>::fetch_x(a, at, mine_at + (lg_smem)(i * R::stage));
-        at = at + WARPS < a.n_stage ? at + WARPS : warp;
+    for (int i = 0, at = 0; i < first; i++) {
+        walk<NT, M>::fetch_x(a, at, ring_at + (lg_smem)(i * R::stage));
+        lg_copies_arrive(full + (lg_smem)(i * 8));
+        at = at + 1 < a.n_stage ? at + 1 : 0;
     }
-    lg_cp_commit();
 
     if (a.squares) {
         const int n_sum = (a.n_in + 15) >> 4;
@@ -136,9 +144,10 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
             if (lane == 0) factor_s[i] = rsqrtf(s / (float)a.n_in + a.eps);
         }
     } else if (tid < a.n_tok) factor_s[tid] = a.factor ? __ldcg(a.factor + tid) : 1.0f; /* (read behind the barrier of an item) */
-    lg_copy_wait<0>(); /* the ring's first turn; from here on one group a stage */
     const int r = tid & 15, n = tid >> 4; /* this thread's result of an item: row r, input n */
-    int stage = 0;
+    const int own = g * PITCH_W + warp * C * 64 + t * 16, own_x = R::weights + warp * C * NT * 512 + lane * 16; /* bytes of a stage */
+    int stage = 0, last = -1; /* last: the stage before it, or -1 */
+    uint32_t turn = 0;        /* parity of the ring's turn */
 #pragma unroll 1
     for (int item = blockIdx.x; item < a.n_item; item += gridDim.x) {
         const spot s = spot_of<M>(a, item);
@@ -153,25 +162,30 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
 #pragma unroll
             for (int nt = 0; nt < NT; nt++) acc[m][nt][0] = acc[m][nt][1] = acc[m][nt][2] = acc[m][nt][3] = 0.0f;
 #pragma unroll 1
-        for (int at = warp; at < a.n_stage; at += WARPS) {
-            lg_copy_wait<R::depth - 1>();
-            const uint8_t *from = mine + stage * R::stage;
+        for (int at = 0; at < a.n_stage; at++) {
+            if (last >= 0 && ahead.more(a)) {
+                lg_count_wait(empty + (lg_smem)(last * 8), last + 1 == R::depth ? turn ^ 1 : turn);
+                ahead.fetch_weights(a, ring_at + (lg_smem)(last * R::stage));
+                walk<NT, M>::fetch_x(a, ahead.at, ring_at + (lg_smem)(last * R::stage));
+                lg_copies_arrive(full + (lg_smem)(last * 8));
+                ahead.on(a);
+            }
+            lg_count_wait(full + (lg_smem)(stage * 8), turn);
+            const uint8_t *from = ring_s + stage * R::stage;
 #pragma unroll
-            for (int c = 0; c < R::C; c++)
+            for (int c = 0; c < C; c++)
 #pragma unroll
                 for (int m = 0; m < M; m++) {
                     lg_hold<LG_DTYPE_BF16> o;
-                    o.c[0] = *(const uint4 *)(from + (c * M + m) * RECORD + lane * 16);
-                    o.c[1] = *(const uint4 *)(from + (c * M + m) * RECORD + 512 + lane * 16);
-                    lg_multiply<LG_DTYPE_BF16, NT, false>(acc[m], o, (const uint16_t *)(from + R::weights + c * NT * 512 + lane * 16), NULL, NULL, 0, 256, NT);
+                    o.c[0] = *(const uint4 *)(from + own + m * 16 * PITCH_W + c * 64);
+                    o.c[1] = *(const uint4 *)(from + own + (m * 16 + 8) * PITCH_W + c * 64);
+                    lg_multiply<LG_DTYPE_BF16, NT, false>(acc[m], o, (const uint16_t *)(from + own_x + c * NT * 512), NULL, NULL, 0, 256, NT);
                 }
-            if (ahead.more(a)) {
-                ahead.fetch_weights(a, mine_at + (lg_smem)(stage * R::stage));
-                walk<NT, M>::fetch_x(a, ahead.at, mine_at + (lg_smem)(stage * R::stage));
-                ahead.on(a);
-            }
-            lg_cp_commit();
+            __syncwarp();
+            if (lane == 0) lg_count_arrive(empty + (lg_smem)(stage * 8));
+            last = stage;
             stage = stage + 1 == R::depth ? 0 : stage + 1;
+            turn ^= stage == 0;
         }
         float *to = red + warp * M * 16 * PITCH;
 #pragma unroll
@@ -212,7 +226,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
 /* ---- host ---- */
 template <int NT, int M> static void launch(const lg_cuda_env *e, rows_args *a) {
     typedef ring<NT, M> R;
-    a->n_stage = (a->n_in + R::C * 32 - 1) / (R::C * 32);
+    a->n_stage = (a->n_in + COLUMNS - 1) / COLUMNS;
     cudaFuncSetAttribute((const void *)k_stream_rows<NT, M>, cudaFuncAttributeMaxDynamicSharedMemorySize, R::shared);
     lg_cuda_launch(k_stream_rows<NT, M>, dim3((unsigned)(a->n_item < e->n_sm ? a->n_item : e->n_sm)), dim3(THREADS), (size_t)R::shared, e->stream, true, *a);
 }
