@@ -1,5 +1,5 @@
 /* Products with weights. Three ways:
- *   decode   up to 16 rows of input (more in turns of 16). Large weights: one row stream.cu, several rows of bf16 stream_rows.cu. Else: a block of 8 warps
+ *   decode   up to 16 rows of input (more in turns of 16). Large weights: one row stream.cu and stream_major.cu, several rows of bf16 stream_rows.cu. Else: a block of 8 warps
  *            takes tiles of 16 weight rows in turn; its warps split the columns and stream the weights as tensor-core fragments (stream.cuh), inputs are the columns
  *   exact    compute f32, and shapes or formats the others do not take: f32 multiply-add of exactly dequantised weights
  *   matrix   many rows: cuBLASLt in bf16 (compute f32: f32 without TF32), quantised weights expanded a slice at a time */
