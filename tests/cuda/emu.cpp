@@ -75,22 +75,17 @@ void emu_cp_wait(int pending) {
     }
     now->n_copy = kept;
 }
-/* A barrier is { phase | arrived << 1 | arrivals of a phase << 16, bytes announced and not yet there } in its 8 bytes. Copies wait in `bulk` until someone waits for them. */
+/* A barrier is { phase, arrived << 31 | bytes announced and not yet there } in its 8 bytes. A block's copies wait in `bulk`. */
 typedef struct bulk { uint8_t *dst; const uint8_t *src; uint32_t n; lg_smem bar; int64_t row_bytes; } bulk; /* row_bytes: of a box, else 0 */
-enum { BULKS = 1 << 18 };
+enum { BULKS = 4096 };
 static bulk bulks[BULKS];
 static int n_bulk;
 static uint32_t *words(lg_smem bar) { EMU_CHECK(bar % 8 == 0); return (uint32_t *)bar; }
-static uint32_t arrived(const uint32_t *w) { return w[0] >> 1 & 0x7fff; }
-void emu_bar_init(lg_smem bar, uint32_t n) {
-    words(bar)[0] = n << 16;
-    words(bar)[1] = 0;
-}
+void emu_bar_init(lg_smem bar) { words(bar)[0] = words(bar)[1] = 0; }
 void emu_bar_arrive(lg_smem bar, uint32_t bytes) {
     uint32_t *w = words(bar);
-    EMU_CHECK(arrived(w) < w[0] >> 16); /* no more in a phase */
-    w[0] += 2;
-    w[1] += bytes;
+    EMU_CHECK(!(w[1] >> 31)); /* one arrival a phase */
+    w[1] = (w[1] + bytes) | 0x80000000u;
 }
 void emu_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar) {
     EMU_CHECK(dst % 16 == 0 && (uintptr_t)src % 16 == 0 && n % 16 == 0 && n > 0 && n_bulk < BULKS);
@@ -112,7 +107,7 @@ static void arrive(const bulk *c) {
 void emu_bar_wait(lg_smem bar, uint32_t parity) {
     uint32_t *w = words(bar);
     while ((w[0] & 1) == parity) {
-        if (arrived(w) < w[0] >> 16) {
+        if (!(w[1] >> 31)) {
             emu_yield();
             continue;
         }
@@ -127,18 +122,10 @@ void emu_bar_wait(lg_smem bar, uint32_t parity) {
             w[1] -= c.n;
         }
         n_bulk = kept;
-        EMU_CHECK(w[1] == 0); /* all bytes announced, and no others */
-        w[0] = (w[0] & 0xffff0001u) ^ 1;
+        EMU_CHECK(w[1] == 0x80000000u); /* all bytes announced, and no others */
+        w[1] = 0;
+        w[0]++;
     }
-}
-/* The fiber's copies so far are the barrier's. */
-void emu_cp_arrive(lg_smem bar) {
-    emu_bar_arrive(bar, (uint32_t)now->n_copy * 16);
-    for (int i = 0; i < now->n_copy; i++) {
-        EMU_CHECK(n_bulk < BULKS);
-        bulks[n_bulk++] = (bulk){ now->copies[i].dst, now->copies[i].src, 16, bar, 0 };
-    }
-    now->n_copy = 0;
 }
 static void drop(barrier *b) { /* a thread that ended no longer counts */
     b->want--;

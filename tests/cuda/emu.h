@@ -50,8 +50,7 @@ void emu_cp16(lg_smem dst, const void *src);
 void emu_cp_commit(void);
 void emu_cp_wait(int pending);
 /* Barriers and bulk copies: the bytes move when someone waits for them. */
-void emu_bar_init(lg_smem bar, uint32_t n);
-void emu_cp_arrive(lg_smem bar);
+void emu_bar_init(lg_smem bar);
 void emu_bar_arrive(lg_smem bar, uint32_t bytes);
 void emu_bar_wait(lg_smem bar, uint32_t parity);
 void emu_bulk(lg_smem dst, const void *src, uint32_t n, lg_smem bar);
@@ -132,7 +131,7 @@ static inline void lg_cp16(lg_smem dst, const void *src) { emu_cp16(dst, src); }
 static inline void lg_cp_commit() { emu_cp_commit(); }
 static inline void lg_cp_wait(int pending) { EMU_CHECK(pending >= 0 && pending <= 4); emu_cp_wait(pending); }
 enum { LG_BULK = 1 };
-static inline void lg_bar_init(lg_smem bar) { emu_bar_init(bar, 1); }
+static inline void lg_bar_init(lg_smem bar) { emu_bar_init(bar); }
 static inline void lg_bar_ready() {}
 static inline void lg_bar_arrive(lg_smem bar, uint32_t bytes) { emu_bar_arrive(bar, bytes); }
 static inline void lg_bar_wait(lg_smem bar, uint32_t parity) { emu_bar_wait(bar, parity); }

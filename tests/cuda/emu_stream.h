@@ -8,10 +8,6 @@ static inline void lg_copy16(lg_smem to, const uint8_t *from, uint32_t size) {
 }
 static inline void lg_copy16_shared(lg_smem to, const void *from, uint32_t size) { lg_copy16(to, (const uint8_t *)from, size); }
 template <int N> static inline void lg_copy_wait(void) { emu_cp_wait(N); }
-static inline void lg_count_init(lg_smem bar, uint32_t n) { emu_bar_init(bar, n); }
-static inline void lg_count_arrive(lg_smem bar) { emu_bar_arrive(bar, 0); }
-static inline void lg_copies_arrive(lg_smem bar) { emu_cp_arrive(bar); }
-static inline void lg_count_wait(lg_smem bar, uint32_t parity) { emu_bar_wait(bar, parity); }
 static inline void lg_prefetch(const void *) {}
 template <bool BF16>
 static inline void lg_mma(float *d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1, float c0, float c1, float c2, float c3) {

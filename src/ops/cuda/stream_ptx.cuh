@@ -12,21 +12,6 @@ static __device__ __forceinline__ void lg_copy16_shared(lg_smem to, const void *
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(to), "l"(from), "r"(size) : "memory");
 }
 template <int N> static __device__ __forceinline__ void lg_copy_wait(void) { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
-/* A barrier in shared memory (8 bytes) that n arrivals end a phase of. */
-static __device__ __forceinline__ void lg_count_init(lg_smem bar, uint32_t n) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(bar), "r"(n) : "memory"); }
-static __device__ __forceinline__ void lg_count_arrive(lg_smem bar) { asm volatile("{\n.reg .b64 s;\nmbarrier.arrive.shared.b64 s, [%0];\n}" ::"r"(bar) : "memory"); }
-/* Arrives when all that this thread has asked for by lg_copy16 so far is there. */
-static __device__ __forceinline__ void lg_copies_arrive(lg_smem bar) { asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(bar) : "memory"); }
-/* Until the phase of this parity (0, 1, 0, ...) has ended. */
-static __device__ __forceinline__ void lg_count_wait(lg_smem bar, uint32_t parity) {
-    uint32_t done = 0;
-    while (!done)
-#if __CUDA_ARCH__ >= 900
-        asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
-#else
-        asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
-#endif
-}
 static __device__ __forceinline__ void lg_prefetch(const void *p) { asm volatile("prefetch.global.L2 [%0];" : : "l"(p)); }
 /* d = a b + c, [16 x 8] = [16 x 16] [16 x 8] */
 template <bool BF16>

@@ -2,9 +2,9 @@
  *
  * One block of 8 warps a multiprocessor takes items of M tiles of 16 weight rows in turn (2: gate and up). A stage of its ring holds 1 KB of every row of
  * an item, as memory gives them best (docs/speed-cuda.md, 69 and 71): each warp asks for two rows' and multiplies an eighth of the columns of all, so
- * warps wait for each other's copies (full) and for each other to be done with a stage (empty), by barriers of the stage alone. The ring is always full of
- * what comes next, across items, and is filled with weights before the kernel waits for the one before it. The inputs (bf16, made by k_prepare or by the
- * product before) come through the ring beside the weights that they meet, in the order of the tensor cores' fragments. */
+ * the block meets once a stage, when it is there and the one before it is no longer read. The ring is always full of what comes next, across items,
+ * and is filled with weights before the kernel waits for the one before it. The inputs (bf16, made by k_prepare or by the product before) come
+ * through the ring beside the weights that they meet, in the order of the tensor cores' fragments. */
 #include "ops/cuda/stream.cuh"
 #include <string.h>
 
@@ -23,7 +23,7 @@ enum { WARPS = 8, THREADS = WARPS * 32, MOST_ROWS = 16, LEAST = STREAM_LEAST,
 template <int NT, int M> struct ring {
     static constexpr int weights = M * 16 * PITCH_W, stage = weights + WARPS * C * NT * 512, depth = (NT == 1 ? ROOM_FEW : ROOM) / stage, bytes = depth * stage;
     static constexpr int pitch = NT * 8 + 2, red = WARPS * M * 16 * pitch * 4; /* sums of warps: [WARPS][M][16][pitch] floats */
-    static constexpr int shared = bytes + red + NT * 32 + 2 * depth * 8;
+    static constexpr int shared = bytes + red + NT * 32;
     static_assert(depth > 1 && 16 * NT * 8 <= THREADS, "a ring, and a thread for each result of an item");
 };
 
@@ -113,23 +113,17 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
     float *red = (float *)(ring_s + R::bytes);
     float *factor_s = red + R::red / 4;          /* [COLS] */
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
-    const lg_smem ring_at = lg_smem_of(ring_s), full = lg_smem_of(factor_s + COLS), empty = full + R::depth * 8; /* barriers [depth] */
+    const lg_smem ring_at = lg_smem_of(ring_s);
     walk<NT, M> ahead;
     ahead.begin(a);
-    int first = 0; /* stages of the ring's first turn */
 #pragma unroll 1
-    for (; first < R::depth && ahead.more(a); first++, ahead.on(a)) ahead.fetch_weights(a, ring_at + (lg_smem)(first * R::stage));
-    if (tid < R::depth) {
-        lg_count_init(full + (lg_smem)(tid * 8), THREADS);
-        lg_count_init(empty + (lg_smem)(tid * 8), WARPS);
-    }
-    __syncthreads();
+    for (int i = 0; i < R::depth && ahead.more(a); i++, ahead.on(a)) ahead.fetch_weights(a, ring_at + (lg_smem)(i * R::stage));
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 #pragma unroll 1
-    for (int i = 0, at = 0; i < first; i++) {
+    for (int i = 0, at = 0; i < R::depth; i++) { /* (of items that do not exist: nobody minds) */
         walk<NT, M>::fetch_x(a, at, ring_at + (lg_smem)(i * R::stage));
-        lg_copies_arrive(full + (lg_smem)(i * 8));
+        lg_cp_commit(); /* a group a stage */
         at = at + 1 < a.n_stage ? at + 1 : 0;
     }
 
@@ -147,7 +141,6 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
     const int r = tid & 15, n = tid >> 4; /* this thread's result of an item: row r, input n */
     const int own = g * PITCH_W + warp * C * 64 + t * 16, own_x = R::weights + warp * C * NT * 512 + lane * 16; /* bytes of a stage */
     int stage = 0, last = -1; /* last: the stage before it, or -1 */
-    uint32_t turn = 0;        /* parity of the ring's turn */
 #pragma unroll 1
     for (int item = blockIdx.x; item < a.n_item; item += gridDim.x) {
         const spot s = spot_of<M>(a, item);
@@ -163,14 +156,16 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
             for (int nt = 0; nt < NT; nt++) acc[m][nt][0] = acc[m][nt][1] = acc[m][nt][2] = acc[m][nt][3] = 0.0f;
 #pragma unroll 1
         for (int at = 0; at < a.n_stage; at++) {
-            if (last >= 0 && ahead.more(a)) {
-                lg_count_wait(empty + (lg_smem)(last * 8), last + 1 == R::depth ? turn ^ 1 : turn);
-                ahead.fetch_weights(a, ring_at + (lg_smem)(last * R::stage));
-                walk<NT, M>::fetch_x(a, ahead.at, ring_at + (lg_smem)(last * R::stage));
-                lg_copies_arrive(full + (lg_smem)(last * 8));
-                ahead.on(a);
+            lg_copy_wait<R::depth - 2>();
+            __syncthreads(); /* all of this stage is there, and nobody reads the one before it */
+            if (last >= 0) {
+                if (ahead.more(a)) {
+                    ahead.fetch_weights(a, ring_at + (lg_smem)(last * R::stage));
+                    walk<NT, M>::fetch_x(a, ahead.at, ring_at + (lg_smem)(last * R::stage));
+                    ahead.on(a);
+                }
+                lg_cp_commit();
             }
-            lg_count_wait(full + (lg_smem)(stage * 8), turn);
             const uint8_t *from = ring_s + stage * R::stage;
 #pragma unroll
             for (int c = 0; c < C; c++)
@@ -181,11 +176,8 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
                     o.c[1] = *(const uint4 *)(from + own + (m * 16 + 8) * PITCH_W + c * 64);
                     lg_multiply<LG_DTYPE_BF16, NT, false>(acc[m], o, (const uint16_t *)(from + own_x + c * NT * 512), NULL, NULL, 0, 256, NT);
                 }
-            __syncwarp();
-            if (lane == 0) lg_count_arrive(empty + (lg_smem)(stage * 8));
             last = stage;
             stage = stage + 1 == R::depth ? 0 : stage + 1;
-            turn ^= stage == 0;
         }
         float *to = red + warp * M * 16 * PITCH;
 #pragma unroll
@@ -219,8 +211,8 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
             for (int m = 8; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, m);
             if (r == 0 && live) a.twin_squares[(int64_t)n * a.n_item + item] = sum;
         }
-        __syncthreads();
-    }
+    } /* (red is written again behind the next item's first stage) */
+    lg_copy_wait<0>(); /* inputs of stages that there were none of */
 }
 
 /* ---- host ---- */
