@@ -45,7 +45,7 @@ static f16_row f16_at(const uint8_t *p, int n) {
 typedef struct stream_args {
     lg_part p[3];
     int32_t n_part, span, n_item;       /* span 2: gate and up, tile for tile; item: a tile of each */
-    int32_t n_in, n_chunk, n_piece;     /* n_piece: records of a tile */
+    int32_t n_in, n_chunk;              /* n_chunk: records of a tile, too */
     int32_t n_stage, run, n_unit;       /* of a tile: stages, stages of a unit, units */
     int32_t n_side;                     /* floats beside the input */
     int32_t depth, before;              /* stages of a warp's ring; asked for before the input */
@@ -56,13 +56,7 @@ typedef struct stream_args {
     f16_row from, to;                   /* x NULL: not there */
 } stream_args;
 
-/* Of weights that share an input: whose tiles an item is among. */
-static __device__ __forceinline__ int part_of(const stream_args &a, int item) {
-    int which = 0;
-    while (a.span == 1 && which + 1 < a.n_part && item >= a.p[which].tile_end) which++;
-    return which;
-}
-static __device__ __forceinline__ int tile_of(const stream_args &a, int item, int which) { return item - (which && a.span == 1 ? a.p[which - 1].tile_end : 0); }
+static __device__ __forceinline__ lg_spot spot_of(const stream_args &a, int item) { return lg_spot_of(a.p, a.n_part, a.span == 2, item); }
 
 /* `bytes` (at most MOST, a multiple of 16) that lie together, from the weights into a stage. By the whole warp; to, from: the lane's 16. */
 template <int MOST> static __device__ __forceinline__ void copy_run(lg_smem to, const uint8_t *from, int bytes) {
@@ -82,8 +76,9 @@ template <int T> struct walk {
     const uint8_t *code, *high, *scale, *super;
 
     __device__ __forceinline__ void aim(const stream_args &a) {
-        const int lane = threadIdx.x & 31, which = a.span == 2 ? s : part_of(a, item), tile = tile_of(a, item, which);
-        const lg_part &w = a.p[which];
+        const lg_spot at_tile = spot_of(a, item);
+        const int lane = threadIdx.x & 31, tile = at_tile.tile;
+        const lg_part &w = a.p[a.span == 2 ? s : at_tile.part];
         const int64_t rec = (int64_t)tile * a.n_chunk;
         code = w.codes + rec * R::codes + lane * 16;
         high = w.high + rec * R::high + lane * 16;
@@ -114,7 +109,7 @@ template <int T> struct walk {
     /* Its next records into the stage at `to`, then on. */
     __device__ __forceinline__ void fetch(const stream_args &a, lg_smem to) {
         if (item < a.n_item) {
-            const int first = at * S::C, n = min(S::C, a.n_piece - first);
+            const int first = at * S::C, n = min(S::C, a.n_chunk - first);
             to += (lg_smem)((threadIdx.x & 31) * 16);
             copy_run<S::C * R::codes>(to, code + (int64_t)first * R::codes, n * R::codes);
             if (R::high) copy_run<S::C * R::high>(to + S::high, high + (int64_t)first * R::high, n * R::high);
@@ -290,8 +285,9 @@ static __device__ __forceinline__ void multiply_record(float *acc, uint2 (*b)[4]
 /* Of 16 tiles whose sums are put together, the first one of item `first`: the thread's row, half a warp a tile. out NULL: none. */
 struct sum_row { float *out; int32_t row; };
 static __device__ __forceinline__ sum_row sum_row_of(const stream_args &a, int first) {
-    const int item = first + ((int)threadIdx.x >> 4) * (int)gridDim.x, which = part_of(a, item), row = tile_of(a, item, which) * 16 + ((int)threadIdx.x & 15);
-    return sum_row{ row < a.p[which].n_out ? a.p[which].out + row : NULL, row };
+    const lg_spot s = spot_of(a, first + ((int)threadIdx.x >> 4) * (int)gridDim.x);
+    const int row = s.tile * 16 + ((int)threadIdx.x & 15);
+    return sum_row{ row < a.p[s.part].n_out ? a.p[s.part].out + row : NULL, row };
 }
 /* What it is added to: asked for before the weights are multiplied. */
 static __device__ __forceinline__ float old_of(const stream_args &a, const sum_row &to) { return a.add && to.out ? __ldcg(to.out) : 0.0f; }
@@ -442,7 +438,7 @@ template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(con
                     const uint8_t *from = mine + stage * R::stage;
 #pragma unroll
                     for (int c = 0; c < C; c++) {
-                        const bool live = piece + c < a.n_piece;
+                        const bool live = piece + c < a.n_chunk;
                         multiply_record<T>(acc, b, from, own, c, xs + own.x + piece * 4 * D::bytes + c * 4 * D::bytes, side + own.side + piece * 4 * D::side + c * 4 * D::side, live, g);
                     }
                     __syncwarp();
@@ -475,8 +471,7 @@ template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(con
 template <int T> static void cut(stream_args *a, int n_sm, bool early) {
     const int tiles = (a->n_item + n_sm - 1) / n_sm * a->span;
     int best = INT32_MAX;
-    a->n_piece = a->n_chunk;
-    a->n_stage = (a->n_piece + ring<T>::C - 1) / ring<T>::C;
+    a->n_stage = (a->n_chunk + ring<T>::C - 1) / ring<T>::C;
     a->run = 1;
     for (int parts = 1; parts <= WARPS && parts <= a->n_stage; parts++) {
         const int run = (a->n_stage + parts - 1) / parts, units = (a->n_stage + run - 1) / run, cost = (tiles * units + WARPS - 1) / WARPS * (run + 1);

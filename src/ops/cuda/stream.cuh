@@ -181,6 +181,13 @@ static inline int32_t lg_parts(lg_part *part, const lg_weight *const *w, float *
     }
     return end;
 }
+/* Of weights that share an input: whose tile an item is, and which. together: gate and up, this tile of both. */
+typedef struct lg_spot { int part, tile; } lg_spot;
+static __device__ __forceinline__ lg_spot lg_spot_of(const lg_part *p, int n_part, bool together, int item) {
+    int which = 0;
+    while (!together && which + 1 < n_part && item >= p[which].tile_end) which++;
+    return lg_spot{ which, item - (which ? p[which - 1].tile_end : 0) };
+}
 
 /* c += a b */
 template <bool BF16> static __device__ __forceinline__ void mma(float *c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {

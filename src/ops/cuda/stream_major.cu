@@ -31,14 +31,7 @@ typedef struct major_args {
     float eps;
 } major_args;
 
-/* Of weights that share an input: whose tiles an item is among. */
-static __device__ __forceinline__ int part_of(const major_args &a, int item) {
-    int which = 0;
-    while (!a.gate_up && which + 1 < a.n_part && item >= a.p[which].tile_end) which++;
-    return which;
-}
-/* The tile's first result. */
-static __device__ __forceinline__ int row_of(const major_args &a, int item, int which) { return (item - (which ? a.p[which - 1].tile_end : 0)) << a.row_shift; }
+static __device__ __forceinline__ lg_spot spot_of(const major_args &a, int item) { return lg_spot_of(a.p, a.n_part, a.gate_up, item); }
 /* The first stage of a pair that is the thread's warp's. */
 static __device__ __forceinline__ int first_of(const major_args &a) { return ((int)threadIdx.x >> 5 & ((1 << a.shift) - 1)) * a.run; }
 
@@ -49,10 +42,11 @@ struct walk {
     int left;               /* columns from there on; 0 or less: beyond the row */
 
     __device__ __forceinline__ void aim(const major_args &a) {
-        const int pair = (int)threadIdx.x >> 5 >> a.shift, which = part_of(a, item), most = a.p[which].n_out - 1;
-        const int r0 = row_of(a, item, which) + (a.gate_up ? pair : 2 * pair), r1 = a.gate_up ? r0 : r0 + 1, column = first_of(a) * COLUMNS + ((int)threadIdx.x & 31) * 8;
-        lo = a.p[which].codes + ((int64_t)min(r0, most) * a.n_in + column) * 2;
-        hi = a.p[a.gate_up ? 1 : which].codes + ((int64_t)min(r1, most) * a.n_in + column) * 2;
+        const lg_spot s = spot_of(a, item);
+        const int pair = (int)threadIdx.x >> 5 >> a.shift, most = a.p[s.part].n_out - 1;
+        const int r0 = (s.tile << a.row_shift) + (a.gate_up ? pair : 2 * pair), r1 = a.gate_up ? r0 : r0 + 1, column = first_of(a) * COLUMNS + ((int)threadIdx.x & 31) * 8;
+        lo = a.p[s.part].codes + ((int64_t)min(r0, most) * a.n_in + column) * 2;
+        hi = a.p[a.gate_up ? 1 : s.part].codes + ((int64_t)min(r1, most) * a.n_in + column) * 2;
         left = a.n_in - column;
         at = 0;
     }
@@ -95,9 +89,10 @@ template <int T> static __device__ __forceinline__ void multiply(float *acc, con
 
 /* Of RED tiles whose sums are put together, the first one of item `first`: the thread's result. out NULL: none. */
 static __device__ __forceinline__ float *out_of(const major_args &a, int first) {
-    const int item = first + ((int)threadIdx.x >> a.row_shift) * (int)gridDim.x, which = part_of(a, item);
-    const int row = row_of(a, item, which) + ((int)threadIdx.x & ((1 << a.row_shift) - 1));
-    return item < a.n_item && row < a.p[which].n_out ? a.p[which].out + row : NULL;
+    const int item = first + ((int)threadIdx.x >> a.row_shift) * (int)gridDim.x;
+    const lg_spot s = spot_of(a, item);
+    const int row = (s.tile << a.row_shift) + ((int)threadIdx.x & ((1 << a.row_shift) - 1));
+    return item < a.n_item && row < a.p[s.part].n_out ? a.p[s.part].out + row : NULL;
 }
 /* What it is added to: asked for before the weights are multiplied. */
 static __device__ __forceinline__ float old_of(const major_args &a, const float *out) { return a.add && out ? __ldcg(out) : 0.0f; }

@@ -39,13 +39,7 @@ typedef struct rows_args {
     float *twin_squares;
 } rows_args;
 
-/* Of weights that share an input: whose tile an item is, and which. (Gate and up: this tile of both.) */
-typedef struct spot { int part, tile; } spot;
-template <int M> static __device__ __forceinline__ spot spot_of(const rows_args &a, int item) {
-    int which = 0;
-    while (M == 1 && which + 1 < a.n_part && item >= a.p[which].tile_end) which++;
-    return spot{ which, item - (which ? a.p[which - 1].tile_end : 0) };
-}
+template <int M> static __device__ __forceinline__ lg_spot spot_of(const rows_args &a, int item) { return lg_spot_of(a.p, a.n_part, M == 2, item); }
 
 /* The stages a block asks for, and the thread's part of them: where it stands, and the lane's addresses in the warp's two rows of each tile of that item. */
 template <int NT, int M> struct walk {
@@ -56,7 +50,7 @@ template <int NT, int M> struct walk {
     __device__ __forceinline__ void aim(const rows_args &a) {
         if (item >= a.n_item) return;
         const int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5;
-        const spot s = spot_of<M>(a, item);
+        const lg_spot s = spot_of<M>(a, item);
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
@@ -143,7 +137,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
     int stage = 0, last = -1; /* last: the stage before it, or -1 */
 #pragma unroll 1
     for (int item = blockIdx.x; item < a.n_item; item += gridDim.x) {
-        const spot s = spot_of<M>(a, item);
+        const lg_spot s = spot_of<M>(a, item);
         const int row = s.tile * 16 + r, n_out = a.p[s.part].n_out;
         const bool live = n < a.n_tok && row < n_out;
         float *out = a.p[s.part].out + (int64_t)n * n_out + row;
