@@ -95,6 +95,13 @@ static void product_cases(visit_fn f, void *u) {
         named(f, u, (c.n_out = 160, c.n_in = 14336, c)); /* inputs too wide to be kept */
         named(f, u, (c.k = GATE_UP, c));
     }
+    for (int w = 0; w < N_WEIGHT; w++) {
+        if (weights[w] <= LG_DTYPE_BF16) continue;
+        for (int k = 0; k < 2; k++) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 8003, .n_in = 1280, .n_tok = k ? 9 : 2 });
+        for (int k = 0; k < 2; k++) named(f, u, (cas){ .k = k ? GATE_UP : PRODUCT, .w = weights[w], .n_out = 600, .n_in = 14336, .n_tok = k ? 16 : 8 }); /* columns in parts */
+        named(f, u, (cas){ .k = LOGITS, .w = weights[w], .n_out = 8003, .n_in = 1280, .n_tok = w % 2 ? 16 : 17 }); /* in one turn, in two */
+        if (weights[w] < LG_DTYPE_Q4_K) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 9001, .n_in = 1056, .n_tok = 5 });
+    }
     for (int w = 0; w < N_WEIGHT; w++) { /* odd sizes where rows need not be whole blocks, low rank */
         if (weights[w] <= LG_DTYPE_BF16) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 17, .n_in = 37, .n_tok = 3 });
         if (weights[w] <= LG_DTYPE_BF16) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 17, .n_in = 37, .n_tok = 30 });

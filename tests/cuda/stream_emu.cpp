@@ -1,8 +1,9 @@
-/* stream.cu, stream_major.cu and stream_rows.cu of src/ops/cuda on the CPU (emu.h) against exact products of the dequantised weights: every format, one to three
+/* stream.cu, stream_major.cu, stream_rows.cu and stream_codes.cu of src/ops/cuda on the CPU (emu.h) against exact products of the dequantised weights: every format, one to three
  * weights that share an input, gate and up, added results, norms, sizes that are no whole tiles or pieces, few multiprocessors. Weights, inputs
  * and outputs are blocks of their own, so that ASan sees a byte too much. Inputs of one row are rounded to bf16 (the bound is 6e-3), to f16 (1e-3), or for
  * quantised weights to 16 bits of their group's largest (2e-4).
- * Several rows come as bf16: 1e-5; the twin they leave is the rounded result, or that times a norm with its squares.
+ * Several rows come as bf16: 1e-5; the twin they leave is the rounded result, or that times a norm with its squares. For quantised weights they come as f16 of
+ * their group's largest (1e-3), whole or (with less shared memory) in parts.
  * (On a GPU: ops test.) The emulation has shuffles of whole warps only, so the number of chunks is even. */
 #include "ops/cuda/stream.cuh"
 #include "../worsen.h"
@@ -16,6 +17,7 @@ extern "C" cudaError_t cudaGetDevice(int *d) { *d = 0; return cudaSuccess; }
 typedef struct shape { int n; int64_t n_out[3], n_in; bool gate_up, add, norm; int n_sm; } shape;
 
 static uint64_t counter;
+static int parts_seen; /* products in parts */
 static float uniform(float a, float b) { return a + (b - a) * (float)lg_base_rng_unit(3, 1, counter++); }
 static void put16(uint8_t *p, uint16_t v) { memcpy(p, &v, 2); }
 static void *room(int64_t bytes) {
@@ -292,6 +294,96 @@ static bool test_rows(const shape &s, int n_tok) {
     return ok;
 }
 
+template <int T> static __global__ void prepare_rows(uint16_t *x, int stride, float *side, float *squares, const float *from, const float *norm, int n_in, int n_chunk, int n_tok) {
+    for (int i = 0; i < n_tok; i++) {
+        float *tmp = (float *)(void *)emu_shared();
+        lg_warp_sum(tmp, lg_prepare_row<256>(x + (int64_t)i * stride, side, (n_tok + 1) / 2, i, from + (int64_t)i * n_in, norm, n_in, n_chunk, lg_form_of<T>()));
+        __syncthreads();
+        for (int w = 0; threadIdx.x == 0 && w < 8; w++) squares[i] = w ? squares[i] + tmp[w] : tmp[w];
+        __syncthreads();
+    }
+}
+/* Several rows, quantised weights. smem: KB of shared memory. */
+static bool test_codes(lg_dtype t, const shape &s, int n_tok, int smem) {
+    const int64_t n_in = s.n_in, n_chunk = (n_in + LG_CHUNK - 1) / LG_CHUNK;
+    const int stride = (int)n_chunk * LG_CHUNK + 32;
+    lg_cuda_weight p[3];
+    lg_weight w[3] = {};
+    const lg_weight *pw[3];
+    float *y[3], *want[3], *x = floats(n_tok * n_in, -1, 1), *norm = floats(n_in, 0.5f, 1.5f), *row = floats(n_in, 0, 0), *squares = floats(n_tok, NAN, NAN);
+    float *side = floats(n_chunk * 4 * ((n_tok + 1) / 2) * lg_side_floats(t == LG_DTYPE_Q6_K), NAN, NAN);
+    uint16_t *xs = (uint16_t *)room((int64_t)n_tok * stride * 2);
+    lg_cuda_env e = {};
+    double worst = 0;
+    int64_t partial = 0;
+    e.n_sm = s.n_sm;
+    e.smem_max = smem << 10;
+    switch (t) {
+#define X(T) case T: emu_start(dim3(1), dim3(256), 4096, [&] { prepare_rows<T>(xs, stride, side, squares, x, s.norm ? norm : NULL, (int)n_in, (int)n_chunk, n_tok); }); break;
+        LG_EACH_QUANT(X)
+#undef X
+    default: break;
+    }
+    for (int k = 0; k < s.n; k++) {
+        const int64_t n_out = s.n_out[k];
+        uint8_t *raw = make_raw(t, n_out, n_in);
+        w[k] = weight_of(&p[k], t, raw, n_out, n_in);
+        pw[k] = &w[k];
+        y[k] = floats(n_tok * n_out, -1, 1);
+        want[k] = floats(n_tok * n_out, 0, 0);
+        partial += lg_cuda_codes_partial(&e, &w[k], n_tok);
+        for (int64_t o = 0; o < n_out; o++) {
+            lg_base_dequant(t, raw + o * lg_base_row_bytes(t, n_in), row, n_in);
+            for (int64_t i = 0; i < n_tok; i++) {
+                double sum = 0, ss = 0;
+                for (int64_t c = 0; c < n_in; c++) {
+                    const double v = (double)x[i * n_in + c];
+                    ss += v * v;
+                    sum += (double)row[c] * v * (s.norm ? (double)norm[c] : 1);
+                }
+                want[k][i * n_out + o] = (float)(sum / (s.norm ? sqrt(ss / (double)n_in + 1e-5) : 1) + (s.add ? (double)y[k][i * n_out + o] : 0));
+                if (!s.add) y[k][i * n_out + o] = NAN;
+            }
+        }
+        cudaFree(raw);
+    }
+    float *second = y[1];
+    if (s.gate_up) y[1] = y[0];
+    uint32_t *count = (uint32_t *)room(LG_CODES_GROUPS * 4 + partial);
+    memset(count, 0, LG_CODES_GROUPS * 4);
+    memset(count + LG_CODES_GROUPS, 0xff, (size_t)partial);
+    const lg_cuda_codes in = { xs, n_tok, stride, side, squares, s.norm ? 1 : 0, 1e-5f, count };
+    const bool taken = lg_cuda_streams_codes(&e, pw, s.n, n_tok, s.add);
+    if (taken) lg_cuda_stream_codes(&e, &in, pw, y, s.n, s.gate_up, s.add);
+    parts_seen += partial > 0;
+    for (int64_t o = 0; s.gate_up && o < n_tok * s.n_out[0]; o++) want[0][o] = (float)((double)want[0][o] / (1 + exp(-(double)want[0][o])) * (double)want[1][o]);
+    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) {
+        double d = 0, all = 0;
+        for (int64_t o = 0; o < n_tok * s.n_out[k]; o++) {
+            const double off = (double)y[k][o] - (double)want[k][o];
+            d += off * off;
+            all += (double)want[k][o] * (double)want[k][o];
+        }
+        fx_worsen(&worst, sqrt(d / all));
+    }
+    const bool ok = taken && worst < 1e-3;
+    if (!ok) printf("stream_emu: %s, %d rows, %d weights of %lld x %lld%s%s%s, %d multiprocessors, %d KB: %s, error %.2e\n", lg_base_dtype(t)->name, n_tok, s.n, (long long)s.n_out[0],
+                    (long long)n_in, s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", norm" : "", s.n_sm, smem, taken ? "wrong" : "not taken", worst);
+    for (int k = 0; k < s.n; k++) {
+        release(&p[k]);
+        cudaFree(k == 1 ? second : y[k]);
+        cudaFree(want[k]);
+    }
+    cudaFree(x);
+    cudaFree(norm);
+    cudaFree(row);
+    cudaFree(squares);
+    cudaFree(side);
+    cudaFree(xs);
+    cudaFree(count);
+    return ok;
+}
+
 int main(void) {
     static const lg_dtype types[] = { LG_DTYPE_BF16, LG_DTYPE_F16, LG_DTYPE_Q8_0, LG_DTYPE_Q4_0, LG_DTYPE_Q4_1, LG_DTYPE_Q5_0, LG_DTYPE_Q5_1, LG_DTYPE_Q4_K, LG_DTYPE_Q5_K, LG_DTYPE_Q6_K };
     static const shape shapes[] = {
@@ -334,6 +426,23 @@ int main(void) {
             cases++;
             failed += !test_rows(several[k], n);
         }
+    static const shape codes[] = {
+        { 3, { 121, 16, 33 }, 512, false, false, true, 5 },
+        { 2, { 140, 140 }, 256, true, false, true, 2 },   /* warps without columns */
+        { 1, { 203 }, 1280, false, true, false, 3 },
+        { 2, { 50, 50 }, 2560, true, false, false, 7 },
+        { 1, { 90 }, 3584, false, true, false, 9 },       /* parts of other lengths */
+        { 1, { 40 }, 1440, false, false, true, 4 },       /* a part of a chunk */
+    };
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
+        for (size_t k = 0; k < sizeof codes / sizeof codes[0]; k++) {
+            if (types[i] <= LG_DTYPE_BF16 || lg_base_row_bytes(types[i], codes[k].n_in) < 0) continue;
+            for (int n = 3; n <= 16; n += n == 3 ? 5 : n == 8 ? 1 : 7) {
+                cases++;
+                failed += !test_codes(types[i], codes[k], n, (k + (size_t)n) % 2 ? 227 : 120);
+            }
+        }
+    if (parts_seen < 20) failed++, printf("stream_emu: %d products in parts\n", parts_seen);
     printf("stream_emu: %d cases, %d failed\n", cases, failed);
     return failed != 0;
 }

@@ -171,7 +171,7 @@ static void cuda_close(lg_ops_ctx *c) {
         cudaFreeHost(c->chunk_pin[i]);
     }
     void *dev[] = { c->dev, c->select, c->score, c->kv_rows, c->argmax_part, c->env.scratch, c->work.x, c->work.sums, c->work.y0, c->work.y1,
-                    c->work.ready, c->work.wide, c->work.lora, c->raw };
+                    c->work.ready, c->work.wide, c->work.lora, c->work.partial, c->raw };
     for (size_t i = 0; i < sizeof dev / sizeof *dev; i++)
         if (dev[i]) cudaFree(dev[i]);
     if (c->pin) cudaFreeHost(c->pin);
@@ -1187,11 +1187,14 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
         case K_SAMPLE: scratch = max64(scratch, lg_cuda_sample_scratch(t->u.sample.n_row, t->u.sample.n_vocab)); break;
         case K_FETCH: break;
         }
+        const int64_t partial = n.partial_bytes;
+        n.partial_bytes = 4 * LG_CODES_GROUPS;
         for (int k = 0; k < 3; k++)
             if (w[k]) {
                 if (!w[k]->packed) missing = "a weight that was not bound";
                 lg_cuda_work_need(&c->env, &n, w[k], n_tok);
             }
+        n.partial_bytes = max64(n.partial_bytes, partial);
         for (int k = 0; k < 3; k++)
             if (t->lora[k].rank > LG_LORA_RANK) missing = "a low-rank addition of rank beyond 256";
     }
@@ -1213,6 +1216,7 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
     }
     LG_TRY(grow(c, &c->work.ready, &c->work.ready_bytes, n.ready_bytes, "activations", err));
     LG_TRY(grow(c, &c->work.wide, &c->work.wide_bytes, n.wide_bytes, "an expanded weight", err));
+    LG_TRY(grow(c, &c->work.partial, &c->work.partial_bytes, n.partial_bytes, "sums of parts", err));
     LG_TRY(grow(c, &c->work.lora, &c->work.lora_bytes, n.lora_bytes, "low-rank additions", err));
 done:
     return st;

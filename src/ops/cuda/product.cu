@@ -1,5 +1,5 @@
 /* Products with weights. Three ways:
- *   decode   up to 16 rows of input (more in turns of 16). Large weights: one row stream.cu and stream_major.cu, several rows of bf16 stream_rows.cu. Else: a block of 8 warps
+ *   decode   up to 16 rows of input (more in turns of 16). Large weights: one row stream.cu and stream_major.cu, several rows stream_codes.cu and (bf16) stream_rows.cu. Else: a block of 8 warps
  *            takes tiles of 16 weight rows in turn; its warps split the columns and stream the weights as tensor-core fragments (stream.cuh), inputs are the columns
  *   exact    compute f32, and shapes or formats the others do not take: f32 multiply-add of exactly dequantised weights
  *   matrix   many rows: cuBLASLt in bf16 (compute f32: f32 without TF32), quantised weights expanded a slice at a time */
@@ -219,6 +219,24 @@ static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float 
     lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs + (int64_t)n * stride, side, (int)(gridDim.x + 1) >> 1, n, x + (row ? row[n] : n) * (int64_t)n_in, norm, n_in, n_chunk, f));
     __syncthreads();
     if (threadIdx.x == 0) inv[n] = norm ? lg_norm_factor<WARPS>(tmp, eps, n_in) : 1.0f;
+}
+/* The same by blocks (row, PARTS chunks): squares [row][blocks of a row] instead of the factor. count, or NULL: LG_CODES_GROUPS numbers, made 0. */
+enum { PARTS = THREADS * 8 / LG_CHUNK };
+static __global__ void __launch_bounds__(THREADS) k_parts(uint16_t *xs, float *side, float *squares, const float *x, const int32_t *row, const float *norm, int n_in, int n_chunk,
+                                                          int stride, lg_form f, uint32_t *count) {
+    __shared__ float tmp[WARPS];
+    lg_pdl_go(); /* as k_prepare */
+    const int n = blockIdx.x, first = (int)blockIdx.y * PARTS, at = first * LG_CHUNK, pairs = ((int)gridDim.x + 1) >> 1;
+    lg_pdl_wait();
+    for (int i = threadIdx.x; count && n == 0 && blockIdx.y == 0 && i < LG_CODES_GROUPS; i += THREADS) count[i] = 0;
+    lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs + (int64_t)n * stride + at, side + (int64_t)first * 4 * pairs * lg_side_floats(f.half_groups), pairs, n,
+                                             x + (row ? row[n] : n) * (int64_t)n_in + at, norm ? norm + at : NULL, min(n_in - at, PARTS * LG_CHUNK), min(n_chunk - first, (int)PARTS), f));
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        float ss = 0.0f;
+        for (int i = 0; i < WARPS; i++) ss += tmp[i];
+        squares[n * gridDim.y + blockIdx.y] = ss;
+    }
 }
 
 /* ---- decode: the product ---------------------------------------------------------------------------- */
@@ -693,9 +711,10 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     const bool wide = way_of(e, w, n_tok) != DECODE; /* else f32 rows are made for low-rank additions only */
     const int64_t chunk = (w->n_in + LG_CHUNK - 1) / LG_CHUNK;
     n->x_bytes = max64(n->x_bytes, max64(n_tok * w->n_in * 4, min64(n_tok, MAX_COLS) * x_stride((int)chunk) * 2));
-    n->sums_bytes = max64(n->sums_bytes, (chunk * 4 * (MAX_COLS / 2) * lg_side_floats(true) + 16) * 4);
+    n->sums_bytes = max64(n->sums_bytes, (chunk * 4 * (MAX_COLS / 2) * lg_side_floats(true) + MAX_COLS * ((chunk + PARTS - 1) / PARTS)) * 4);
     n->y_bytes = max64(n->y_bytes, n_tok * w->n_out * 4);
     n->lora_bytes = max64(n->lora_bytes, min64(n_tok, 65535) * LG_LORA_RANK * 4);
+    if (!wide) n->partial_bytes += lg_cuda_codes_partial(e, w, min64(n_tok, MAX_COLS)); /* (fewer rows in the last turn take less) */
     if (n_tok == 1 && !wide) n->ready_bytes = max64(n->ready_bytes, lg_cuda_f16_bytes(w->n_out)); /* decode_one */
     if (n_tok > 1 && n_tok <= MAX_COLS && !wide) { /* decode_rows: inputs and twins, whole chunks */
         const int64_t out = (w->n_out + LG_CHUNK - 1) / LG_CHUNK, beside = lg_beside((int)n_tok) * LG_CHUNK * 2;
@@ -744,6 +763,21 @@ static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in 
     k->left = lg_cuda_twin{ y[0], norm, a->n_tok, to, false };
 }
 
+/* 2 to 16 rows of input, large quantised weights. */
+static void decode_codes(const lg_cuda_env *e, lg_cuda_work *k, product_args *a, const lg_weight *const *w, float *const *y, int n, int nw) {
+    uint32_t *count = (uint32_t *)(void *)k->partial;
+#define X(T) case T: a->f = lg_form_of<T>(); break;
+    switch (w[0]->dtype) { LG_EACH_QUANT(X) default: break; }
+#undef X
+    const int parts = (a->n_chunk + PARTS - 1) / PARTS;
+    float *side = k->sums + MAX_COLS * parts;
+    k->twin.of = NULL; /* (it may lie there) */
+    lg_cuda_launch(k_parts, dim3((unsigned)a->n_tok, (unsigned)parts), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, side, k->sums, a->x, a->row, a->norm, (int)a->n_in,
+                   (int)a->n_chunk, (int)a->stride, a->f, lg_cuda_codes_partial(e, w[0], a->n_tok) ? count : NULL);
+    const lg_cuda_codes codes = { (const uint16_t *)k->x, a->n_tok, a->stride, side, k->sums, a->norm ? parts : 0, a->eps, count };
+    lg_cuda_stream_codes(e, &codes, w, y, n, nw == 2, a->add);
+}
+
 /* Up to 16 rows of input; same format. */
 static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t first, int n_tok, const lg_weight *const *w, float *const *y, int n, int nw, bool add,
                    const float *norm) {
@@ -769,6 +803,7 @@ static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
     a.n_part = n;
     a.n_tile = lg_parts(a.p, w, to, n, nw == 2, LG_TILE);
     if (whole && lg_cuda_streams_rows(e, w, n, n_tok, add)) decode_rows(e, k, in, &a, w, y, n, nw, norm);
+    else if (lg_cuda_streams_codes(e, w, n, n_tok, add)) decode_codes(e, k, &a, w, to, n, nw);
     else run_product(e, k, p0->dtype, nw, &a);
 }
 

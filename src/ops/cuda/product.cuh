@@ -44,7 +44,8 @@ typedef struct lg_cuda_work {
     uint8_t *ready;  /* bf16 rows that an op leaves for the next one (twin) */
     uint8_t *wide;   /* a slice of an expanded weight */
     uint8_t *lora;   /* A x */
-    int64_t x_bytes, sums_bytes, y_bytes, ready_bytes, wide_bytes, lora_bytes;
+    uint8_t *partial; /* of products of parts of the columns: LG_CODES_GROUPS counts, then sums */
+    int64_t x_bytes, sums_bytes, y_bytes, ready_bytes, wide_bytes, lora_bytes, partial_bytes;
     lg_cuda_twin twin, left; /* what the op before left, what this one leaves (core.cu hands it on) */
 } lg_cuda_work;
 enum { LG_LORA_RANK = 256 };
@@ -54,7 +55,7 @@ typedef struct lg_cuda_in { /* normed where norm is given; rows taken through `r
 } lg_cuda_in;
 typedef struct lg_cuda_out { const lg_weight *w; float *y; const lg_lora *lora; const float *norm; } lg_cuda_out; /* y [n_tok, n_out]; norm: y goes through next, or NULL */
 
-/* Bytes of each scratch field for products of n_tok rows of one weight. */
+/* Bytes of each scratch field for products of n_tok rows of one weight; partial_bytes grow by what it takes beside the others of its op. */
 void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *need, const lg_weight *w, int64_t n_tok);
 /* y = W x (add: y += W x) for up to three weights that share an input. */
 void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *out, int n, bool add);
@@ -84,6 +85,15 @@ typedef struct lg_cuda_rows {
 } lg_cuda_rows;
 bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add); /* whether it takes them */
 void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
+
+/* stream_codes.cu: the same for 2 to 16 rows of input and quantised weights of one format. x [n_tok][stride], side: as lg_prepare_row leaves them for the format
+ * (stream.cuh). squares [n_tok][n_square]: the norm of a row has their sum; n_square 0: no norm. count: LG_CODES_GROUPS zeros, and behind them room for what
+ * lg_cuda_codes_partial says, the sum over the weights; where that is 0 it is not read. */
+enum { LG_CODES_GROUPS = 1024 };
+typedef struct lg_cuda_codes { const uint16_t *x; int32_t n_tok, stride; const float *side, *squares; int32_t n_square; float eps; uint32_t *count; } lg_cuda_codes;
+int64_t lg_cuda_codes_partial(const lg_cuda_env *e, const lg_weight *w, int64_t n_tok); /* bytes */
+bool lg_cuda_streams_codes(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add); /* whether it takes them */
+void lg_cuda_stream_codes(const lg_cuda_env *e, const lg_cuda_codes *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
 /* cublas.cu: row-major y[n_tok, n_out] = beta*y + x[n_tok, n_in] w[n_out, n_in]^T through cuBLASLt, opened at run time. */
 typedef enum lg_blas_kind { LG_BLAS_BF16_F32, LG_BLAS_BF16_BF16, LG_BLAS_F32 } lg_blas_kind; /* inputs_output */

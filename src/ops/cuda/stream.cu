@@ -5,34 +5,29 @@
  * ring is always full of what it will take next, across tiles, and is filled before the kernel waits for the one before it. The input is
  * brought into its form by every block for itself, whole numbers (struct digits). Gate and up leave it for down as f16, 16 numbers (a
  * tile's) scaled at a time. */
-#include "ops/cuda/stream.cuh"
+#include "ops/cuda/stream_packed.cuh"
 #include <string.h>
 
 #ifndef STREAM_LEAST
 #define STREAM_LEAST (128 << 10)
 #endif
-enum { WARPS = 8, THREADS = WARPS * 32, RED = 16, /* tiles whose sums of warps wait in shared memory */
+enum { WARPS = lg_take_all::warps, THREADS = WARPS * 32, RED = 16, /* tiles whose sums of warps wait in shared memory */
        LEAST = STREAM_LEAST,               /* bytes of weights; with fewer a ring is not worth filling */
        BESIDE = 32 * LEAST };              /* bytes of codes; with fewer the next kernel's blocks are not worth making room for */
 
-/* A record: a chunk; its bytes (super: of two chunks). */
-template <int T> struct record {
-    typedef lg_fmt<T> F;
-    static constexpr int codes = F::code_bytes * 64, high = F::high_bytes * 64, scale = F::scale_bytes * 16, super = F::super_bytes * 16, two = 2 * (codes + high + scale) + super;
-};
-/* A stage of a warp's ring holds C records side by side in one tile: their codes, then the high bits, the scales, the supers. A unit is a run of stages that a
- * warp takes at once. A block takes more than half of a multiprocessor: two of the kernel behind it would gather where blocks leave first. Beside it a block of
+/* A warp's ring. A block takes more than half of a multiprocessor: two of the kernel behind it would gather where blocks leave first. Beside it a block of
  * selection fits. */
 template <int T> struct ring {
-    typedef record<T> R;
+    typedef lg_record<T> R;
 #ifdef LG_CUDA_ARCH_90a
     static constexpr int room = 112 << 10;
 #else
     static constexpr int room = 48 << 10;
 #endif
     static constexpr bool four = room / WARPS / (2 * R::two) >= 3; /* where three such stages fit */
-    static constexpr int C = four ? 4 : 2, stage = C / 2 * R::two, depth = room / WARPS / stage;
-    static constexpr int high = C * R::codes, scale = high + C * R::high, super = scale + C * R::scale; /* where they stand in a stage */
+    static constexpr int C = four ? 4 : 2, stage = lg_stage<T, C>::bytes, depth = room / WARPS / stage;
+    typedef lg_stage<T, C> S;
+    typedef lg_walk<T, C, lg_take_all> walk;
 };
 
 /* n numbers as f16, each 16 times the power of two that lays their largest in [512, 1024); for 16: what undoes it (no number where they are not finite). */
@@ -42,11 +37,8 @@ static f16_row f16_at(const uint8_t *p, int n) {
     return p ? f16_row{ (uint16_t *)p, (float *)(p + tiles * 32) } : f16_row{ NULL, NULL };
 }
 
-typedef struct stream_args {
-    lg_part p[3];
-    int32_t n_part, span, n_item;       /* span 2: gate and up, tile for tile; item: a tile of each */
-    int32_t n_in, n_chunk;              /* n_chunk: records of a tile, too */
-    int32_t n_stage, run, n_unit;       /* of a tile: stages, stages of a unit, units */
+struct stream_args : lg_deal {
+    int32_t n_in;
     int32_t n_side;                     /* floats beside the input */
     int32_t depth, before;              /* stages of a warp's ring; asked for before the input */
     bool add, lets;                     /* lets: as in lg_cuda_chain */
@@ -54,74 +46,6 @@ typedef struct stream_args {
     const int32_t *row;
     float eps;
     f16_row from, to;                   /* x NULL: not there */
-} stream_args;
-
-static __device__ __forceinline__ lg_spot spot_of(const stream_args &a, int item) { return lg_spot_of(a.p, a.n_part, a.span == 2, item); }
-
-/* `bytes` (at most MOST, a multiple of 16) that lie together, from the weights into a stage. By the whole warp; to, from: the lane's 16. */
-template <int MOST> static __device__ __forceinline__ void copy_run(lg_smem to, const uint8_t *from, int bytes) {
-    const int left = bytes - ((int)threadIdx.x & 31) * 16;
-#pragma unroll
-    for (int at = 0; at < MOST; at += 512)
-        if (at < left) lg_copy16(to + (lg_smem)at, from + at, 16);
-}
-
-/* The weights a warp asks for: where it stands in the block's list, and the lane's addresses in that tile. */
-template <int T> struct walk {
-    typedef lg_fmt<T> F;
-    typedef record<T> R;
-    typedef ring<T> S;
-    int item, s, unit;                  /* s: of the item's tiles */
-    int at, end;                        /* stages of the unit */
-    const uint8_t *code, *high, *scale, *super;
-
-    __device__ __forceinline__ void aim(const stream_args &a) {
-        const lg_spot at_tile = spot_of(a, item);
-        const int lane = threadIdx.x & 31, tile = at_tile.tile;
-        const lg_part &w = a.p[a.span == 2 ? s : at_tile.part];
-        const int64_t rec = (int64_t)tile * a.n_chunk;
-        code = w.codes + rec * R::codes + lane * 16;
-        high = w.high + rec * R::high + lane * 16;
-        scale = w.scale + rec * R::scale + lane * 16;
-        super = w.super + (int64_t)tile * ((a.n_chunk + 1) >> 1) * R::super + lane * 16;
-    }
-    __device__ __forceinline__ void begin(const stream_args &a) {
-        item = blockIdx.x;
-        s = 0;
-        unit = (int)threadIdx.x >> 5;
-        settle(a, true);
-    }
-    /* To a unit that exists, or past the last item. */
-    __device__ __forceinline__ void settle(const stream_args &a, bool moved) {
-        while (unit >= a.n_unit && item < a.n_item) {
-            moved = true;
-            unit -= a.n_unit;
-            if (++s == a.span) {
-                s = 0;
-                item += gridDim.x;
-            }
-        }
-        if (item >= a.n_item) return;
-        if (moved) aim(a);
-        at = unit * a.run;
-        end = min(at + a.run, a.n_stage);
-    }
-    /* Its next records into the stage at `to`, then on. */
-    __device__ __forceinline__ void fetch(const stream_args &a, lg_smem to) {
-        if (item < a.n_item) {
-            const int first = at * S::C, n = min(S::C, a.n_chunk - first);
-            to += (lg_smem)((threadIdx.x & 31) * 16);
-            copy_run<S::C * R::codes>(to, code + (int64_t)first * R::codes, n * R::codes);
-            if (R::high) copy_run<S::C * R::high>(to + S::high, high + (int64_t)first * R::high, n * R::high);
-            copy_run<S::C * R::scale>(to + S::scale, scale + (int64_t)first * R::scale, n * R::scale);
-            if (R::super) copy_run<S::C / 2 * R::super>(to + S::super, super + (int64_t)(first >> 1) * R::super, ((n + 1) >> 1) * R::super);
-            if (++at == end) {
-                unit += WARPS;
-                settle(a, false);
-            }
-        }
-        lg_cp_commit();
-    }
 };
 
 /* ---- whole numbers ----
@@ -202,7 +126,7 @@ template <int T> static __device__ __forceinline__ void bytes_of(uint32_t *r, co
 /* Where a lane's numbers stand in a stage, and in the input. Row g: its part t of a record's scales; row g + 8: 8 * scale_row on. */
 template <int T> struct lane_place {
     typedef lg_fmt<T> F;
-    typedef ring<T> S;
+    typedef typename ring<T>::S S;
     static constexpr int scale_row = F::pair ? 16 : 8, scale_part = F::pair ? 4 : F::q6 ? 1 : 2, super_row = F::k45 ? 4 : 2;
     uint32_t code, high, scale, super, x; /* bytes */
     uint32_t side;                        /* floats */
@@ -236,25 +160,13 @@ template <int T> static __device__ __forceinline__ void scale_at(float &d, float
 template <int T>
 static __device__ __forceinline__ void multiply_record(float *acc, uint2 (*b)[4], const uint8_t *stage, const lane_place<T> &own, int c, const uint8_t *x, const float *side, bool live, int g) {
     typedef lg_fmt<T> F;
-    typedef record<T> R;
+    typedef lg_record<T> R;
     typedef digits<T> D;
     typedef lane_place<T> L;
     constexpr int GROUPS = 4 / D::parts; /* whose digits fill the eight columns */
     const uint8_t *code = stage + own.code, *h = stage + own.high, *scale = stage + own.scale, *super = stage + own.super;
     lg_hold<T> o;
-#pragma unroll
-    for (int i = 0; i < R::codes / 512; i++) o.c[i] = *(const uint4 *)(code + c * R::codes + i * 512);
-    if (F::five) {
-        o.h[0] = *(const uint32_t *)(h + c * R::high);
-        o.h[1] = *(const uint32_t *)(h + c * R::high + 128);
-    }
-    if (F::q6) {
-        const uint2 lo = *(const uint2 *)(h + c * R::high), hi = *(const uint2 *)(h + c * R::high + 256);
-        o.h[0] = lo.x;
-        o.h[1] = hi.x;
-        o.h[2] = lo.y;
-        o.h[3] = hi.y;
-    }
+    lg_hold_codes(o, code + c * R::codes, h + c * R::high);
 #pragma unroll
     for (int j0 = 0; j0 < 4; j0 += GROUPS) {
         const float4 beside = *(const float4 *)(side + j0 * D::parts * 4);
@@ -285,7 +197,7 @@ static __device__ __forceinline__ void multiply_record(float *acc, uint2 (*b)[4]
 /* Of 16 tiles whose sums are put together, the first one of item `first`: the thread's row, half a warp a tile. out NULL: none. */
 struct sum_row { float *out; int32_t row; };
 static __device__ __forceinline__ sum_row sum_row_of(const stream_args &a, int first) {
-    const lg_spot s = spot_of(a, first + ((int)threadIdx.x >> 4) * (int)gridDim.x);
+    const lg_spot s = lg_spot_of(a, first + ((int)threadIdx.x >> 4) * (int)gridDim.x);
     const int row = s.tile * 16 + ((int)threadIdx.x & 15);
     return sum_row{ row < a.p[s.part].n_out ? a.p[s.part].out + row : NULL, row };
 }
@@ -381,10 +293,11 @@ template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(con
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
     const uint8_t *mine = ring_s + warp * a.depth * R::stage;
     const lg_smem mine_at = lg_smem_of(mine);
-    walk<T> ahead;
-    ahead.begin(a);
+    const lg_take_all take = { a };
+    typename R::walk ahead;
+    ahead.begin(a, take);
 #pragma unroll 1
-    for (int i = 0; i < a.before; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
+    for (int i = 0; i < a.before; i++) ahead.fetch(a, take, mine_at + (lg_smem)(i * R::stage));
     if (a.norm && (int)(blockIdx.x * THREADS + tid) * 32 < a.n_in) lg_prefetch(a.norm + (blockIdx.x * THREADS + tid) * 32);
     /* Before the wait, all that the input has no part in. */
     lane_place<T> own;
@@ -402,7 +315,7 @@ template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(con
 
     const auto rest = [&] {
 #pragma unroll 1
-        for (int i = a.before; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
+        for (int i = a.before; i < R::depth; i++) ahead.fetch(a, take, mine_at + (lg_smem)(i * R::stage));
     };
     if (a.row) x += *a.row * (int64_t)a.n_in;
     float ss = 0;
@@ -442,7 +355,7 @@ template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(con
                         multiply_record<T>(acc, b, from, own, c, xs + own.x + piece * 4 * D::bytes + c * 4 * D::bytes, side + own.side + piece * 4 * D::side + c * 4 * D::side, live, g);
                     }
                     __syncwarp();
-                    ahead.fetch(a, mine_at + (lg_smem)(stage * R::stage));
+                    ahead.fetch(a, take, mine_at + (lg_smem)(stage * R::stage));
                     stage = stage + 1 == R::depth ? 0 : stage + 1;
                 }
             unit -= a.n_unit;
@@ -467,24 +380,16 @@ template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(con
 }
 
 /* ---- host ---- */
-/* How a tile is cut among warps: each takes runs of records, as long as they may be with all warps at work (to go on to another tile costs about as much as a record). */
 template <int T> static void cut(stream_args *a, int n_sm, bool early) {
     const int tiles = (a->n_item + n_sm - 1) / n_sm * a->span;
-    int best = INT32_MAX;
     a->n_stage = (a->n_chunk + ring<T>::C - 1) / ring<T>::C;
-    a->run = 1;
-    for (int parts = 1; parts <= WARPS && parts <= a->n_stage; parts++) {
-        const int run = (a->n_stage + parts - 1) / parts, units = (a->n_stage + run - 1) / run, cost = (tiles * units + WARPS - 1) / WARPS * (run + 1);
-        if (cost >= best) continue;
-        best = cost;
-        a->run = run;
-    }
+    a->run = lg_run_of(a->n_stage, tiles, WARPS);
     a->n_unit = (a->n_stage + a->run - 1) / a->run;
     /* Where a warp's ring holds all of its stages, and what follows reads nothing but weights ahead of time, the ring is no larger than that: beside this block the
      * next kernel's fills its own. */
     const int most = (tiles * a->n_unit + WARPS - 1) / WARPS * a->run;
     const bool all = most <= ring<T>::depth;
-    a->lets = all && a->add && (int64_t)a->n_item * a->n_chunk * record<T>::codes >= BESIDE;
+    a->lets = all && a->add && (int64_t)a->n_item * a->n_chunk * lg_record<T>::codes >= BESIDE;
     a->depth = a->lets ? most : ring<T>::depth;
     /* The input comes late behind what was asked for before it: less where it is long, all where nothing else will be asked for or there is time. */
     a->before = all || early ? a->depth : ring<T>::depth * (a->from.x ? 3 : 2) / 4;
