@@ -2,7 +2,8 @@
  *   staged block   [host arrays in order of first appearance]: one pinned block, one device block, one copy
  *   twins          page tables live on the device; of each only the entries that changed go up
  *   graphs         a decode list that comes again (ops, shapes, addresses) is captured and then replayed; the first time it runs as it
- *                  is, so that no kernel is loaded for the first time in a capture (loading all beforehand takes 1.5 s and cuBLASLt whole)
+ *                  is, so that no kernel is loaded for the first time in a capture (loading all beforehand takes 1.5 s and cuBLASLt whole).
+ *                  A list whose bytes are those that a graph was made of is launched without being looked at any further (same_again)
  * Environment, for looking into it: LONGAN_CUDA_GRAPH=0, LONGAN_CUDA_PDL=0, LONGAN_CUDA_SIDE=0 (selection in line),
  * LONGAN_CUDA_SYNC=1 (no graphs, a wait after every op: an error names its op). */
 #include "ops/cuda/kv.cuh"
@@ -48,7 +49,9 @@ typedef struct task {
 
 typedef struct array { const void *host; int64_t bytes, at; bool seqs; } array; /* seqs: lg_kv_seq, becomes lg_cuda_seq */
 typedef struct twin { const int32_t *host; int32_t *dev, *mirror; int64_t cap, n; } twin;
-typedef struct graph { uint8_t *key; int64_t key_bytes; uint64_t hash, used; cudaGraphExec_t exec; } graph;
+/* The list as it was recorded, and all that what is made of it depends on besides. */
+typedef struct record { task *tasks; int n_task; uint8_t *rest; int64_t rest_bytes, max_len; uint64_t bound; array *arrays; int n_array; uint8_t **out; } record;
+typedef struct graph { uint8_t *key; int64_t key_bytes; uint64_t hash, used; cudaGraphExec_t exec; record of; } graph;
 
 struct lg_ops_ctx {
     int device;
@@ -92,6 +95,9 @@ struct lg_ops_ctx {
     uint32_t n_seen;
     uint8_t *key;
     int64_t key_bytes;
+    task *recorded;            /* the list before it is resolved */
+    uint8_t *rest;             /* of that list; rest_bytes < 0: it is in no graph */
+    int64_t rest_bytes;
     uint64_t clock;
     bool side_busy;
     int half;                  /* of `score`: an op writes one while selection may still read what the op before it wrote */
@@ -120,6 +126,13 @@ static void stick(lg_ops_ctx *c, cudaError_t e, const char *op) {
 
 static void use(lg_ops_ctx *c) { cudaSetDevice(c->device); }
 
+static void record_free(record *r) {
+    lg_base_free(r->tasks);
+    lg_base_free(r->rest);
+    lg_base_free(r->arrays);
+    lg_base_free(r->out);
+    memset(r, 0, sizeof *r);
+}
 static void drop_graphs(lg_ops_ctx *c) {
     for (int i = 0; i < N_GRAPH; i++) {
         if (c->graphs[i].exec) cudaGraphExecDestroy(c->graphs[i].exec);
@@ -165,7 +178,12 @@ static void cuda_close(lg_ops_ctx *c) {
     use(c);
     if (c->stream) cudaStreamSynchronize(c->stream);
     drop_graphs(c);
-    for (int i = 0; i < N_GRAPH; i++) lg_base_free(c->graphs[i].key);
+    for (int i = 0; i < N_GRAPH; i++) {
+        lg_base_free(c->graphs[i].key);
+        record_free(&c->graphs[i].of);
+    }
+    lg_base_free(c->recorded);
+    lg_base_free(c->rest);
     for (int i = 0; i < c->n_chunk_mem; i++) {
         cudaFree(c->chunk_dev[i]);
         cudaFreeHost(c->chunk_pin[i]);
@@ -230,7 +248,9 @@ static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error 
     c->slot = (int32_t *)lg_base_calloc(HASH, sizeof *c->slot);
     c->twins = (twin *)lg_base_calloc(MAX_TWINS, sizeof *c->twins);
     c->key = (uint8_t *)lg_base_alloc(KEY_BYTES);
-    ok = c->tasks && c->arrays && c->slot && c->twins && c->key;
+    c->rest = (uint8_t *)lg_base_alloc(KEY_BYTES);
+    c->recorded = (task *)lg_base_alloc(MAX_OPS * (int64_t)sizeof *c->recorded);
+    ok = c->tasks && c->arrays && c->slot && c->twins && c->key && c->rest && c->recorded;
     for (int i = 0; i < N_GRAPH && ok; i++) ok = (c->graphs[i].key = (uint8_t *)lg_base_alloc(KEY_BYTES)) != NULL;
     if (!ok) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
     LG_TRY(grow_pinned(c, &c->out, &c->out_cap, OUT_BYTES, err));
@@ -506,9 +526,9 @@ static int32_t *twin_of(lg_ops_ctx *c, const lg_kv_seq *s) {
     return w->dev;
 }
 
-static void fill_block(lg_ops_ctx *c) {
-    for (int i = 0; i < c->n_array; i++) {
-        const array *a = &c->arrays[i];
+static void fill_block(lg_ops_ctx *c, const array *arrays, int n_array) {
+    for (int i = 0; i < n_array; i++) {
+        const array *a = &arrays[i];
         if (!a->seqs) {
             memcpy(c->pin + a->at, a->host, (size_t)a->bytes);
             continue;
@@ -1062,8 +1082,11 @@ static const float *next_norm(const lg_ops_ctx *c, const task *t) {
 }
 
 static void run_list(lg_ops_ctx *c, bool decode_step) {
-    if (c->block_bytes) {
-        if (decode_step) /* pinned memory is mapped: a kernel reads it, so that a graph can */
+    /* Pinned memory is mapped: a kernel reads it, so that a graph can. The first kernel of a step does so beside its own work. */
+    const lg_cuda_staged block = { (uint4 *)c->dev, (const uint4 *)c->pin, (int32_t)(c->block_bytes / 16) };
+    const bool along = decode_step && c->block_bytes && c->tasks[0].k == K_EMBED && c->tasks[0].u.embed.n_tok > 0;
+    if (c->block_bytes && !along) {
+        if (decode_step)
             lg_cuda_launch(k_stage<uint4>, dim3((unsigned)min64(blocks_of(c->block_bytes / 16, 128), 64)), dim3(128), 0, c->stream, false, (uint4 *)c->dev, (const uint4 *)c->pin,
                            (int)(c->block_bytes / 16));
         else
@@ -1079,7 +1102,12 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
         c->work.twin = c->work.left;
         c->work.left.of = NULL;
         switch (t->k) {
-        case K_EMBED: lg_cuda_embed(&c->env, t->u.embed.x, t->u.embed.w, t->u.embed.ids, t->u.embed.n_tok); break;
+        case K_EMBED: {
+            const lg_op_embed *a = &t->u.embed;
+            const bool here = along && i == 0;
+            lg_cuda_embed(&c->env, a->x, a->w, here ? (const int32_t *)(const void *)(c->pin + ((const uint8_t *)a->ids - c->dev)) : a->ids, a->n_tok, here ? &block : NULL);
+            break;
+        }
         case K_QKV: run_qkv(c, t); break;
         case K_ATTEND: run_attend(c, t, raw); break;
         case K_HYBRID: run_hybrid(c, t, raw); break;
@@ -1230,6 +1258,18 @@ static void key_add(lg_ops_ctx *c, const void *p, int64_t n) {
 }
 template <typename... A> static void keys(lg_ops_ctx *c, const A &...a) { (key_add(c, &a, sizeof a), ...); }
 static void key_kv(lg_ops_ctx *c, const lg_kv_layer &kv, const lg_kv_geom &g) { keys(c, kv.k, kv.v, g.dtype, g.n_head_kv, g.head_dim, g.row_bytes); }
+/* read, make: on the host. */
+static void key_roles(lg_ops_ctx *c, const lg_op_attend_hybrid &a, const int32_t *read, const int32_t *make) {
+    key_add(c, read, a.geom.n_head_kv * 4);
+    key_add(c, make, a.geom.n_head_kv * 4);
+    if (!a.spread.slot) return;
+    keys(c, a.spread.least);
+    key_add(c, a.spread.window, a.geom.n_head_kv * 4);
+    key_add(c, a.spread.n_make, a.geom.n_head_kv * 4);
+    for (int h = 0; h < a.geom.n_head_kv; h++)
+        if (make[h] >= 0) key_add(c, a.spread.slot + make[h], a.spread.n_make[h] * 4);
+    key_add(c, a.spread.slot + a.spread.latest, a.spread.n_latest * 4);
+}
 static bool make_key(lg_ops_ctx *c) {
     c->key_bytes = 0;
     for (int i = 0; i < c->n_task; i++) {
@@ -1260,16 +1300,7 @@ static bool make_key(lg_ops_ctx *c) {
             keys(c, a.out, a.q, a.seqs, a.n_seq, a.budget, a.dense, a.read, a.make, a.sets.idx, a.sets.n, a.sets.cap, a.sets.n_slot, a.sets.block, a.sets.kept_words, a.select.rule,
                  a.select.value, a.select.scale, a.select.sinks, a.select.recents, a.spread.latest, a.spread.n_latest, a.n_head, a.scale);
             key_kv(c, a.kv, a.geom);
-            key_add(c, t->read_host, a.geom.n_head_kv * 4);
-            key_add(c, t->make_host, a.geom.n_head_kv * 4);
-            if (a.spread.slot) {
-                keys(c, a.spread.least);
-                key_add(c, a.spread.window, a.geom.n_head_kv * 4);
-                key_add(c, a.spread.n_make, a.geom.n_head_kv * 4);
-                for (int h = 0; h < a.geom.n_head_kv; h++)
-                    if (t->make_host[h] >= 0) key_add(c, a.spread.slot + t->make_host[h], a.spread.n_make[h] * 4);
-                key_add(c, a.spread.slot + a.spread.latest, a.spread.n_latest * 4);
-            }
+            key_roles(c, a, t->read_host, t->make_host);
             break;
         }
         case K_OBSERVE: break; /* in no graph */
@@ -1346,11 +1377,106 @@ static graph *graph_of(lg_ops_ctx *c, uint64_t h) {
     return oldest;
 }
 
+/* What the list depends on besides the bytes of its ops, as it was recorded: what is read of the arrays it points to. Goes to c->key. Returns false for a list that
+ * can be no graph, or has sequences longer than what was reserved. */
+static bool make_rest(lg_ops_ctx *c) {
+    c->key_bytes = 0;
+    for (int i = 0; i < c->n_task; i++) {
+        const task *t = &c->tasks[i];
+        if (t->k == K_OBSERVE) return false;
+        if (t->k == K_ATTEND) {
+            const lg_op_attend &a = t->u.attend;
+            if (!decode_rows(&a)) return false;
+            keys(c, i > 0 && wrote_newest(t - 1, &a.kv, a.seqs, a.n_seq));
+        }
+        if (t->k == K_HYBRID) {
+            const lg_op_attend_hybrid &a = t->u.hybrid;
+            for (int32_t s = 0; s < a.n_seq; s++)
+                if (a.seqs[s].len > c->max_len) return false;
+            keys(c, i > 0 && wrote_newest(t - 1, &a.kv, a.seqs, a.n_seq));
+            key_roles(c, a, a.read, a.make);
+        }
+        if (t->k == K_SAMPLE)
+            for (int64_t s = 0; s < t->u.sample.n_row; s++) keys(c, t->u.sample.draw[s].top_k > 0, t->u.sample.draw[s].top_p < 1);
+    }
+    return c->key_bytes <= KEY_BYTES;
+}
+/* The graph that was made of this very list, or NULL. Looking through a list of 150 ops, or making its key, takes ten times as long as this, and the device waits meanwhile. */
+static graph *same_again(lg_ops_ctx *c) {
+    const uint64_t bound = lg_cuda_bound();
+    bool made = false;
+    for (int i = 0; i < N_GRAPH; i++) {
+        graph *g = &c->graphs[i];
+        if (!g->exec || g->of.n_task != c->n_task || g->of.bound != bound || g->of.max_len != c->max_len || memcmp(g->of.tasks, c->tasks, (size_t)c->n_task * sizeof(task))) continue;
+        if (!made && !make_rest(c)) return NULL;
+        made = true;
+        if (g->of.rest_bytes == c->key_bytes && !memcmp(g->of.rest, c->key, (size_t)c->key_bytes)) return g;
+    }
+    return NULL;
+}
+/* Keeps the list before it is resolved. */
+static void keep_record(lg_ops_ctx *c) {
+    c->rest_bytes = c->use_graph && make_rest(c) ? c->key_bytes : -1;
+    if (c->rest_bytes < 0) return;
+    memcpy(c->rest, c->key, (size_t)c->rest_bytes);
+    memcpy(c->recorded, c->tasks, (size_t)c->n_task * sizeof(task));
+}
+/* What was kept, for its graph, now that it is resolved. Where there is no memory the graph does without. */
+static void note_record(lg_ops_ctx *c, graph *g) {
+    record *r = &g->of;
+    if (c->rest_bytes < 0 || r->n_task != c->n_task || r->n_array != c->n_array || r->rest_bytes != c->rest_bytes) record_free(r);
+    if (c->rest_bytes < 0) return;
+    if (!r->tasks) {
+        r->tasks = (task *)lg_base_alloc((int64_t)c->n_task * (int64_t)sizeof(task));
+        r->rest = (uint8_t *)lg_base_alloc(c->rest_bytes + 1);
+        r->arrays = (array *)lg_base_alloc((c->n_array + 1) * (int64_t)sizeof(array));
+        r->out = (uint8_t **)lg_base_alloc((int64_t)c->n_task * (int64_t)sizeof *r->out);
+        if (!r->tasks || !r->rest || !r->arrays || !r->out) {
+            record_free(r);
+            return;
+        }
+    }
+    memcpy(r->tasks, c->recorded, (size_t)c->n_task * sizeof(task));
+    memcpy(r->rest, c->rest, (size_t)c->rest_bytes);
+    memcpy(r->arrays, c->arrays, (size_t)c->n_array * sizeof(array));
+    for (int i = 0; i < c->n_task; i++) r->out[i] = c->tasks[i].out;
+    r->n_task = c->n_task;
+    r->n_array = c->n_array;
+    r->rest_bytes = c->rest_bytes;
+    r->max_len = c->max_len;
+    r->bound = lg_cuda_bound();
+}
+
+/* The list is done: its results to where they were asked for. */
+static void take_results(lg_ops_ctx *c) {
+    for (int i = 0; i < c->n_task && c->failed == LG_OK; i++) {
+        const task *t = &c->tasks[i];
+        if (t->k == K_SAMPLE) memcpy(t->u.sample.id, t->out, (size_t)t->u.sample.n_row * 4);
+        if (t->k == K_ARGMAX) memcpy(t->u.argmax.id, t->out, (size_t)t->u.argmax.n_row * 4);
+        if (t->k == K_FETCH) memcpy(t->u.fetch.dst, t->out, (size_t)t->u.fetch.bytes);
+    }
+}
+static const char step_name[] = "a decode step";
+static bool run_again(lg_ops_ctx *c) {
+    graph *g = same_again(c);
+    if (!g) return false;
+    fill_block(c, g->of.arrays, g->of.n_array);
+    if (!g->exec) return false; /* (room for page tables was used up, and all graphs are gone) */
+    g->used = ++c->clock;
+    for (int i = 0; i < c->n_task; i++) c->tasks[i].out = g->of.out[i];
+    if (c->failed == LG_OK) stick(c, cudaGraphLaunch(g->exec, c->stream), "launching a decode step");
+    if (c->failed == LG_OK) stick(c, cudaStreamSynchronize(c->stream), step_name);
+    take_results(c);
+    return true;
+}
+
 static lg_status run_all(lg_ops_ctx *c, lg_error *err) {
     lg_status st = LG_OK;
     const char *what = "the step";
     bool as_graph = false;
     uint64_t key_hash = 0;
+    if (run_again(c)) return LG_OK;
+    keep_record(c);
     LG_TRY(ensure(c, err));
     resolve(c, true);
     if (c->failed != LG_OK) return LG_OK; /* reported by sync */
@@ -1362,22 +1488,18 @@ static lg_status run_all(lg_ops_ctx *c, lg_error *err) {
     }
     LG_TRY(grow_pinned(c, &c->out, &c->out_cap, c->out_bytes, err));
     as_graph = resolve(c, false) && make_key(c);
-    fill_block(c);
+    fill_block(c, c->arrays, c->n_array);
     key_hash = as_graph ? lg_base_hash_64(c->key, c->key_bytes) : 0;
     if (c->failed == LG_OK && as_graph && seen_before(c, key_hash)) {
         graph *g = graph_of(c, key_hash);
         if (g) stick(c, cudaGraphLaunch(g->exec, c->stream), "launching a decode step");
-        what = "a decode step";
+        if (g) note_record(c, g); /* (its graph is on its way) */
+        what = step_name;
     } else if (c->failed == LG_OK) {
         run_list(c, as_graph);
     }
     if (c->failed == LG_OK) stick(c, cudaStreamSynchronize(c->stream), c->n_task == 1 ? kind_name[c->tasks[0].k] : what);
-    for (int i = 0; i < c->n_task && c->failed == LG_OK; i++) {
-        const task *t = &c->tasks[i];
-        if (t->k == K_SAMPLE) memcpy(t->u.sample.id, t->out, (size_t)t->u.sample.n_row * 4);
-        if (t->k == K_ARGMAX) memcpy(t->u.argmax.id, t->out, (size_t)t->u.argmax.n_row * 4);
-        if (t->k == K_FETCH) memcpy(t->u.fetch.dst, t->out, (size_t)t->u.fetch.bytes);
-    }
+    take_results(c);
 done:
     return st;
 }

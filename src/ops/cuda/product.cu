@@ -145,6 +145,9 @@ static cudaError_t fill(lg_cuda_push *p, lg_cuda_weight *w, const uint8_t *data,
     return e;
 }
 
+static uint64_t bound;
+uint64_t lg_cuda_bound(void) { return __atomic_load_n(&bound, __ATOMIC_ACQUIRE); }
+
 lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *x, lg_error *err) {
     lg_status st = LG_OK;
     cudaError_t e = cudaSuccess;
@@ -163,6 +166,7 @@ lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *x, lg_error *err) {
     w->n_tile = (int32_t)((x->n_out + 15) / 16);
     w->n_chunk = (int32_t)((x->n_in + LG_CHUNK - 1) / LG_CHUNK);
     x->packed = w;
+    __atomic_fetch_add(&bound, 1, __ATOMIC_ACQ_REL);
     seed += 0x51ED270B3ull;
     if (row_major(x->dtype)) {
         w->bytes = x->n_out * raw_row;
@@ -208,6 +212,7 @@ void lg_cuda_weight_unbind(lg_weight *x) {
     lg_base_free(w);
     x->packed = NULL;
     x->packed_bytes = 0;
+    __atomic_fetch_add(&bound, 1, __ATOMIC_ACQ_REL);
 }
 
 static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float *side, float *inv, const float *x, const int32_t *row, const float *norm, float eps,
@@ -643,9 +648,13 @@ template <typename O> static void expand(const lg_cuda_env *e, O *out, const lg_
 #undef X
 }
 
-template <int T> static __global__ void k_embed(float *x, lg_cuda_weight w, const int32_t *ids) {
+template <int T> static __global__ void k_embed(float *x, lg_cuda_weight w, const int32_t *ids, int n_tok, lg_cuda_staged staged) {
     lg_pdl_wait();
     lg_pdl_go();
+    if ((int)blockIdx.x >= n_tok) { /* blocks that copy */
+        for (int i = ((int)blockIdx.x - n_tok) * (int)blockDim.x + (int)threadIdx.x; i < staged.n; i += ((int)gridDim.x - n_tok) * (int)blockDim.x) staged.to[i] = staged.from[i];
+        return;
+    }
     const int n_slot = lg_fmt<T>::rows ? (w.n_in + 7) / 8 : w.n_chunk * 16;
     float *to = x + (int64_t)blockIdx.x * w.n_in;
     for (int s = threadIdx.x; s < n_slot; s += blockDim.x) {
@@ -657,9 +666,11 @@ template <int T> static __global__ void k_embed(float *x, lg_cuda_weight w, cons
             if (col[i] < w.n_in) to[col[i]] = v[i];
     }
 }
-void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok) {
+void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok, const lg_cuda_staged *staged) {
+    const lg_cuda_staged copy = staged ? *staged : lg_cuda_staged{ NULL, NULL, 0 };
     if (n_tok < 1) return;
-#define X(T) case T: lg_cuda_launch(k_embed<T>, dim3((unsigned)n_tok), dim3(128), 0, e->stream, true, x, *lg_cuda_packed(w), ids); break;
+    const unsigned blocks = (unsigned)n_tok + (unsigned)min64(blocks_of(copy.n, 128), 64);
+#define X(T) case T: lg_cuda_launch(k_embed<T>, dim3(blocks), dim3(128), 0, e->stream, !staged, x, *lg_cuda_packed(w), ids, (int)n_tok, copy); break;
     switch (w->dtype) { EACH_FORMAT(X) default: break; }
 #undef X
 }

@@ -31,6 +31,7 @@ lg_status lg_cuda_fail(lg_error *err, cudaError_t e, const char *what); /* one l
 lg_status lg_cuda_new(void **out, int64_t bytes, const char *what, lg_error *err);
 lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *w, lg_error *err);
 void lg_cuda_weight_unbind(lg_weight *w);
+uint64_t lg_cuda_bound(void); /* changes with every weight that is bound or unbound, by whatever context */
 
 /* Rows of `of` (NULL: of nothing) in bf16, at x or ready of the scratch: as they are, or times the weights of a norm, with their squares in sums.
  * One row of f16 for stream.cu; 2 to 16 rows lie as stream_rows.cu takes them, more one after the other. early (at NULL): lg_cuda_chain.lets of what wrote `of`. */
@@ -60,7 +61,9 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *need, const lg_weight
 /* y = W x (add: y += W x) for up to three weights that share an input. */
 void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *out, int n, bool add);
 void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *gate, const lg_cuda_out *up, float *h);
-void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok);
+/* x [n_tok, n_in] = rows of w. staged: what the same launch copies, or NULL; ids may then lie in pinned memory. */
+typedef struct lg_cuda_staged { uint4 *to; const uint4 *from; int32_t n; } lg_cuda_staged;
+void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int32_t *ids, int64_t n_tok, const lg_cuda_staged *staged);
 
 /* What products of one row have to do with those before and after. from: the input as f16 that the product before left, or NULL (no norm then). to, or NULL: where
  * y[0] goes as f16 too. For quantised weights (from: but Q6_K); n numbers, a multiple of 32, take lg_cuda_f16_bytes. early: the product before lets this one start
