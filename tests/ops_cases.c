@@ -874,8 +874,6 @@ static void test_hybrid(bench *b, const cas *c) {
     a.spread.latest = latest;
     a.spread.n_latest = c->n_latest;
     reserve(b, c, n, c->n_seq, n_head * d, n_head * d);
-    b->o->attend_hybrid(b->c, &a);
-    const lg_status st = b->o->sync(b->c, &e);
     lg_op_attend_hybrid r = a;
     r.out = want;
     r.q = q;
@@ -883,20 +881,37 @@ static void test_hybrid(bench *b, const cas *c) {
     r.seqs = seqs;
     r.sets.idx = idx;
     r.sets.n = cnt;
-    lg_ops_ref.attend_hybrid(b->ref, &r);
     int32_t *gidx = host(b, size * 4), *gcnt = host(b, n * n_slot * 4);
-    b->o->download(b->c, gidx, didx, size * 4);
-    b->o->download(b->c, gcnt, dcnt, n * n_slot * 4);
     char more[96] = "";
-    for (int64_t s = 0; s < n && !*more; s++)
-        for (int32_t j = 0; j < n_slot && !dense[s] && !*more; j++) {
-            const int64_t at = s * n_slot + j;
-            if (gcnt[at] != cnt[at]) snprintf(more, sizeof more, "set %d of sequence %d: %d blocks, not %d", j, (int)s, gcnt[at], cnt[at]);
-            for (int32_t i = 0; i < cnt[at] && !*more; i++)
-                if (gidx[at * cap + i] != idx[at * cap + i])
-                    snprintf(more, sizeof more, "set %d of sequence %d: entry %d is %d, not %d", j, (int)s, i, gidx[at * cap + i], idx[at * cap + i]);
+    lg_status st = LG_OK;
+    double err = 0;
+    /* A device may keep what it made of a list for when that comes again: it does three times, then what it points to has changed, twice. */
+    const int rounds = b->o->host_memory || c->len[0] > 3000 ? 1 : 5;
+    for (int round = 0; round < rounds && st == LG_OK && !*more; round++) {
+        if (round == 3) {
+            for (int64_t s = 0; s < n; s++) budget[s] += c->rule == LG_RULE_RATIO ? -5 : 40;
+            for (int h = 0; h < c->n_kv; h++)
+                if (h % 4 == 1) read[h] = LG_HEAD_WINDOW;
+            window[0] += 100;
         }
-    verdict(b, c, st, &e, error_of(download(b, out, n * n_head * d), want, n * n_head * d), attend_bound(b), more);
+        if (round % 3 == 0) lg_ops_ref.attend_hybrid(b->ref, &r);
+        b->o->attend_hybrid(b->c, &a);
+        st = b->o->sync(b->c, &e);
+        if (st != LG_OK) break;
+        b->o->download(b->c, gidx, didx, size * 4);
+        b->o->download(b->c, gcnt, dcnt, n * n_slot * 4);
+        for (int64_t s = 0; s < n && !*more; s++)
+            for (int32_t j = 0; j < n_slot && !dense[s] && !*more; j++) {
+                const int64_t at = s * n_slot + j;
+                if (gcnt[at] != cnt[at]) snprintf(more, sizeof more, "set %d of sequence %d: %d blocks, not %d (run %d)", j, (int)s, gcnt[at], cnt[at], round);
+                for (int32_t i = 0; i < cnt[at] && !*more; i++)
+                    if (gidx[at * cap + i] != idx[at * cap + i])
+                        snprintf(more, sizeof more, "set %d of sequence %d: entry %d is %d, not %d (run %d)", j, (int)s, i, gidx[at * cap + i], idx[at * cap + i], round);
+            }
+        const double off = error_of(download(b, out, n * n_head * d), want, n * n_head * d);
+        err = off > err || off != off ? off : err;
+    }
+    verdict(b, c, st, &e, err, attend_bound(b), more);
 }
 
 static void test_observe(bench *b, const cas *c) {
