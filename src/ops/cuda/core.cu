@@ -1266,8 +1266,10 @@ static void key_roles(lg_ops_ctx *c, const lg_op_attend_hybrid &a, const int32_t
     keys(c, a.spread.least);
     key_add(c, a.spread.window, a.geom.n_head_kv * 4);
     key_add(c, a.spread.n_make, a.geom.n_head_kv * 4);
-    for (int h = 0; h < a.geom.n_head_kv; h++)
+    for (int h = 0; h < a.geom.n_head_kv; h++) {
         if (make[h] >= 0) key_add(c, a.spread.slot + make[h], a.spread.n_make[h] * 4);
+        if (read[h] >= 0) keys(c, a.spread.slot[read[h]]);
+    }
     key_add(c, a.spread.slot + a.spread.latest, a.spread.n_latest * 4);
 }
 static bool make_key(lg_ops_ctx *c) {
