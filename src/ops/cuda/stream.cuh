@@ -157,11 +157,13 @@ static __device__ __forceinline__ void lg_warp_sum(float *tmp, float v) {
     for (int m = 16; m; m >>= 1) v += __shfl_xor_sync(0xffffffffu, v, m);
     if ((threadIdx.x & 31) == 0) tmp[threadIdx.x >> 5] = v;
 }
+/* The factor of a norm, from the sum of squares of n_in numbers. */
+static __device__ __forceinline__ float lg_factor_of(float ss, float eps, int n_in) { return rsqrtf(__fdividef(ss, (float)n_in) + eps); }
 template <int N_WARP> static __device__ __forceinline__ float lg_norm_factor(const float *tmp, float eps, int n_in) {
     float ss = 0;
 #pragma unroll
     for (int i = 0; i < N_WARP; i++) ss += tmp[i];
-    return rsqrtf(__fdividef(ss, (float)n_in) + eps);
+    return lg_factor_of(ss, eps, n_in);
 }
 
 /* Inputs of stream_rows.cu: groups of 32 columns one after the other, the rows of a group (8, or 16 where there are more than 8) side by side. */
@@ -180,6 +182,15 @@ static inline int32_t lg_parts(lg_part *part, const lg_weight *const *w, float *
         part[i] = lg_part{ p->codes, p->high, p->scale, p->super, y[i], p->n_out, end };
     }
     return end;
+}
+/* Bytes of weights of one type whose rows are whole pieces of 16 bytes as inputs; -1: they are not. */
+static inline int64_t lg_bytes_alike(const lg_weight *const *w, int n, lg_dtype type) {
+    int64_t bytes = 0;
+    for (int i = 0; i < n; i++) {
+        if (w[i]->dtype != type || w[i]->n_in % 8) return -1;
+        bytes += lg_cuda_packed(w[i])->bytes;
+    }
+    return bytes;
 }
 /* Of weights that share an input: whose tile an item is, and which. together: gate and up, this tile of both. */
 typedef struct lg_spot { int part, tile; } lg_spot;

@@ -128,7 +128,7 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
     if (tid < a.n_tok) {
         float ss = 0.0f;
         for (int i = 0; i < a.n_square; i++) ss += __ldcg(a.squares + tid * a.n_square + i);
-        factor_s[tid] = 16777216.0f * (a.n_square ? rsqrtf(__fdividef(ss, (float)a.n_in) + a.eps) : 1.0f);
+        factor_s[tid] = 16777216.0f * (a.n_square ? lg_factor_of(ss, a.eps, a.n_in) : 1.0f);
     }
     lg_copy_wait<0>(); /* (what was asked for before is there before) */
     __syncthreads();
@@ -258,11 +258,7 @@ int64_t lg_cuda_codes_partial(const lg_cuda_env *e, const lg_weight *w, int64_t 
 }
 
 bool lg_cuda_streams_codes(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add) {
-    int64_t bytes = 0;
-    for (int i = 0; i < n; i++) {
-        if (w[i]->dtype != w[0]->dtype || w[i]->n_in % 8) return false;
-        bytes += lg_cuda_packed(w[i])->bytes;
-    }
+    const int64_t bytes = lg_bytes_alike(w, n, w[0]->dtype);
     return e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && e->n_sm <= 2 * LG_CODES_GROUPS && !(add && n > 1) &&
            cut_for(e, w[0]->dtype, lg_cuda_packed(w[0])->n_chunk, n_tok).parts > 0;
 }

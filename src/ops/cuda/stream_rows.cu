@@ -221,11 +221,7 @@ static int larger(int a, int b) { return a > b ? a : b; }
 
 bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add) {
     const int shared = n_tok <= 8 ? larger(ring<1, 1>::shared, ring<1, 2>::shared) : larger(ring<2, 1>::shared, ring<2, 2>::shared);
-    int64_t bytes = 0;
-    for (int i = 0; i < n; i++) {
-        if (w[i]->dtype != LG_DTYPE_BF16 || w[i]->n_in % 8) return false;
-        bytes += lg_cuda_packed(w[i])->bytes;
-    }
+    const int64_t bytes = lg_bytes_alike(w, n, LG_DTYPE_BF16);
     return e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && !(add && n > 1) && shared <= e->smem_max;
 }
 
