@@ -139,6 +139,21 @@ static bool test_not_finite(lg_dtype t, float bad) {
     return ok;
 }
 
+/* How far y [n] is from want, relative to want. */
+static double apart(const float *y, const float *want, int64_t n) {
+    double d = 0, all = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double off = (double)y[i] - (double)want[i];
+        d += off * off;
+        all += (double)want[i] * (double)want[i];
+    }
+    return sqrt(d / all);
+}
+/* want = silu(want) * up */
+static void gate(float *want, const float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i++) want[i] = (float)((double)want[i] / (1 + exp(-(double)want[i])) * (double)up[i]);
+}
+
 /* given: the input comes as f16. */
 static bool test(lg_dtype t, const shape &s, bool given) {
     const int64_t n_in = s.n_in;
@@ -177,16 +192,8 @@ static bool test(lg_dtype t, const shape &s, bool given) {
     if (s.gate_up) y[1] = y[0];
     const lg_cuda_in in = { x, s.norm ? norm : NULL, 1e-5f, index, 1 };
     const bool taken = lg_cuda_stream(&e, &in, &chain, pw, y, s.n, s.gate_up, s.add);
-    for (int64_t o = 0; s.gate_up && o < s.n_out[0]; o++) want[0][o] = (float)((double)want[0][o] / (1 + exp(-(double)want[0][o])) * (double)want[1][o]);
-    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) {
-        double d = 0, all = 0;
-        for (int64_t o = 0; o < s.n_out[k]; o++) {
-            const double off = (double)y[k][o] - (double)want[k][o];
-            d += off * off;
-            all += (double)want[k][o] * (double)want[k][o];
-        }
-        fx_worsen(&worst, sqrt(d / all));
-    }
+    if (s.gate_up) gate(want[0], want[1], s.n_out[0]);
+    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) fx_worsen(&worst, apart(y[k], want[k], s.n_out[k]));
     const bool ok = taken && worst < (t == LG_DTYPE_BF16 ? 6e-3 : t == LG_DTYPE_F16 || given ? 1e-3 : 2e-4);
     if (!ok) printf("stream_emu: %s, %d weights of %lld x %lld%s%s%s%s, %d multiprocessors: %s, error %.2e\n", lg_base_dtype(t)->name, s.n, (long long)s.n_out[0], (long long)n_in,
                     s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", norm" : "", given ? ", f16" : "", s.n_sm, taken ? "wrong" : "not taken", worst);
@@ -253,10 +260,9 @@ static bool test_rows(const shape &s, int n_tok) {
                               s.gate_up || left ? twin : NULL, left ? norm : NULL, squares_out };
     const bool taken = lg_cuda_streams_rows(&e, pw, s.n, n_tok, s.add);
     if (taken) lg_cuda_stream_rows(&e, &in, pw, y, s.n, s.gate_up, s.add);
-    for (int64_t o = 0; s.gate_up && o < n_tok * s.n_out[0]; o++) {
-        want[0][o] = (float)((double)want[0][o] / (1 + exp(-(double)want[0][o])) * (double)want[1][o]);
+    if (s.gate_up) gate(want[0], want[1], n_tok * s.n_out[0]);
+    for (int64_t o = 0; s.gate_up && o < n_tok * s.n_out[0]; o++)
         same = same && twin[lg_beside_at(beside, (int)(o / s.n_out[0]), (int)(o % s.n_out[0]))] == lg_base_f32_to_bf16(y[0][o]);
-    }
     for (int t = 0; t < n_tok && left; t++)
         for (int64_t i = 0; i < n_sum_out; i++) {
             double sum = 0;
@@ -267,15 +273,7 @@ static bool test_rows(const shape &s, int n_tok) {
             }
             same = same && fabs((double)squares_out[t * n_sum_out + i] - sum) <= 1e-5 * sum;
         }
-    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) {
-        double d = 0, all = 0;
-        for (int64_t o = 0; o < n_tok * s.n_out[k]; o++) {
-            const double off = (double)y[k][o] - (double)want[k][o];
-            d += off * off;
-            all += (double)want[k][o] * (double)want[k][o];
-        }
-        fx_worsen(&worst, sqrt(d / all));
-    }
+    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) fx_worsen(&worst, apart(y[k], want[k], n_tok * s.n_out[k]));
     const bool ok = taken && same && worst < 1e-5;
     if (!ok) printf("stream_emu: %d rows, %d weights of %lld x %lld%s%s%s, %d multiprocessors: %s, error %.2e%s\n", n_tok, s.n, (long long)s.n_out[0], (long long)n_in,
                     s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", factor" : "", s.n_sm, taken ? "wrong" : "not taken", worst, same ? "" : ", another twin");
@@ -356,16 +354,8 @@ static bool test_codes(lg_dtype t, const shape &s, int n_tok, int smem) {
     const bool taken = lg_cuda_streams_codes(&e, pw, s.n, n_tok, s.add);
     if (taken) lg_cuda_stream_codes(&e, &in, pw, y, s.n, s.gate_up, s.add);
     parts_seen += partial > 0;
-    for (int64_t o = 0; s.gate_up && o < n_tok * s.n_out[0]; o++) want[0][o] = (float)((double)want[0][o] / (1 + exp(-(double)want[0][o])) * (double)want[1][o]);
-    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) {
-        double d = 0, all = 0;
-        for (int64_t o = 0; o < n_tok * s.n_out[k]; o++) {
-            const double off = (double)y[k][o] - (double)want[k][o];
-            d += off * off;
-            all += (double)want[k][o] * (double)want[k][o];
-        }
-        fx_worsen(&worst, sqrt(d / all));
-    }
+    if (s.gate_up) gate(want[0], want[1], n_tok * s.n_out[0]);
+    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) fx_worsen(&worst, apart(y[k], want[k], n_tok * s.n_out[k]));
     const bool ok = taken && worst < 1e-3;
     if (!ok) printf("stream_emu: %s, %d rows, %d weights of %lld x %lld%s%s%s, %d multiprocessors, %d KB: %s, error %.2e\n", lg_base_dtype(t)->name, n_tok, s.n, (long long)s.n_out[0],
                     (long long)n_in, s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", norm" : "", s.n_sm, smem, taken ? "wrong" : "not taken", worst);
