@@ -234,7 +234,7 @@ static __global__ void __launch_bounds__(THREADS) k_parts(uint16_t *xs, float *s
     const int n = blockIdx.x, first = (int)blockIdx.y * PARTS, at = first * LG_CHUNK, pairs = ((int)gridDim.x + 1) >> 1;
     lg_pdl_wait();
     for (int i = threadIdx.x; count && n == 0 && blockIdx.y == 0 && i < LG_CODES_GROUPS; i += THREADS) count[i] = 0;
-    lg_warp_sum(tmp, lg_prepare_row<THREADS>(xs + (int64_t)n * stride + at, side + (int64_t)first * 4 * pairs * lg_side_floats(f.half_groups), pairs, n,
+    lg_warp_sum(tmp, lg_prepare_row<THREADS, true>(xs + (int64_t)n * stride + at, side + (int64_t)first * pairs * lg_wide_floats(f.half_groups), pairs, n,
                                              x + (row ? row[n] : n) * (int64_t)n_in + at, norm ? norm + at : NULL, min(n_in - at, PARTS * LG_CHUNK), min(n_chunk - first, (int)PARTS), f));
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -777,7 +777,7 @@ static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in 
 /* 2 to 16 rows of input, large quantised weights. */
 static void decode_codes(const lg_cuda_env *e, lg_cuda_work *k, product_args *a, const lg_weight *const *w, float *const *y, int n, int nw) {
     uint32_t *count = (uint32_t *)(void *)k->partial;
-#define X(T) case T: a->f = lg_form_of<T>(); break;
+#define X(T) case T: a->f = lg_form_of<T, true>(); break;
     switch (w[0]->dtype) { LG_EACH_QUANT(X) default: break; }
 #undef X
     const int parts = (a->n_chunk + PARTS - 1) / PARTS;

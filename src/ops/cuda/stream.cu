@@ -11,9 +11,16 @@
 #ifndef STREAM_LEAST
 #define STREAM_LEAST (128 << 10)
 #endif
-enum { WARPS = lg_take_all::warps, THREADS = WARPS * 32, RED = 16, /* tiles whose sums of warps wait in shared memory */
+enum { WARPS = 8, THREADS = WARPS * 32, RED = 16, /* tiles whose sums of warps wait in shared memory */
        LEAST = STREAM_LEAST,               /* bytes of weights; with fewer a ring is not worth filling */
        BESIDE = 32 * LEAST };              /* bytes of codes; with fewer the next kernel's blocks are not worth making room for */
+
+/* A stage of a ring holds C records side by side in one tile (an even number where there are supers): their codes, then the high bits, the scales, the supers. */
+template <int T, int C> struct stage_of {
+    typedef lg_record<T> R;
+    static_assert(C % 2 == 0 || !R::super, "supers are of two records");
+    static constexpr int high = C * R::codes, scale = high + C * R::high, super = scale + C * R::scale, bytes = super + C / 2 * R::super; /* where they stand */
+};
 
 /* A warp's ring. A block takes more than half of a multiprocessor: two of the kernel behind it would gather where blocks leave first. Beside it a block of
  * selection fits. */
@@ -25,9 +32,8 @@ template <int T> struct ring {
     static constexpr int room = 48 << 10;
 #endif
     static constexpr bool four = room / WARPS / (2 * R::two) >= 3; /* where three such stages fit */
-    static constexpr int C = four ? 4 : 2, stage = lg_stage<T, C>::bytes, depth = room / WARPS / stage;
-    typedef lg_stage<T, C> S;
-    typedef lg_walk<T, C, lg_take_all> walk;
+    static constexpr int C = four ? 4 : 2, stage = stage_of<T, C>::bytes, depth = room / WARPS / stage;
+    typedef stage_of<T, C> S;
 };
 
 /* n numbers as f16, each 16 times the power of two that lays their largest in [512, 1024); for 16: what undoes it (no number where they are not finite). */
@@ -38,6 +44,7 @@ static f16_row f16_at(const uint8_t *p, int n) {
 }
 
 struct stream_args : lg_deal {
+    int32_t n_stage, n_unit;            /* of a tile */
     int32_t n_in;
     int32_t n_side;                     /* floats beside the input */
     int32_t depth, before;              /* stages of a warp's ring; asked for before the input */
@@ -46,6 +53,71 @@ struct stream_args : lg_deal {
     const int32_t *row;
     float eps;
     f16_row from, to;                   /* x NULL: not there */
+};
+
+/* `bytes` (at most MOST, a multiple of 16) that lie together, from the weights into a stage. By the whole warp; to, from: the lane's 16. */
+template <int MOST> static __device__ __forceinline__ void copy_run(lg_smem to, const uint8_t *from, int bytes) {
+    const int left = bytes - ((int)threadIdx.x & 31) * 16;
+#pragma unroll
+    for (int at = 0; at < MOST; at += 512)
+        if (at < left) lg_copy16(to + (lg_smem)at, from + at, 16);
+}
+
+/* The weights a warp asks for: where it stands in the block's list (every gridDim.x-th item), and the lane's addresses in that tile. */
+template <int T, int C> struct walk {
+    typedef lg_record<T> R;
+    typedef stage_of<T, C> S;
+    int item, s, unit;                  /* s: of the item's tiles */
+    int at, end;                        /* stages of the unit */
+    const uint8_t *code, *high, *scale, *super;
+
+    __device__ __forceinline__ void aim(const stream_args &a) {
+        const lg_spot at_tile = lg_spot_of(a, item);
+        const int lane = threadIdx.x & 31, tile = at_tile.tile;
+        const lg_part &w = a.p[a.span == 2 ? s : at_tile.part];
+        const int64_t rec = (int64_t)tile * a.n_chunk;
+        code = w.codes + rec * R::codes + lane * 16;
+        high = w.high + rec * R::high + lane * 16;
+        scale = w.scale + rec * R::scale + lane * 16;
+        super = w.super + (int64_t)tile * ((a.n_chunk + 1) >> 1) * R::super + lane * 16;
+    }
+    __device__ __forceinline__ void begin(const stream_args &a) {
+        item = blockIdx.x;
+        s = 0;
+        unit = (int)threadIdx.x >> 5;
+        settle(a, true);
+    }
+    /* To a unit that exists, or past the last item. */
+    __device__ __forceinline__ void settle(const stream_args &a, bool moved) {
+        while (unit >= a.n_unit && item < a.n_item) {
+            moved = true;
+            unit -= a.n_unit;
+            if (++s == a.span) {
+                s = 0;
+                item += (int)gridDim.x;
+            }
+        }
+        if (item >= a.n_item) return;
+        if (moved) aim(a);
+        at = unit * a.run;
+        end = min(at + a.run, a.n_stage);
+    }
+    /* Its next records into the stage at `to`, then on. */
+    __device__ __forceinline__ void fetch(const stream_args &a, lg_smem to) {
+        if (item < a.n_item) {
+            const int first = at * C, n = min(C, a.n_chunk - first);
+            to += (lg_smem)((threadIdx.x & 31) * 16);
+            copy_run<C * R::codes>(to, code + (int64_t)first * R::codes, n * R::codes);
+            if (R::high) copy_run<C * R::high>(to + S::high, high + (int64_t)first * R::high, n * R::high);
+            copy_run<C * R::scale>(to + S::scale, scale + (int64_t)first * R::scale, n * R::scale);
+            if (R::super) copy_run<C / 2 * R::super>(to + S::super, super + (int64_t)(first >> 1) * R::super, ((n + 1) >> 1) * R::super);
+            if (++at == end) {
+                unit += WARPS;
+                settle(a, false);
+            }
+        }
+        lg_cp_commit();
+    }
 };
 
 /* ---- whole numbers ----
@@ -293,11 +365,10 @@ template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(con
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
     const uint8_t *mine = ring_s + warp * a.depth * R::stage;
     const lg_smem mine_at = lg_smem_of(mine);
-    const lg_take_all take = { a };
-    typename R::walk ahead;
-    ahead.begin(a, take);
+    walk<T, C> ahead;
+    ahead.begin(a);
 #pragma unroll 1
-    for (int i = 0; i < a.before; i++) ahead.fetch(a, take, mine_at + (lg_smem)(i * R::stage));
+    for (int i = 0; i < a.before; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
     if (a.norm && (int)(blockIdx.x * THREADS + tid) * 32 < a.n_in) lg_prefetch(a.norm + (blockIdx.x * THREADS + tid) * 32);
     /* Before the wait, all that the input has no part in. */
     lane_place<T> own;
@@ -315,7 +386,7 @@ template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(con
 
     const auto rest = [&] {
 #pragma unroll 1
-        for (int i = a.before; i < R::depth; i++) ahead.fetch(a, take, mine_at + (lg_smem)(i * R::stage));
+        for (int i = a.before; i < R::depth; i++) ahead.fetch(a, mine_at + (lg_smem)(i * R::stage));
     };
     if (a.row) x += *a.row * (int64_t)a.n_in;
     float ss = 0;
@@ -355,7 +426,7 @@ template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(con
                         multiply_record<T>(acc, b, from, own, c, xs + own.x + piece * 4 * D::bytes + c * 4 * D::bytes, side + own.side + piece * 4 * D::side + c * 4 * D::side, live, g);
                     }
                     __syncwarp();
-                    ahead.fetch(a, take, mine_at + (lg_smem)(stage * R::stage));
+                    ahead.fetch(a, mine_at + (lg_smem)(stage * R::stage));
                     stage = stage + 1 == R::depth ? 0 : stage + 1;
                 }
             unit -= a.n_unit;
@@ -380,10 +451,23 @@ template <int T> static __global__ void __launch_bounds__(BOUND, 1) k_stream(con
 }
 
 /* ---- host ---- */
+/* Into how long runs a tile of n_stage stages is cut, of `tiles` that a block of n_warp warps takes: each warp's as long as they may be with all warps at work (to go
+ * on to another tile costs about as much as a record). */
+static inline int run_of(int n_stage, int tiles, int n_warp) {
+    int best = INT32_MAX, taken = 1;
+    for (int parts = 1; parts <= n_warp && parts <= n_stage; parts++) {
+        const int run = (n_stage + parts - 1) / parts, units = (n_stage + run - 1) / run, cost = (tiles * units + n_warp - 1) / n_warp * (run + 1);
+        if (cost >= best) continue;
+        best = cost;
+        taken = run;
+    }
+    return taken;
+}
+
 template <int T> static void cut(stream_args *a, int n_sm, bool early) {
     const int tiles = (a->n_item + n_sm - 1) / n_sm * a->span;
     a->n_stage = (a->n_chunk + ring<T>::C - 1) / ring<T>::C;
-    a->run = lg_run_of(a->n_stage, tiles, WARPS);
+    a->run = run_of(a->n_stage, tiles, WARPS);
     a->n_unit = (a->n_stage + a->run - 1) / a->run;
     /* Where a warp's ring holds all of its stages, and what follows reads nothing but weights ahead of time, the ring is no larger than that: beside this block the
      * next kernel's fills its own. */

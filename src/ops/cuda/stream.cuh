@@ -21,10 +21,13 @@ typedef struct lg_form {
     int group;  /* elements from one group of a row to the next: 32, or more where rows lie side by side */
 } lg_form;
 template <int T> static constexpr bool lg_folds = lg_fmt<T>::zero != 0 && !lg_fmt<T>::q6;
-template <int T> static __host__ __device__ __forceinline__ constexpr lg_form lg_form_of(void) {
-    return lg_form{ T == LG_DTYPE_BF16, !lg_fmt<T>::rows && !lg_fmt<T>::byte, lg_fmt<T>::q6, lg_folds<T> ? (float)lg_fmt<T>::zero : 0.0f, 32 };
+template <int T, bool WIDE = false> static __host__ __device__ __forceinline__ constexpr lg_form lg_form_of(void) {
+    return lg_form{ T == LG_DTYPE_BF16, !lg_fmt<T>::rows && !lg_fmt<T>::byte, lg_fmt<T>::q6, WIDE || lg_folds<T> ? (float)lg_fmt<T>::zero : 0.0f, 32 };
 }
 static __host__ __device__ __forceinline__ constexpr int lg_side_floats(bool half_groups) { return half_groups ? 8 : 4; }
+/* Wide (stream_codes.cu): numbers are scaled a chunk at a time, and beside them, for each (chunk, pair of rows), stand the sums of its four groups (two numbers a group, or
+ * a half of one), where codes have a zero point times that (also with Q6_K), then the scales to undo, twice: whole pieces of 16 bytes. */
+static __host__ __device__ __forceinline__ constexpr int lg_wide_floats(bool half_groups) { return half_groups ? 20 : 12; }
 
 /* 2^(9 - exponent of the largest) */
 static __device__ __forceinline__ float lg_group_scale(float top) {
@@ -90,10 +93,10 @@ static __device__ __forceinline__ float lg_each_eight(const float *x, const floa
     return ss;
 }
 /* Row n, by the whole block: xs [n_chunk*128] (groups f.group apart), side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
- * first half, then of the second). The rest as in lg_each_eight. */
-template <int N_THREAD, int AHEAD, bool NORM, typename B>
+ * first half, then of the second); WIDE: [chunk][pair][lg_wide_floats]. The rest as in lg_each_eight. */
+template <int N_THREAD, int AHEAD, bool NORM, bool WIDE = false, typename B>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f, B behind) {
-    const int size = lg_side_floats(f.half_groups), n_slot = n_chunk * 16;
+    const int size = WIDE ? lg_wide_floats(f.half_groups) : lg_side_floats(f.half_groups), n_slot = n_chunk * 16;
     return lg_each_eight<N_THREAD, AHEAD, NORM>(x, norm, n_in, n_chunk, f.half_groups, behind, [&](int slot, float *v) {
         const int group = slot >> 2;
         uint32_t out[4];
@@ -109,6 +112,10 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
             for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(v[e]));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
+            if (WIDE) { /* (a warp has whole chunks) */
+                top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 4));
+                top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 8));
+            }
             if (top > 0) s = lg_group_scale(top);
 #pragma unroll
             for (int e = 0; e < 8; e++) {
@@ -128,22 +135,30 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
                 sum[q] += __shfl_xor_sync(0xffffffffu, sum[q], 2);
             }
             if ((slot & 3) == 0 && slot < n_slot) {
-                float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
                 const float undo = lg_reciprocal_of_power(s);
-                to[0] = undo;
-                to[2] = sum[0] * (f.zero != 0 ? -f.zero : undo) * (1.0f / 16777216.0f);
-                if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
+                if (WIDE) {
+                    float *to = side + ((int64_t)(group >> 2) * pairs + (n >> 1)) * size + (n & 1), by = (f.zero != 0 ? -f.zero : 1.0f) * (1.0f / 16777216.0f);
+                    const int at = (group & 3) * (f.half_groups ? 4 : 2);
+                    to[at] = sum[0] * by;
+                    if (f.half_groups) to[at + 2] = sum[1] * by;
+                    if ((group & 3) == 0) to[size - 4] = to[size - 2] = undo;
+                } else {
+                    float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
+                    to[0] = undo;
+                    to[2] = sum[0] * (f.zero != 0 ? -f.zero : undo) * (1.0f / 16777216.0f);
+                    if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
+                }
             }
         }
         if (slot < n_slot) *(uint4 *)(xs + group * f.group + (slot & 3) * 8) = make_uint4(out[0], out[1], out[2], out[3]);
     });
 }
 /* The same of row x, times norm unless that is NULL. */
-template <int N_THREAD>
+template <int N_THREAD, bool WIDE = false>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f) {
     const int own = lg_own_slot(f.half_groups);
-    return norm ? lg_prepare_row<N_THREAD, 4, true>(xs, side, pairs, n, x + own, norm + own, n_in, n_chunk, f, [] {})
-                : lg_prepare_row<N_THREAD, 4, false>(xs, side, pairs, n, x + own, NULL, n_in, n_chunk, f, [] {});
+    return norm ? lg_prepare_row<N_THREAD, 4, true, WIDE>(xs, side, pairs, n, x + own, norm + own, n_in, n_chunk, f, [] {})
+                : lg_prepare_row<N_THREAD, 4, false, WIDE>(xs, side, pairs, n, x + own, NULL, n_in, n_chunk, f, [] {});
 }
 /* f(slots a thread asks for at once, whether numbers are multiplied): 4096 numbers are a round of 256 threads, with a norm's weights beside them; 14336 without. */
 template <int N> struct lg_constant { static constexpr int value = N; };

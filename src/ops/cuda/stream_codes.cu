@@ -11,20 +11,23 @@
 #define STREAM_LEAST (4 << 20)
 #endif
 enum { WARPS = 8, THREADS = WARPS * 32, MOST_ROWS = 16, MOST_PARTS = 16, LEAST = STREAM_LEAST,
-       ROOM = 96 << 10, DEEP = 5, LEAST_DEEP = 2 }; /* of rings: bytes at most, so that a block of selection fits beside 8 inputs of 4096; stages of a ring */
+       ROOM = 96 << 10, DEEP = 5, LEAST_DEEP = 2, /* of rings: bytes at most, so that a block of selection fits beside 8 inputs of 4096; stages of a ring */
+       MOST_WAIT = 16 };                          /* tiles' sums of units that wait in shared memory, at most: a unit of two tiles a warp */
 
-/* NT: inputs / 8. */
+/* NT: inputs / 8. M: tiles that a warp multiplies at once, with inputs that it loads once: what shared memory gives bounds it (docs/speed-cuda.md, 81), but for bytes, of
+ * which memory brings half as many. A stage holds a record of each: their codes, the high bits, the scales, the supers. */
 template <int T, int NT> struct shape {
     typedef lg_fmt<T> F;
-    static constexpr int C = F::byte ? 1 : 2, cols = NT * 8, pitch = cols + 2, pairs = NT * 4, size = lg_side_floats(F::q6);
-    static constexpr int sums = 16 * pitch, most = 24, red = most * sums; /* floats of a unit's sums; units whose sums wait in shared memory (an item has at most 16) */
-    typedef lg_stage<T, C> S;
+    typedef lg_record<T> R;
+    static constexpr int M = F::byte ? 1 : 2, cols = NT * 8, pitch = cols + 2, pairs = NT * 4, size = lg_wide_floats(F::q6);
+    static constexpr int sums = 16 * pitch; /* floats of a tile's sums of a unit */
+    static constexpr int high = M * R::codes, scale = high + M * R::high, super = scale + M * R::scale, stage = super + M * R::super; /* where they stand; bytes */
     static __host__ __device__ __forceinline__ int row(int chunks) { return chunks * LG_CHUNK + 32; } /* from a row of inputs to the next; the pad keeps 8 rows on different banks */
 };
 
-struct codes_args : lg_deal {
+struct codes_args : lg_deal {           /* n_stage, n_unit: not used, as parts differ in length */
     int32_t n_tok, pairs, part, parts, groups; /* part: chunks of a part */
-    int32_t wait;                       /* items whose sums wait in shared memory */
+    int32_t wait, n_wait;               /* items whose sums wait in shared memory, and sums of tiles' units; 0: a unit is a set, whose sums are results at once */
     int32_t depth;                      /* stages of a ring */
     bool add;
     const uint16_t *x;
@@ -35,25 +38,100 @@ struct codes_args : lg_deal {
     float *partial;                     /* [part][item][span][cols][16] */
 };
 
-/* A block's part of the columns of its group's tiles. */
-struct take_part {
-    static constexpr int warps = WARPS;
-    const codes_args &a;
-    int group, first, n, n_stage, n_unit;
-    __device__ __forceinline__ int first_item() const { return group; }
-    __device__ __forceinline__ int step() const { return a.groups; }
-    __device__ __forceinline__ int chunks() const { return n; }
-    __device__ __forceinline__ int stages() const { return n_stage; }
-    __device__ __forceinline__ int units() const { return n_unit; }
+/* What a block takes: of every item of its group (its `tiles`, items * span; M of them together are a set) the chunks from `first` on. A unit is a run of them, of a set. */
+struct share { int group, first, chunks, tiles, n_unit; };
+static __device__ __forceinline__ int item_of(const codes_args &a, const share &s, int tile) { return s.group + (a.span == 2 ? tile >> 1 : tile) * a.groups; }
+
+/* B bytes of a record in each of M tiles, on their way into a stage: one copy of the warp brings as much as it can. */
+template <int B, int M> struct plane {
+    static constexpr bool one = M * B <= 512;
+    const uint8_t *from[one ? 1 : M]; /* where the lane's 16 bytes of record 0 lie */
+    __device__ __forceinline__ void aim(int m, const uint8_t *base) {
+        const int lane = threadIdx.x & 31;
+        if constexpr (!one) from[m] = base + lane * 16;
+        else if (lane / (B / 16) == m) from[0] = base + lane % (B / 16) * 16;
+    }
+    __device__ __forceinline__ void fetch(lg_smem to, int record, int live) const { /* live: tiles that exist */
+        const int lane = threadIdx.x & 31;
+        to += (lg_smem)(lane * 16);
+        if constexpr (one) {
+            if (lane < live * (B / 16)) lg_copy16(to, from[0] + record * B, 16);
+        } else {
+#pragma unroll
+            for (int m = 0; m < M; m++)
+                if (m < live)
+#pragma unroll
+                    for (int at = 0; at < B; at += 512) lg_copy16(to + (lg_smem)(m * B + at), from[m] + record * B + at, 16);
+        }
+    }
+};
+template <int M> struct plane<0, M> {
+    __device__ __forceinline__ void aim(int, const uint8_t *) {}
+    __device__ __forceinline__ void fetch(lg_smem, int, int) const {}
 };
 
-/* A lane's part of record c of a stage. */
-template <int T, typename S> static __device__ __forceinline__ void hold_of(lg_hold<T> &o, const uint8_t *stage, int c) {
+/* The weights a warp asks for: its next units'. */
+template <int T, int NT> struct walk {
+    typedef shape<T, NT> X;
+    typedef typename X::R R;
+    int set, unit, at, end, live;       /* unit: of the set; at, end: chunks; live: tiles of the set */
+    plane<R::codes, X::M> codes;
+    plane<R::high, X::M> high;
+    plane<R::scale, X::M> scale;
+    plane<R::super, X::M> super;
+
+    __device__ __forceinline__ void aim(const codes_args &a, const share &s) {
+        live = min((int)X::M, s.tiles - set * X::M);
+#pragma unroll
+        for (int m = 0; m < X::M; m++)
+            if (m < live) {
+                const int tile = set * X::M + m;
+                const lg_spot spot = lg_spot_of(a, item_of(a, s, tile));
+                const lg_part &w = a.p[a.span == 2 ? tile & 1 : spot.part];
+                const int64_t rec = (int64_t)spot.tile * a.n_chunk;
+                codes.aim(m, w.codes + rec * R::codes);
+                high.aim(m, w.high + rec * R::high);
+                scale.aim(m, w.scale + rec * R::scale);
+                super.aim(m, w.super + (int64_t)spot.tile * ((a.n_chunk + 1) >> 1) * R::super);
+            }
+    }
+    __device__ __forceinline__ void begin(const codes_args &a, const share &s) {
+        set = 0;
+        unit = (int)threadIdx.x >> 5;
+        settle(a, s, true);
+    }
+    /* To a unit that exists, or past the last set. */
+    __device__ __forceinline__ void settle(const codes_args &a, const share &s, bool moved) {
+        for (; unit >= s.n_unit; unit -= s.n_unit, set++) moved = true;
+        if (set * X::M >= s.tiles) return;
+        if (moved) aim(a, s);
+        at = unit * a.run;
+        end = min(at + a.run, s.chunks);
+    }
+    /* Its next records into the stage at `to`, then on. */
+    __device__ __forceinline__ void fetch(const codes_args &a, const share &s, lg_smem to) {
+        if (set * X::M < s.tiles) {
+            const int chunk = s.first + at;
+            codes.fetch(to, chunk, live);
+            high.fetch(to + (lg_smem)X::high, chunk, live);
+            scale.fetch(to + (lg_smem)X::scale, chunk, live);
+            super.fetch(to + (lg_smem)X::super, chunk >> 1, live);
+            if (++at == end) {
+                unit += WARPS;
+                settle(a, s, false);
+            }
+        }
+        lg_cp_commit();
+    }
+};
+
+/* A lane's part of tile m of a stage. */
+template <int T, typename X> static __device__ __forceinline__ void hold_of(lg_hold<T> &o, const uint8_t *stage, int m) {
     typedef lg_fmt<T> F;
     typedef lg_record<T> R;
     const int lane = threadIdx.x & 31, g = lane >> 2;
-    const uint8_t *scale = stage + S::scale + c * R::scale, *super = stage + S::super + (c >> 1) * R::super;
-    lg_hold_codes(o, stage + c * R::codes + lane * 16, stage + S::high + c * R::high + lane * (F::q6 ? 8 : 4));
+    const uint8_t *scale = stage + X::scale + m * R::scale, *super = stage + X::super + m * R::super;
+    lg_hold_codes(o, stage + m * R::codes + lane * 16, stage + X::high + m * R::high + lane * (F::q6 ? 8 : 4));
     if (F::pair) {
         o.s[0] = *(const uint4 *)(scale + g * 16);
         o.s[F::pair ? 1 : 0] = *(const uint4 *)(scale + (g + 8) * 16);
@@ -70,60 +148,116 @@ template <int T, typename S> static __device__ __forceinline__ void hold_of(lg_h
     }
 }
 
-/* Result i of an item, [input][16]. out NULL: there is none. */
-typedef struct result { float *out; int32_t n; } result;
-static __device__ __forceinline__ result result_of(const codes_args &a, int item, int i) {
-    const lg_spot s = lg_spot_of(a, item);
-    const int n = i >> 4, row = s.tile * 16 + (i & 15), n_out = a.p[s.part].n_out;
-    return result{ n < a.n_tok && row < n_out ? a.p[s.part].out + (int64_t)n * n_out + row : NULL, n };
+/* acc += a chunk of M tiles times NT * 8 inputs. xs, row8: the lane's part of the first input, elements to the eighth after it. side: of the chunk; pair: where the lane's
+ * pairs of inputs stand there. Scales of weights are applied to the sums of groups, those of inputs to the sum of the chunk. */
+template <int T, int NT> static __device__ __forceinline__ void multiply(float (*acc)[NT][4], const lg_hold<T> *o, const uint16_t *xs, int row8, const float *side, const int *pair) {
+    typedef lg_fmt<T> F;
+    constexpr int M = shape<T, NT>::M, SIZE = shape<T, NT>::size;
+    float sum[M][NT][4];
+    float4 beside[NT]; /* sums of inputs: of two groups, or of a group's halves */
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        uint4 b[NT];
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            b[nt] = *(const uint4 *)(xs + nt * row8 + j * 32);
+            if (F::q6 || !(j & 1)) beside[nt] = *(const float4 *)(side + pair[nt] + (F::q6 ? j : j >> 1) * 4);
+        }
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            uint32_t a0[4], a1[4];
+            float d[2], low[2], e[2], low_e[2]; /* of rows g and g + 8; e: of the second half */
+            unpack<T>(a0, o[m], 0, j);
+            unpack<T>(a1, o[m], 1, j);
+            scale_of<T>(d[0], low[0], o[m], 0, j, 0);
+            scale_of<T>(d[1], low[1], o[m], 1, j, 0);
+            if (F::q6) {
+                scale_of<T>(e[0], low_e[0], o[m], 0, j, 1);
+                scale_of<T>(e[1], low_e[1], o[m], 1, j, 1);
+            }
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                const float2 s = !F::q6 && (j & 1) ? make_float2(beside[nt].z, beside[nt].w) : make_float2(beside[nt].x, beside[nt].y);
+                float c[4];
+                if (F::zero) lg_mma<false>(c, a0[0], a1[0], a0[1], a1[1], b[nt].x, b[nt].y, s.x, s.y, s.x, s.y);
+                else lg_mma<false>(c, a0[0], a1[0], a0[1], a1[1], b[nt].x, b[nt].y, 0, 0, 0, 0);
+                if (!F::q6) mma<false>(c, a0[2], a1[2], a0[3], a1[3], b[nt].z, b[nt].w);
+#pragma unroll
+                for (int i = 0; i < 4; i++) sum[m][nt][i] = j ? fmaf(d[i >> 1], c[i], sum[m][nt][i]) : d[i >> 1] * c[i];
+                if (F::q6) {
+                    const float2 s_e = make_float2(beside[nt].z, beside[nt].w);
+                    lg_mma<false>(c, a0[2], a1[2], a0[3], a1[3], b[nt].z, b[nt].w, s_e.x, s_e.y, s_e.x, s_e.y);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sum[m][nt][i] = fmaf(e[i >> 1], c[i], sum[m][nt][i]);
+                }
+                if (!F::zero)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sum[m][nt][i] = fmaf(low[i >> 1], i & 1 ? s.y : s.x, sum[m][nt][i]);
+            }
+        }
+    }
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        const float2 undo = *(const float2 *)(side + pair[nt] + SIZE - 4);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) acc[m][nt][i] = fmaf(i & 1 ? undo.y : undo.x, sum[m][nt][i], acc[m][nt][i]);
+    }
 }
-static __device__ __forceinline__ float old_of(const codes_args &a, const result &to) { return a.add && to.out ? __ldcg(to.out) : 0.0f; }
-/* factor: of the row of inputs, and of what codes are (stream.cuh). */
-static __device__ __forceinline__ void put_result(const codes_args &a, const result &to, float v, float up, float factor, float old) {
-    v *= factor;
-    if (a.span == 2) v = __fdividef(v, 1.0f + __expf(-v)) * (up * factor);
-    *to.out = v + old;
+
+/* Where an item's sums go, [input][row]: results, or (parts) what is put together at the end, gate's before up's. */
+typedef struct place { float *to; int32_t next, n_row, n_col; } place; /* next: from an input to the next; n_row, n_col: those that exist */
+static __device__ __forceinline__ place result_of(const codes_args &a, int item) {
+    const lg_spot s = lg_spot_of(a, item);
+    const int n_out = a.p[s.part].n_out;
+    return place{ a.p[s.part].out + s.tile * 16, n_out, n_out - s.tile * 16, a.n_tok };
+}
+static __device__ __forceinline__ place sum_of(const codes_args &a, int which, int item, int cols) {
+    return place{ a.partial + ((int64_t)which * a.n_item + item) * a.span * 16 * cols, 16, 16, cols };
+}
+static __device__ __forceinline__ bool is_there(const place &p, int row, int col) { return row < p.n_row && col < p.n_col; }
+/* What a result is added to; to be asked for before others are written. */
+static __device__ __forceinline__ float old_of(const codes_args &a, const place &p, int row, int col) {
+    return a.add && is_there(p, row, col) ? __ldcg(p.to + (int64_t)col * p.next + row) : 0.0f;
+}
+/* up: of span 2. factor: of the inputs, and of what codes are (stream.cuh). */
+static __device__ __forceinline__ void put_result(const codes_args &a, const place &p, int row, int col, float v, float up, float old, const float *factor) {
+    if (!is_there(p, row, col)) return;
+    v *= factor[col];
+    if (a.span == 2) v = __fdividef(v, 1.0f + __expf(-v)) * (up * factor[col]);
+    p.to[(int64_t)col * p.next + row] = v + old;
+}
+static __device__ __forceinline__ void put_sum(const codes_args &a, const place &p, int row, int col, float v, float up) {
+    p.to[col * 16 + row] = v;
+    if (a.span == 2) p.to[(p.n_col + col) * 16 + row] = up;
 }
 
 template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_stream_codes(const __grid_constant__ codes_args a) {
     typedef shape<T, NT> X;
-    typedef typename X::S S;
-    constexpr int C = X::C, COLS = X::cols, PITCH = X::pitch;
+    constexpr int M = X::M, COLS = X::cols, PITCH = X::pitch;
     LG_SMEM(ring_s);                                             /* [WARPS][depth][stage] */
-    float *red = (float *)(ring_s + WARPS * a.depth * S::bytes); /* [units that wait][16][PITCH] */
-    float *factor_s = red + X::red;                              /* [16] */
-    float *side = factor_s + 16;                                 /* [part * 4][pairs][size] */
-    uint16_t *xs = (uint16_t *)(side + a.part * 4 * a.pairs * X::size); /* [COLS][row] */
+    float *red = (float *)(ring_s + WARPS * a.depth * X::stage); /* [n_wait: units, M][16][PITCH] */
+    float *factor_s = red + a.n_wait * X::sums;                  /* [16] */
+    float *side = factor_s + 16;                                 /* [part][pairs][size] */
+    uint16_t *xs = (uint16_t *)(side + a.part * a.pairs * X::size); /* [COLS][row] */
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
-    const int which = a.parts > 1 ? (int)blockIdx.x % a.parts : 0, first = which * a.part;
-    const int n = min(a.part, a.n_chunk - first), n_stage = (n + C - 1) / C;
-    const take_part take = { a, a.parts > 1 ? (int)blockIdx.x / a.parts : (int)blockIdx.x, first, n, n_stage, (n_stage + a.run - 1) / a.run };
-    const uint8_t *mine = ring_s + warp * a.depth * S::bytes;
+    const int which = a.parts > 1 ? (int)blockIdx.x % a.parts : 0, group = a.parts > 1 ? (int)blockIdx.x / a.parts : (int)blockIdx.x;
+    const int first = which * a.part, n = min(a.part, a.n_chunk - first), all = (a.n_item - group + a.groups - 1) / a.groups; /* all: items of the block */
+    const share take = { group, first, n, all * a.span, (n + a.run - 1) / a.run };
+    const uint8_t *mine = ring_s + warp * a.depth * X::stage;
     const lg_smem mine_at = lg_smem_of(mine);
-    lg_walk<T, C, take_part> ahead;
+    walk<T, NT> ahead;
     ahead.begin(a, take);
-    if (n % C) { /* what is multiplied beyond the last record is finite */
-        for (int i = lane; i < a.depth * S::bytes / 16; i += 32) *(uint4 *)(ring_s + warp * a.depth * S::bytes + i * 16) = make_uint4(0, 0, 0, 0);
-        __syncwarp();
-    }
 #pragma unroll 1
-    for (int i = 0; i < a.depth; i++) ahead.fetch(a, take, mine_at + (lg_smem)(i * S::bytes));
+    for (int i = 0; i < a.depth; i++) ahead.fetch(a, take, mine_at + (lg_smem)(i * X::stage));
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 
-    const int part = a.part, row = X::row(part);
-    for (int i = warp; i < COLS; i += WARPS) { /* rows and columns that do not exist are zeros */
-        const lg_smem to = lg_smem_of(xs + i * row);
-        const uint16_t *from = a.x + (i < a.n_tok ? (int64_t)i * a.stride + first * LG_CHUNK : 0);
-        for (int p = lane; p < part * (LG_CHUNK / 8); p += 32) {
-            const bool live = i < a.n_tok && p < n * (LG_CHUNK / 8);
-            lg_copy16_shared(to + (lg_smem)(p * 16), from + (live ? p * 8 : 0), live ? 16 : 0);
-        }
-    }
-    for (int p = tid; p < part * a.pairs * X::size; p += THREADS) {
-        const bool live = p < n * a.pairs * X::size;
-        lg_copy16_shared(lg_smem_of(side) + (lg_smem)(p * 16), a.side + (live ? (int64_t)first * a.pairs * X::size + p : 0) * 4, live ? 16 : 0);
-    }
+    const int row = X::row(a.part), step = a.pairs * X::size;
+    for (int p = tid; p < n * (LG_CHUNK / 8); p += THREADS) /* (inputs that do not exist: whatever lies there) */
+        for (int i = 0; i < a.n_tok; i++) lg_copy16_shared(lg_smem_of(xs + i * row + p * 8), a.x + (int64_t)i * a.stride + first * LG_CHUNK + p * 8, 16);
+    for (int p = tid; p < n * step / 4; p += THREADS) lg_copy16_shared(lg_smem_of(side) + (lg_smem)(p * 16), a.side + (int64_t)first * step + p * 4, 16);
     lg_cp_commit();
     if (tid < a.n_tok) {
         float ss = 0.0f;
@@ -134,97 +268,137 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
     __syncthreads();
 
     const uint16_t *x_lane = xs + g * row + t * 8;
-    const int step = a.pairs * X::size;
     int pair[NT];
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) pair[nt] = (nt * 4 + t < a.pairs ? nt * 4 + t : 0) * X::size;
-    const int n_unit = take.n_unit, all = (a.n_item - take.group + a.groups - 1) / a.groups; /* units of a tile; items of the block */
-    int unit = warp, stage = 0; /* unit: of the items whose sums wait, tile for tile */
+    const int n_unit = take.n_unit;
+    const bool direct = a.n_wait == 0;
+    int unit = warp, stage = 0; /* unit: of the sets whose sums wait */
 #pragma unroll 1
     for (int begun = 0; begun < all; begun += a.wait) {
-        const int here = min(a.wait, all - begun), units = here * a.span * n_unit;
+        const int here = min(a.wait, all - begun), units = (here * a.span + M - 1) / M * n_unit;
 #pragma unroll 1
         for (; unit < units; unit += WARPS) {
-            const int first_stage = unit % n_unit * a.run;
-            float acc[NT][4];
+            const int first_chunk = unit % n_unit * a.run;
+            float acc[M][NT][4];
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++) acc[nt][0] = acc[nt][1] = acc[nt][2] = acc[nt][3] = 0.0f;
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++) acc[m][nt][0] = acc[m][nt][1] = acc[m][nt][2] = acc[m][nt][3] = 0.0f;
 #pragma unroll 1
-            for (int at = first_stage, end = min(at + a.run, n_stage); at < end; at++) {
+            for (int at = first_chunk, end = min(at + a.run, n); at < end; at++) {
                 lg_cp_wait(a.depth - 1);
                 __syncwarp();
-                const uint8_t *from = mine + stage * S::bytes;
+                const uint8_t *from = mine + stage * X::stage;
+                lg_hold<T> o[M];
 #pragma unroll
-                for (int c = 0; c < C; c++) {
-                    const int piece = at * C + c;
-                    lg_hold<T> o;
-                    hold_of<T, S>(o, from, c);
-                    lg_multiply<T, NT, false>(acc, o, x_lane + piece * LG_CHUNK, side + piece * 4 * step, pair, step, 8 * row, NT);
-                }
+                for (int m = 0; m < M; m++) hold_of<T, X>(o[m], from, m); /* (of a tile that does not exist: whatever lies there; nobody reads its sums) */
+                multiply<T, NT>(acc, o, x_lane + at * LG_CHUNK, 8 * row, side + at * step, pair);
                 __syncwarp();
-                ahead.fetch(a, take, mine_at + (lg_smem)(stage * S::bytes));
+                ahead.fetch(a, take, mine_at + (lg_smem)(stage * X::stage));
                 stage = stage + 1 == a.depth ? 0 : stage + 1;
             }
-            float *sums = red + unit * X::sums;
+            if (direct) { /* (M is span at least) */
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++) {
-                *(float2 *)(sums + g * PITCH + nt * 8 + 2 * t) = make_float2(acc[nt][0], acc[nt][1]);
-                *(float2 *)(sums + (g + 8) * PITCH + nt * 8 + 2 * t) = make_float2(acc[nt][2], acc[nt][3]);
+                for (int m = 0; m < M; m++) {
+                    const int tile = unit * M + m, item = item_of(a, take, tile);
+                    if (tile >= take.tiles || (a.span == 2 && m)) break;
+                    const place to = a.parts > 1 ? sum_of(a, which, item, COLS) : result_of(a, item);
+                    float old[NT][4];
+#pragma unroll
+                    for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) old[nt][i] = a.parts == 1 ? old_of(a, to, g + (i >> 1) * 8, nt * 8 + 2 * t + (i & 1)) : 0.0f;
+#pragma unroll
+                    for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) {
+                            const int r = g + (i >> 1) * 8, c = nt * 8 + 2 * t + (i & 1);
+                            if (a.parts > 1) put_sum(a, to, r, c, acc[m][nt][i], acc[M - 1][nt][i]);
+                            else put_result(a, to, r, c, acc[m][nt][i], acc[M - 1][nt][i], old[nt][i], factor_s);
+                        }
+                }
+                continue;
+            }
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                float *sums = red + (unit * M + m) * X::sums;
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++) {
+                    *(float2 *)(sums + g * PITCH + nt * 8 + 2 * t) = make_float2(acc[m][nt][0], acc[m][nt][1]);
+                    *(float2 *)(sums + (g + 8) * PITCH + nt * 8 + 2 * t) = make_float2(acc[m][nt][2], acc[m][nt][3]);
+                }
             }
         }
+        if (direct) break;
         unit -= units;
         __syncthreads();
 #pragma unroll 1
         for (int i = tid; i < here * 16 * COLS; i += THREADS) { /* a result a thread, of all units of its tile */
-            const int at = i % (16 * COLS), item = take.group + (begun + i / (16 * COLS)) * a.groups;
-            const result to = result_of(a, item, at);
-            const float old = a.parts == 1 ? old_of(a, to) : 0.0f, *of = red + i / (16 * COLS) * a.span * n_unit * X::sums + (at & 15) * PITCH + (at >> 4);
+            const int at = i % (16 * COLS), tile = i / (16 * COLS) * a.span, item = group + (begun + i / (16 * COLS)) * a.groups;
+            const float *of = red + (tile / M * n_unit * M + tile % M) * X::sums + (at & 15) * PITCH + (at >> 4);
+            const place to = a.parts > 1 ? sum_of(a, which, item, COLS) : result_of(a, item);
+            const float old = a.parts == 1 ? old_of(a, to, at & 15, at >> 4) : 0.0f;
+            const int up_at = M == 2 ? X::sums : n_unit * X::sums; /* from a tile's sums to the next one's of the same item */
             float v = 0.0f, up = 0.0f;
             for (int u = 0; u < n_unit; u++) {
-                v += of[u * X::sums];
-                if (a.span == 2) up += of[(n_unit + u) * X::sums];
+                v += of[u * M * X::sums];
+                if (a.span == 2) up += of[u * M * X::sums + up_at];
             }
-            if (a.parts > 1) {
-                float *out = a.partial + ((int64_t)which * a.n_item + item) * a.span * 16 * COLS + at;
-                out[0] = v;
-                if (a.span == 2) out[16 * COLS] = up;
-            } else if (to.out) put_result(a, to, v, up, factor_s[to.n], old);
+            if (a.parts > 1) put_sum(a, to, at & 15, at >> 4, v, up);
+            else put_result(a, to, at & 15, at >> 4, v, up, old, factor_s);
         }
         __syncthreads(); /* red may be written again */
     }
     if (a.parts == 1) return;
-    uint32_t *last = (uint32_t *)(void *)red;
-    if (tid == 0) *last = lg_arrive(a.count + take.group) == (uint32_t)a.parts - 1; /* (behind a barrier of the block) */
+    uint32_t *last = (uint32_t *)(void *)ring_s;
+    __syncthreads();
+    if (tid == 0) *last = lg_arrive(a.count + group) == (uint32_t)a.parts - 1; /* (behind a barrier of the block) */
     __syncthreads();
     if (!*last) return;
-    for (int item = take.group; item < a.n_item; item += a.groups)
-        for (int i = tid; i < 16 * COLS; i += THREADS) {
-            const result to_one = result_of(a, item, i);
-            const float before = old_of(a, to_one), *from = a.partial + (int64_t)item * a.span * 16 * COLS + i;
-            float v = 0.0f, up = 0.0f;
-#pragma unroll 4
-            for (int q = 0; q < a.parts; q++) {
-                v += __ldcg(from + (int64_t)q * a.n_item * a.span * 16 * COLS);
-                if (a.span == 2) up += __ldcg(from + ((int64_t)q * a.n_item * 2 + 1) * 16 * COLS);
-            }
-            if (to_one.out) put_result(a, to_one, v, up, factor_s[to_one.n], before);
+    constexpr int EACH = 16 * COLS, AHEAD = 4; /* results of an item; those that a thread asks for at once */
+    const int64_t next = (int64_t)a.n_item * a.span * EACH;
+#pragma unroll 1
+    for (int begun = tid; begun < all * EACH; begun += AHEAD * THREADS) {
+        place to[AHEAD];
+        const float *from[AHEAD];
+        float v[AHEAD], up[AHEAD], old[AHEAD];
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            const int i = min(begun + k * THREADS, all * EACH - 1), item = group + i / EACH * a.groups, at = i % EACH; /* (past the last one: the last one once more) */
+            to[k] = result_of(a, item);
+            from[k] = a.partial + (int64_t)item * a.span * EACH + at;
+            old[k] = old_of(a, to[k], at & 15, at >> 4);
+            v[k] = up[k] = 0.0f;
         }
+#pragma unroll 4
+        for (int q = 0; q < a.parts; q++)
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++) {
+                v[k] += __ldcg(from[k] + q * next);
+                if (a.span == 2) up[k] += __ldcg(from[k] + q * next + EACH);
+            }
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            const int i = begun + k * THREADS;
+            if (i < all * EACH) put_result(a, to[k], i & 15, i % EACH >> 4, v[k], up[k], old[k], factor_s);
+        }
+    }
 }
 
 /* ---- host ---- */
-/* How columns are cut: in as few parts as fit beside a ring. parts 0: not at all. */
-typedef struct cut { int parts, part, depth; int64_t shared; } cut;
+/* How columns are cut: in as few parts as fit beside a ring, which has three stages where there are parts, if that can be. parts 0: not at all. room: shared memory that is
+ * left for rings and sums that wait; rest: the other. */
+typedef struct cut { int parts, part; int64_t room, rest; } cut;
 template <int T, int NT> static cut cut_of(const lg_cuda_env *e, int n_chunk) {
     typedef shape<T, NT> X;
-    for (int parts = 1; parts <= MOST_PARTS && parts <= e->n_sm; parts++) {
-        const int part = ((n_chunk + parts - 1) / parts + X::C - 1) / X::C * X::C; /* whole stages */
-        const int64_t rest = (int64_t)(X::red + 16 + part * 4 * X::pairs * X::size) * 4 + (int64_t)X::cols * X::row(part) * 2;
-        if ((int64_t)part * (parts - 1) >= n_chunk) continue; /* a part without columns */
-        for (int depth = DEEP; depth >= LEAST_DEEP; depth--) {
-            const int64_t ring = (int64_t)WARPS * depth * X::S::bytes;
-            if (ring <= ROOM && ring + rest <= e->smem_max) return cut{ parts, part, depth, ring + rest };
+    for (int least = LEAST_DEEP + 1; least >= LEAST_DEEP; least--)
+        for (int parts = 1; parts <= MOST_PARTS && parts <= e->n_sm; parts++) {
+            const int part = (n_chunk + parts - 1) / parts;
+            const int64_t rest = (16 + (int64_t)part * X::pairs * X::size) * 4 + (int64_t)X::cols * X::row(part) * 2, room = e->smem_max - rest;
+            if ((int64_t)part * (parts - 1) >= n_chunk) continue; /* a part without columns */
+            if (room >= WARPS * (parts == 1 ? LEAST_DEEP : least) * X::stage + MOST_WAIT * X::sums * 4) return cut{ parts, part, room, rest };
         }
-    }
     return cut{ 0, 0, 0, 0 };
 }
 static cut cut_for(const lg_cuda_env *e, lg_dtype t, int n_chunk, int64_t n_tok) {
@@ -236,19 +410,40 @@ static cut cut_for(const lg_cuda_env *e, lg_dtype t, int n_chunk, int64_t n_tok)
     }
 }
 
+/* Into how many units a set is cut, with how many items' sums waiting (0: none): as all warps are at work for longest. To go on to another unit costs about as much as a record;
+ * where sums wait, warps wait for each other in every round of them. */
+static void deal(codes_args *a, int sets, int M) {
+    int best = INT32_MAX;
+    for (int n = 1; n <= WARPS && n <= a->part; n++) {
+        const int run = (a->part + n - 1) / n, units = (a->part + run - 1) / run;
+        const bool direct = units == 1 && M >= a->span;
+        int round = direct ? sets : MOST_WAIT / (M * units); /* sets */
+        if (M < a->span) round &= ~1;
+        if (round > sets) round = sets;
+        if (round < 1) continue;
+        const int full = sets / round, rest = sets % round;
+        const int cost = (full * ((round * units + WARPS - 1) / WARPS) + (rest * units + WARPS - 1) / WARPS) * (run + 1) + (direct ? 0 : full + (rest > 0));
+        if (cost > best) continue;
+        best = cost;
+        a->run = run;
+        a->wait = direct ? INT32_MAX : round * M / a->span;
+        a->n_wait = direct ? 0 : round * units * M;
+    }
+}
+
 template <int T, int NT> static void launch(const lg_cuda_env *e, codes_args *a) {
+    typedef shape<T, NT> X;
     const cut c = cut_of<T, NT>(e, a->n_chunk);
     const int all = e->n_sm / c.parts;
     a->parts = c.parts;
     a->part = c.part;
-    a->depth = c.depth;
     a->groups = a->n_item < all ? a->n_item : all;
-    a->n_stage = (c.part + shape<T, NT>::C - 1) / shape<T, NT>::C;
-    a->run = lg_run_of(a->n_stage, (a->n_item + a->groups - 1) / a->groups * a->span, WARPS);
-    const int units = (a->n_stage + a->run - 1) / a->run * a->span;
-    a->wait = shape<T, NT>::most / units;
-    cudaFuncSetAttribute((const void *)k_stream_codes<T, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)c.shared);
-    lg_cuda_launch(k_stream_codes<T, NT>, dim3((unsigned)(a->groups * c.parts)), dim3(THREADS), (size_t)c.shared, e->stream, true, *a);
+    deal(a, ((a->n_item + a->groups - 1) / a->groups * a->span + X::M - 1) / X::M, X::M);
+    const int64_t sums = (int64_t)a->n_wait * X::sums * 4, level = WARPS * X::stage, most = (c.room - sums < ROOM ? c.room - sums : ROOM) / level;
+    a->depth = (int)(most < DEEP ? most : DEEP);
+    const int64_t shared = c.rest + sums + a->depth * level;
+    cudaFuncSetAttribute((const void *)k_stream_codes<T, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    lg_cuda_launch(k_stream_codes<T, NT>, dim3((unsigned)(a->groups * c.parts)), dim3(THREADS), (size_t)shared, e->stream, true, *a);
 }
 
 int64_t lg_cuda_codes_partial(const lg_cuda_env *e, const lg_weight *w, int64_t n_tok) {
