@@ -88,8 +88,8 @@ static void product_cases(visit_fn f, void *u) {
         if (c.w < LG_DTYPE_Q4_K) named(f, u, (c.k = PRODUCT, c.n_out = 9001, c.n_in = 1056, c)); /* an odd number of chunks, the last one not whole */
         if (c.w <= LG_DTYPE_BF16) named(f, u, (c.n_out = 5003, c.n_in = 1000, c));
     }
-    for (int n = 0; n < 4; n++) { /* several rows of such weights */
-        cas c = { .w = LG_DTYPE_BF16, .n_out = 8003, .n_in = 1280, .n_tok = (int64_t[]){ 2, 8, 9, 16 }[n] };
+    for (int n = 0; n < 8; n++) { /* several rows of such weights */
+        cas c = { .w = n < 4 ? LG_DTYPE_BF16 : LG_DTYPE_F16, .n_out = 8003, .n_in = 1280, .n_tok = (int64_t[]){ 2, 8, 9, 16 }[n % 4] };
         for (int k = PRODUCT; k <= LOGITS; k++) named(f, u, (c.k = (what)k, c));
         named(f, u, (c.k = PRODUCT, c.n_out = 5003, c.n_in = 1000, c));
         named(f, u, (c.n_out = 160, c.n_in = 14336, c)); /* inputs too wide to be kept */
@@ -202,9 +202,9 @@ static void attention_cases(visit_fn f, void *u) {
 }
 
 static void perf_cases(visit_fn f, void *u) {
-    static const lg_dtype some[] = { LG_DTYPE_BF16, LG_DTYPE_Q8_0, LG_DTYPE_Q4_0, LG_DTYPE_Q4_1, LG_DTYPE_Q4_K, LG_DTYPE_Q6_K };
+    static const lg_dtype some[] = { LG_DTYPE_BF16, LG_DTYPE_Q8_0, LG_DTYPE_Q4_0, LG_DTYPE_Q4_1, LG_DTYPE_Q4_K, LG_DTYPE_Q6_K, LG_DTYPE_F16 };
     static const int64_t rows[] = { 1, 8, 16, 2048 };
-    for (int w = 0; w < 6; w++)
+    for (int w = 0; w < 7; w++)
         for (int n = 0; n < 4; n++) {
             cas c = { .perf = true, .w = some[w], .n_tok = rows[n] };
             named(f, u, (c.k = QKV, c.n_in = 4096, c.n_out = 4096, c.kv = LG_DTYPE_BF16, c.d = 128, c.n_kv = 8, c.group = 4, c));

@@ -211,15 +211,16 @@ static bool test(lg_dtype t, const shape &s, bool given) {
     return ok;
 }
 
-/* Several rows, bf16 weights. norm: factors, given for some numbers of rows, else as squares; one weight that adds leaves a twin for a norm. */
-static bool test_rows(const shape &s, int n_tok) {
+/* Several rows, bf16 (with twins) or f16 weights. norm: factors, given for some numbers of rows, else as squares; one weight that adds leaves a twin for a norm. */
+static bool test_rows(const shape &s, int n_tok, bool f16) {
+    const lg_dtype type = f16 ? LG_DTYPE_F16 : LG_DTYPE_BF16;
     const int64_t n_in = s.n_in;
     const int beside = lg_beside(n_tok);
     lg_cuda_weight p[3];
     lg_weight w[3] = {};
     const lg_weight *pw[3];
     float *y[3], *want[3], *factor = floats(n_tok, 0.5f, 1.5f), *row = floats(n_in, 0, 0);
-    const bool left = s.add && s.n == 1, given = n_tok % 2 != 0;
+    const bool left = s.add && s.n == 1 && !f16, given = n_tok % 2 != 0;
     const int64_t n_sum = (n_in + 15) / 16, n_sum_out = (s.n_out[0] + 15) / 16;
     float *squares = floats(n_tok * n_sum, 0, 16), *norm = floats(s.n_out[0], 0.5f, 1.5f), *squares_out = floats(n_tok * n_sum_out, NAN, NAN);
     uint16_t *x = (uint16_t *)room((n_in + 31) / 32 * beside * 64), *twin = (uint16_t *)room((s.n_out[0] + 31) / 32 * beside * 64);
@@ -233,21 +234,24 @@ static bool test_rows(const shape &s, int n_tok) {
         for (int64_t i = 0; i < n_sum; i++) sum += (double)squares[t * n_sum + i];
         factor[t] = (float)(1 / sqrt(sum / (double)n_in + 1e-5));
     }
-    for (int64_t i = 0; i < (n_in + 31) / 32 * beside * 32; i++) x[i] = 0x7fc0; /* what nobody wrote: NaN */
+    for (int64_t i = 0; i < (n_in + 31) / 32 * beside * 32; i++) x[i] = f16 ? 0x7e00 : 0x7fc0; /* what nobody wrote: NaN */
     for (int t = 0; t < n_tok; t++)
-        for (int i = 0; i < n_in; i++) x[lg_beside_at(beside, t, i)] = lg_base_f32_to_bf16(uniform(-1, 1));
+        for (int i = 0; i < n_in; i++) x[lg_beside_at(beside, t, i)] = f16 ? lg_base_f32_to_f16(uniform(-1, 1)) : lg_base_f32_to_bf16(uniform(-1, 1));
     for (int k = 0; k < s.n; k++) {
         const int64_t n_out = s.n_out[k];
-        uint8_t *raw = make_raw(LG_DTYPE_BF16, n_out, n_in);
-        w[k] = weight_of(&p[k], LG_DTYPE_BF16, raw, n_out, n_in);
+        uint8_t *raw = make_raw(type, n_out, n_in);
+        w[k] = weight_of(&p[k], type, raw, n_out, n_in);
         pw[k] = &w[k];
         y[k] = floats(n_tok * n_out, -1, 1);
         want[k] = floats(n_tok * n_out, 0, 0);
         for (int64_t o = 0; o < n_out; o++) {
-            lg_base_dequant(LG_DTYPE_BF16, raw + o * n_in * 2, row, n_in);
+            lg_base_dequant(type, raw + o * n_in * 2, row, n_in);
             for (int64_t t = 0; t < n_tok; t++) {
                 double sum = 0;
-                for (int64_t i = 0; i < n_in; i++) sum += (double)row[i] * (double)lg_base_bf16_to_f32(x[lg_beside_at(beside, (int)t, (int)i)]);
+                for (int64_t i = 0; i < n_in; i++) {
+                    const uint16_t v = x[lg_beside_at(beside, (int)t, (int)i)];
+                    sum += (double)row[i] * (double)(f16 ? lg_base_f16_to_f32(v) : lg_base_bf16_to_f32(v));
+                }
                 want[k][t * n_out + o] = (float)(sum * (s.norm ? (double)factor[t] : 1) + (s.add ? (double)y[k][t * n_out + o] : 0));
                 if (!s.add) y[k][t * n_out + o] = NAN;
             }
@@ -257,11 +261,11 @@ static bool test_rows(const shape &s, int n_tok) {
     float *second = y[1];
     if (s.gate_up) y[1] = y[0];
     const lg_cuda_rows in = { x, n_tok, s.norm && given ? factor : NULL, s.norm && !given ? squares : NULL, 1e-5f,
-                              s.gate_up || left ? twin : NULL, left ? norm : NULL, squares_out };
+                              (s.gate_up && !f16) || left ? twin : NULL, left ? norm : NULL, squares_out };
     const bool taken = lg_cuda_streams_rows(&e, pw, s.n, n_tok, s.add);
     if (taken) lg_cuda_stream_rows(&e, &in, pw, y, s.n, s.gate_up, s.add);
     if (s.gate_up) gate(want[0], want[1], n_tok * s.n_out[0]);
-    for (int64_t o = 0; s.gate_up && o < n_tok * s.n_out[0]; o++)
+    for (int64_t o = 0; s.gate_up && !f16 && o < n_tok * s.n_out[0]; o++)
         same = same && twin[lg_beside_at(beside, (int)(o / s.n_out[0]), (int)(o % s.n_out[0]))] == lg_base_f32_to_bf16(y[0][o]);
     for (int t = 0; t < n_tok && left; t++)
         for (int64_t i = 0; i < n_sum_out; i++) {
@@ -275,7 +279,7 @@ static bool test_rows(const shape &s, int n_tok) {
         }
     for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) fx_worsen(&worst, apart(y[k], want[k], n_tok * s.n_out[k]));
     const bool ok = taken && same && worst < 1e-5;
-    if (!ok) printf("stream_emu: %d rows, %d weights of %lld x %lld%s%s%s, %d multiprocessors: %s, error %.2e%s\n", n_tok, s.n, (long long)s.n_out[0], (long long)n_in,
+    if (!ok) printf("stream_emu: %s, %d rows, %d weights of %lld x %lld%s%s%s, %d multiprocessors: %s, error %.2e%s\n", lg_base_dtype(type)->name, n_tok, s.n, (long long)s.n_out[0], (long long)n_in,
                     s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", factor" : "", s.n_sm, taken ? "wrong" : "not taken", worst, same ? "" : ", another twin");
     for (int k = 0; k < s.n; k++) {
         release(&p[k]);
@@ -413,8 +417,10 @@ int main(void) {
     };
     for (size_t k = 0; k < sizeof several / sizeof several[0]; k++)
         for (int n = 2; n <= 16; n += n == 2 ? 3 : n == 5 ? 3 : n == 8 ? 1 : 7) {
-            cases++;
-            failed += !test_rows(several[k], n);
+            for (int f16 = 0; f16 < 2; f16++) {
+                cases++;
+                failed += !test_rows(several[k], n, f16 != 0);
+            }
         }
     static const shape codes[] = {
         { 3, { 121, 16, 33 }, 512, false, false, true, 5 },

@@ -1,5 +1,5 @@
 /* Products with weights. Three ways:
- *   decode   up to 16 rows of input (more in turns of 16). Large weights: one row stream.cu and stream_major.cu, several rows stream_codes.cu and (bf16) stream_rows.cu. Else: a block of 8 warps
+ *   decode   up to 16 rows of input (more in turns of 16). Large weights: one row stream.cu and stream_major.cu, several rows stream_codes.cu and (bf16, f16) stream_rows.cu. Else: a block of 8 warps
  *            takes tiles of 16 weight rows in turn; its warps split the columns and stream the weights as tensor-core fragments (stream.cuh), inputs are the columns
  *   exact    compute f32, and shapes or formats the others do not take: f32 multiply-add of exactly dequantised weights
  *   matrix   many rows: cuBLASLt in bf16 (compute f32: f32 without TF32), quantised weights expanded a slice at a time */
@@ -242,6 +242,44 @@ static __global__ void __launch_bounds__(THREADS) k_parts(uint16_t *xs, float *s
         for (int i = 0; i < WARPS; i++) ss += tmp[i];
         squares[n * gridDim.y + blockIdx.y] = ss;
     }
+}
+
+/* Rows as f16, side by side (lg_beside), each times one power of two that lays its largest number in [512, 1024). factor [n]: what undoes that, times the norm's. */
+static __global__ void __launch_bounds__(THREADS) k_halves(uint16_t *xs, float *factor, const float *x, const int32_t *row, const float *norm, float eps, int n_in, int beside) {
+    __shared__ float tmp[2][WARPS];
+    lg_pdl_go(); /* as k_prepare */
+    lg_pdl_wait();
+    const int n = blockIdx.x, tid = threadIdx.x;
+    const float *from = x + (row ? row[n] : n) * (int64_t)n_in;
+    float ss = 0.0f, top = 0.0f;
+    auto four_of = [&](int i) {
+        float4 v = __ldcg((const float4 *)(from + i));
+        ss += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+        if (norm) {
+            const float4 w = __ldcg((const float4 *)(norm + i));
+            v = make_float4(v.x * w.x, v.y * w.y, v.z * w.z, v.w * w.w);
+        }
+        return v;
+    };
+#pragma unroll 4
+    for (int i = tid * 4; i < n_in; i += THREADS * 4) {
+        const float4 v = four_of(i);
+        top = fmaxf(fmaxf(top, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+    }
+    lg_warp_sum(tmp[0], ss);
+#pragma unroll
+    for (int m = 16; m; m >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, m));
+    if ((tid & 31) == 0) tmp[1][tid >> 5] = top;
+    __syncthreads();
+    for (int i = 0; i < WARPS; i++) top = fmaxf(top, tmp[1][i]);
+    const float s = top > 0.0f ? lg_group_scale(top) : 1.0f;
+#pragma unroll 4
+    for (int i = tid * 4; i < n_in; i += THREADS * 4) {
+        const float4 v = four_of(i);
+        const __half2 a = __floats2half2_rn(v.x * s, v.y * s), b = __floats2half2_rn(v.z * s, v.w * s);
+        *(uint2 *)(xs + lg_beside_at(beside, n, i)) = make_uint2(*(const uint32_t *)&a, *(const uint32_t *)&b);
+    }
+    if (tid == 0) factor[n] = lg_reciprocal_of_power(s) * (norm ? lg_norm_factor<WARPS>(tmp[0], eps, n_in) : 1.0f);
 }
 
 /* ---- decode: the product ---------------------------------------------------------------------------- */
@@ -751,22 +789,25 @@ static bool decode_one(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *
     return true;
 }
 
-/* 2 to 16 rows of input, large bf16 weights. norm: as in lg_cuda_out, for one weight. */
+/* 2 to 16 rows of input, large bf16 or f16 weights; bf16 ones take and leave bf16 rows. norm: as in lg_cuda_out, for one weight. */
 static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, product_args *a, const lg_weight *const *w, float *const *y, int n, int nw, const float *norm) {
-    const bool twin = has_twin(k, in);
+    const bool bf16 = w[0]->dtype == LG_DTYPE_BF16, twin = bf16 && has_twin(k, in);
     float *squares = k->sums + MAX_COLS;
     lg_cuda_rows rows = { (const uint16_t *)k->x, a->n_tok, k->sums, NULL, a->eps, NULL, norm, squares };
     if (twin) {
         rows.x = (const uint16_t *)k->twin.at;
         rows.factor = NULL;
         rows.squares = in->norm ? squares : NULL;
-    } else {
+    } else if (bf16) {
         a->f = lg_form_of<LG_DTYPE_BF16>();
         a->stride = 32; /* rows side by side */
         a->f.group = lg_beside(a->n_tok) * 32;
         prepare(e, k, a);
+    } else {
+        k->twin.of = NULL; /* (as in prepare) */
+        lg_cuda_launch(k_halves, dim3((unsigned)a->n_tok), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, k->sums, a->x, a->row, a->norm, a->eps, (int)a->n_in, lg_beside(a->n_tok));
     }
-    const bool leaves = nw == 2 || (norm && !rows.squares);
+    const bool leaves = bf16 && (nw == 2 || (norm && !rows.squares));
     uint8_t *to = twin && k->twin.at == k->ready ? k->x : k->ready;
     if (leaves) rows.twin = (uint16_t *)to;
     lg_cuda_stream_rows(e, &rows, w, y, n, nw == 2, a->add);

@@ -78,8 +78,8 @@ bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, lg_cuda_chain *c
 /* stream_major.cu: its part for bf16 and f16 weights. */
 bool lg_cuda_stream_major(const lg_cuda_env *e, const lg_cuda_in *in, bool early, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
-/* stream_rows.cu: the same for 2 to 16 rows of input and bf16 weights. x: bf16, lies as lg_beside_at says. The factor of a row's results is 1, or
- * factor [n_tok], or what the squares say: the norm of x, sums over 16 columns each. Where twin is given the result goes there like x: as
+/* stream_rows.cu: the same for 2 to 16 rows of input and bf16 or f16 weights. x: in their format, lies as lg_beside_at says. The factor of a row's results is 1, or
+ * factor [n_tok], or what the squares say: the norm of x, sums over 16 columns each. Where twin is given the result goes there as bf16, like x: as
  * it is, or (one weight, no gate_up) times norm [n_out], with its sums of squares over 16 columns. Squares: [n_tok][n / 16, rounded up]. */
 typedef struct lg_cuda_rows {
     const uint16_t *x; int32_t n_tok;

@@ -439,8 +439,8 @@ template <int T, int NT> static void launch(const lg_cuda_env *e, codes_args *a)
     a->part = c.part;
     a->groups = a->n_item < all ? a->n_item : all;
     deal(a, ((a->n_item + a->groups - 1) / a->groups * a->span + X::M - 1) / X::M, X::M);
-    const int64_t sums = (int64_t)a->n_wait * X::sums * 4, level = WARPS * X::stage, most = (c.room - sums < ROOM ? c.room - sums : ROOM) / level;
-    a->depth = (int)(most < DEEP ? most : DEEP);
+    const int64_t sums = (int64_t)a->n_wait * X::sums * 4, level = WARPS * X::stage, left = c.room - sums;
+    for (a->depth = DEEP; a->depth > LEAST_DEEP && (a->depth * level > ROOM || a->depth * level > left);) a->depth--;
     const int64_t shared = c.rest + sums + a->depth * level;
     cudaFuncSetAttribute((const void *)k_stream_codes<T, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
     lg_cuda_launch(k_stream_codes<T, NT>, dim3((unsigned)(a->groups * c.parts)), dim3(THREADS), (size_t)shared, e->stream, true, *a);

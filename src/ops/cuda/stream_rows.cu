@@ -1,9 +1,9 @@
-/* A product of 2 to 16 rows of input with large bf16 weights: the weights stream through a ring in shared memory, in long runs.
+/* A product of 2 to 16 rows of input with large bf16 or f16 weights: the weights stream through a ring in shared memory, in long runs.
  *
  * One block of 8 warps a multiprocessor takes items of M tiles of 16 weight rows in turn (2: gate and up). A stage of its ring holds 1 KB of every row of
  * an item, as memory gives them best (docs/speed-cuda.md, 69 and 71): each warp asks for two rows' and multiplies an eighth of the columns of all, so
  * the block meets once a stage, when it is there and the one before it is no longer read. The ring is always full of what comes next, across items,
- * and is filled with weights before the kernel waits for the one before it. The inputs (bf16, made by k_prepare or by the product before) come
+ * and is filled with weights before the kernel waits for the one before it. The inputs (in the weights' format, made by k_prepare, k_halves or the product before) come
  * through the ring beside the weights that they meet, in the order of the tensor cores' fragments. */
 #include "ops/cuda/stream.cuh"
 #include <string.h>
@@ -99,7 +99,7 @@ template <int NT, int M> struct walk {
     }
 };
 
-template <int NT, int M>
+template <int NT, int M, bool BF16>
 static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_constant__ rows_args a) {
     typedef ring<NT, M> R;
     constexpr int COLS = NT * 8, PITCH = R::pitch;
@@ -165,10 +165,13 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
             for (int c = 0; c < C; c++)
 #pragma unroll
                 for (int m = 0; m < M; m++) {
-                    lg_hold<LG_DTYPE_BF16> o;
-                    o.c[0] = *(const uint4 *)(from + own + m * 16 * PITCH_W + c * 64);
-                    o.c[1] = *(const uint4 *)(from + own + (m * 16 + 8) * PITCH_W + c * 64);
-                    lg_multiply<LG_DTYPE_BF16, NT, false>(acc[m], o, (const uint16_t *)(from + own_x + c * NT * 512), NULL, NULL, 0, 256, NT);
+                    const uint4 w0 = *(const uint4 *)(from + own + m * 16 * PITCH_W + c * 64), w1 = *(const uint4 *)(from + own + (m * 16 + 8) * PITCH_W + c * 64);
+#pragma unroll
+                    for (int nt = 0; nt < NT; nt++) {
+                        const uint4 b = *(const uint4 *)(from + own_x + (c * NT + nt) * 512);
+                        mma<BF16>(acc[m][nt], w0.x, w1.x, w0.y, w1.y, b.x, b.y);
+                        mma<BF16>(acc[m][nt], w0.z, w1.z, w0.w, w1.w, b.z, b.w);
+                    }
                 }
             last = stage;
             stage = stage + 1 == R::depth ? 0 : stage + 1;
@@ -210,19 +213,23 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
 }
 
 /* ---- host ---- */
-template <int NT, int M> static void launch(const lg_cuda_env *e, rows_args *a) {
+template <int NT, int M, bool BF16> static void launch_of(const lg_cuda_env *e, rows_args *a) {
     typedef ring<NT, M> R;
     a->n_stage = (a->n_in + COLUMNS - 1) / COLUMNS;
-    cudaFuncSetAttribute((const void *)k_stream_rows<NT, M>, cudaFuncAttributeMaxDynamicSharedMemorySize, R::shared);
-    lg_cuda_launch(k_stream_rows<NT, M>, dim3((unsigned)(a->n_item < e->n_sm ? a->n_item : e->n_sm)), dim3(THREADS), (size_t)R::shared, e->stream, true, *a);
+    cudaFuncSetAttribute((const void *)k_stream_rows<NT, M, BF16>, cudaFuncAttributeMaxDynamicSharedMemorySize, R::shared);
+    lg_cuda_launch(k_stream_rows<NT, M, BF16>, dim3((unsigned)(a->n_item < e->n_sm ? a->n_item : e->n_sm)), dim3(THREADS), (size_t)R::shared, e->stream, true, *a);
+}
+template <bool BF16> static void launch(const lg_cuda_env *e, rows_args *a, bool gate_up) {
+    if (a->n_tok <= 8) gate_up ? launch_of<1, 2, BF16>(e, a) : launch_of<1, 1, BF16>(e, a);
+    else gate_up ? launch_of<2, 2, BF16>(e, a) : launch_of<2, 1, BF16>(e, a);
 }
 
 static int larger(int a, int b) { return a > b ? a : b; }
 
 bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add) {
     const int shared = n_tok <= 8 ? larger(ring<1, 1>::shared, ring<1, 2>::shared) : larger(ring<2, 1>::shared, ring<2, 2>::shared);
-    const int64_t bytes = lg_bytes_alike(w, n, LG_DTYPE_BF16);
-    return e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && !(add && n > 1) && shared <= e->smem_max;
+    const int64_t bytes = lg_bytes_alike(w, n, w[0]->dtype);
+    return (w[0]->dtype == LG_DTYPE_BF16 || w[0]->dtype == LG_DTYPE_F16) && e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && !(add && n > 1) && shared <= e->smem_max;
 }
 
 void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
@@ -240,6 +247,5 @@ void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_
     a.twin_norm = in->twin ? in->twin_norm : NULL;
     a.twin_squares = in->twin_squares;
     a.n_item = lg_parts(a.p, w, y, n, gate_up, LG_TILE);
-    if (in->n_tok <= 8) gate_up ? launch<1, 2>(e, &a) : launch<1, 1>(e, &a);
-    else gate_up ? launch<2, 2>(e, &a) : launch<2, 1>(e, &a);
+    w[0]->dtype == LG_DTYPE_BF16 ? launch<true>(e, &a, gate_up) : launch<false>(e, &a, gate_up);
 }
