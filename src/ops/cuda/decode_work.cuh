@@ -139,8 +139,8 @@ static __device__ LG_NOINLINE void dec_seg_load(dec_seg *g, const dec_args &a, i
     if ((threadIdx.x & 31) == 0) *g = own;
     __syncwarp();
 }
-/* Units and what one of them weighs. */
-enum { DEC_WEIGHT_ROW = 1, DEC_WEIGHT_SET = 2 };
+/* Units and what one of them weighs. ALONE: of a set in blocks that read nothing else (few). */
+enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3, DEC_WEIGHT_ALONE = 4 };
 typedef struct dec_size { uint32_t units, weight; } dec_size;
 static __device__ LG_NOINLINE dec_size dec_size_of(const dec_args &a, int32_t index) {
     const dec_seg g = dec_seg_of(a, index, 0);
@@ -229,7 +229,7 @@ static __device__ __forceinline__ bool dec_cut_few(const dec_args &a, dec_shared
     dec_seg g = {};
     if (lane < n_seg) g = dec_seg_of(a, lane, 0, raw);
     const dec_size size = dec_size_of(g);
-    const uint32_t weight = size.units * size.weight;
+    const uint32_t weight = size.units * (g.ids ? (uint32_t)DEC_WEIGHT_ALONE : (uint32_t)DEC_WEIGHT_ROW);
     uint32_t all = weight;
 #pragma unroll
     for (int32_t d = 16; d; d >>= 1) all += __shfl_xor_sync(0xffffffffu, all, d);
