@@ -1,4 +1,4 @@
-/* stream.cuh: what products of few rows share (product.cu, stream.cu, stream_major.cu, stream_rows.cu): a warp streams weights as tensor-core fragments and multiplies
+/* stream.cuh: what products of few rows share (product.cu, stream.cu, stream_codes.cu, stream_major.cu, stream_rows.cu): a warp streams weights as tensor-core fragments and multiplies
  * them with inputs that were brought into the form the tensor cores take. Codes of quantised weights stay integers: as f16 subnormals
  * (code * 2^-24) they need one lop3 per two weights and no conversion; scale, minimum and zero point are applied to the f32 sum of each group.
  * (stream.cu takes them as bytes.) */
