@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "ops/ops.h"
+#include "worsen.h"
 
 typedef enum what { PRODUCT, GATE_UP, LOGITS, EMBED, QKV, LAYER, KV_WRITE, ARGMAX, SAMPLE, ATTEND, HYBRID, OBSERVE } what;
 static const char *const what_name[] = { "product", "gate_up", "logits", "embed", "qkv", "layer", "kv_write", "argmax", "sample", "attend", "hybrid", "observe" };
@@ -204,7 +205,7 @@ static void attention_cases(visit_fn f, void *u) {
 static void perf_cases(visit_fn f, void *u) {
     static const lg_dtype some[] = { LG_DTYPE_BF16, LG_DTYPE_Q8_0, LG_DTYPE_Q4_0, LG_DTYPE_Q4_1, LG_DTYPE_Q4_K, LG_DTYPE_Q6_K, LG_DTYPE_F16 };
     static const int64_t rows[] = { 1, 8, 16, 2048 };
-    for (int w = 0; w < 7; w++)
+    for (int w = 0; w < (int)(sizeof some / sizeof some[0]); w++)
         for (int n = 0; n < 4; n++) {
             cas c = { .perf = true, .w = some[w], .n_tok = rows[n] };
             named(f, u, (c.k = QKV, c.n_in = 4096, c.n_out = 4096, c.kv = LG_DTYPE_BF16, c.d = 128, c.n_kv = 8, c.group = 4, c));
@@ -212,7 +213,7 @@ static void perf_cases(visit_fn f, void *u) {
             named(f, u, (c.k = PRODUCT, c.n_in = 14336, c.n_out = 4096, c));
             named(f, u, (c.k = GATE_UP, c.n_in = 4096, c.n_out = 14336, c));
             if (c.n_tok < 2048) named(f, u, (c.k = LOGITS, c.n_in = 4096, c.n_out = 128256, c));
-            if (c.n_tok == 1) named(f, u, (c.k = PRODUCT, c.n_in = w < 4 ? 576 : 768, c.n_out = 576, c));
+            if (c.n_tok == 1) named(f, u, (c.k = PRODUCT, c.n_in = some[w] < LG_DTYPE_Q4_K ? 576 : 768, c.n_out = 576, c));
         }
     for (int k = 0; k < N_CACHE; k++) {
         cas c = { .k = ATTEND, .perf = true, .kv = caches[k], .d = 128, .n_kv = 8, .group = 4, .n_seq = 1, .n_tok = 1 };
@@ -334,15 +335,6 @@ static lg_weight bound(bench *b, const lg_weight *w) {
     return x;
 }
 
-static double error_of(const float *got, const float *want, int64_t n) {
-    double d = 0, s = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const double e = (double)got[i] - (double)want[i];
-        d += e * e;
-        s += (double)want[i] * (double)want[i];
-    }
-    return sqrt(d / (s > 0 ? s : 1));
-}
 static float *download(bench *b, const float *p, int64_t n) {
     float *x = host(b, n * 4);
     b->o->download(b->c, x, p, n * 4);
@@ -453,7 +445,7 @@ static void test_product(bench *b, const cas *c) {
         multiply(b, want, &w[0], n, c->n_tok, false);
     }
     const lg_status st = b->o->sync(b->c, &e);
-    verdict(b, c, st, &e, error_of(download(b, dy, n_y), want, n_y), product_bound(b) * (c->k == GATE_UP ? 2 : 1), "");
+    verdict(b, c, st, &e, fx_apart(download(b, dy, n_y), want, n_y), product_bound(b) * (c->k == GATE_UP ? 2 : 1), "");
     for (int i = 0; i < n_w; i++) b->o->weight_unbind(b->c, &dw[i]);
     for (int i = 0; i < n_w && c->rank; i++) drop_lora(b, &dl[i]);
 }
@@ -471,7 +463,7 @@ static void test_embed(bench *b, const cas *c) {
     lg_ops_ref.embed(b->ref, &(lg_op_embed){ .x = want, .w = &w, .ids = ids, .n_tok = c->n_tok });
     b->o->embed(b->c, &(lg_op_embed){ .x = dx, .w = &dw, .ids = ids, .n_tok = c->n_tok });
     const lg_status st = b->o->sync(b->c, &e);
-    verdict(b, c, st, &e, error_of(download(b, dx, n), want, n), 0, ""); /* exact */
+    verdict(b, c, st, &e, fx_apart(download(b, dx, n), want, n), 0, ""); /* exact */
     b->o->weight_unbind(b->c, &dw);
 }
 
@@ -561,7 +553,7 @@ static void test_qkv(bench *b, const cas *c) {
     double err = 0, raw_err = 0, v_err = 0, k_err = 0;
     float *half = host(b, n * nkv * 4);
     for (int64_t i = 0; i < n * nkv; i++) half[i / d * d + lg_ops_half_place(i % d, d, c->interleaved)] = part[1][i];
-    if (raw) raw_err = error_of(download(b, raw, n * nkv), half, n * nkv), v_err = error_of(download(b, raw + n * nkv, n * nkv), part[2], n * nkv);
+    if (raw) raw_err = fx_apart(download(b, raw, n * nkv), half, n * nkv), v_err = fx_apart(download(b, raw + n * nkv, n * nkv), part[2], n * nkv);
     for (int i = 0; i < 2; i++)
         for (int64_t h = 0; h < n * (i ? c->n_kv : n_head); h++) {
             const int64_t t = h / (i ? c->n_kv : n_head);
@@ -573,7 +565,7 @@ static void test_qkv(bench *b, const cas *c) {
                 v[a1] = was[a1] * cs[t * d / 2 + p] + was[a0] * sn[t * d / 2 + p];
             }
         }
-    err = error_of(download(b, dq, n * nq), q, n * nq);
+    err = fx_apart(download(b, dq, n * nq), q, n * nq);
     uint8_t *rows = host(b, k.bytes);
     float *got = host(b, n * nkv * 4), *want = host(b, n * nkv * 4);
     char more[64] = "";
@@ -590,7 +582,7 @@ static void test_qkv(bench *b, const cas *c) {
             }
         touched = memcmp(rows, i ? k.host.v : k.host.k, (size_t)k.bytes); /* all other rows must be as they were */
         if (touched) snprintf(more, sizeof more, "%s: other rows were written", i ? "V" : "K");
-        const double ce = error_of(got, want, n * nkv);
+        const double ce = fx_apart(got, want, n * nkv);
         k_err = ce > k_err || ce != ce ? ce : k_err;
     }
     const double bound_ = product_bound(b);
@@ -689,7 +681,7 @@ static void test_layer(bench *b, const cas *c) {
     double err = 0, k_err = 0, apart = 0;
     for (int i = 0; i < N_OUT && st == LG_OK; i++) {
         if (!size[i]) continue;
-        const double a = error_of(out[1].p[i], out[0].p[i], size[i]), p = error_of(out[1].p[i], out[2].p[i], size[i]);
+        const double a = fx_apart(out[1].p[i], out[0].p[i], size[i]), p = fx_apart(out[1].p[i], out[2].p[i], size[i]);
         double *worst = i < OUT_K ? &err : &k_err;
         *worst = a > *worst || a != a ? a : *worst;
         apart = p > apart || p != p ? p : apart;
@@ -751,7 +743,7 @@ static void test_kv_write(bench *b, const cas *c) {
                 memcpy(want + at * d, row, (size_t)d * 4);
                 lg_ops_kv_load(&k.g, got + at * d, rows + r * k.g.row_bytes);
             }
-        const double err = error_of(got, want, n * nkv);
+        const double err = fx_apart(got, want, n * nkv);
         worst = err > worst || err != err ? err : worst;
     }
     verdict(b, c, st, &e, worst, c->kv == LG_DTYPE_F32 ? 1e-6 : c->kv == LG_DTYPE_F16 ? 5e-4 : 6e-3, "");
@@ -820,7 +812,7 @@ static void test_attend(bench *b, const cas *c) {
     reserve(b, c, n, c->n_seq, n_head * d, n_head * d);
     b->o->attend(b->c, &a);
     const lg_status st = b->o->sync(b->c, &e);
-    verdict(b, c, st, &e, error_of(download(b, out, n * n_head * d), want, n * n_head * d), attend_bound(b), "");
+    verdict(b, c, st, &e, fx_apart(download(b, out, n * n_head * d), want, n * n_head * d), attend_bound(b), "");
 }
 
 static void test_hybrid(bench *b, const cas *c) {
@@ -908,7 +900,7 @@ static void test_hybrid(bench *b, const cas *c) {
                     if (gidx[at * cap + i] != idx[at * cap + i])
                         snprintf(more, sizeof more, "set %d of sequence %d: entry %d is %d, not %d (run %d)", j, (int)s, i, gidx[at * cap + i], idx[at * cap + i], round);
             }
-        const double off = error_of(download(b, out, n * n_head * d), want, n * n_head * d);
+        const double off = fx_apart(download(b, out, n * n_head * d), want, n * n_head * d);
         err = off > err || off != off ? off : err;
     }
     verdict(b, c, st, &e, err, attend_bound(b), more);
@@ -946,7 +938,7 @@ static void test_observe(bench *b, const cas *c) {
         memcpy(wanted_mass + h * len, want + h * ld, (size_t)len * 4);
         if (memcmp(got + h * ld + len, want + h * ld + len, (size_t)(ld - len) * 4)) snprintf(more, sizeof more, "head %d: something behind the sequence is written", (int)h);
     }
-    const double err = error_of(first, wanted_mass, c->n_kv * len);
+    const double err = fx_apart(first, wanted_mass, c->n_kv * len);
     memcpy(first, got, (size_t)size * 4);
     float *alone = host(b, all * n_head * d * 4);
     b->o->attend(b->c, &attend);

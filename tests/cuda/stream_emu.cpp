@@ -139,16 +139,6 @@ static bool test_not_finite(lg_dtype t, float bad) {
     return ok;
 }
 
-/* How far y [n] is from want, relative to want. */
-static double apart(const float *y, const float *want, int64_t n) {
-    double d = 0, all = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const double off = (double)y[i] - (double)want[i];
-        d += off * off;
-        all += (double)want[i] * (double)want[i];
-    }
-    return sqrt(d / all);
-}
 /* want = silu(want) * up */
 static void gate(float *want, const float *up, int64_t n) {
     for (int64_t i = 0; i < n; i++) want[i] = (float)((double)want[i] / (1 + exp(-(double)want[i])) * (double)up[i]);
@@ -193,7 +183,7 @@ static bool test(lg_dtype t, const shape &s, bool given) {
     const lg_cuda_in in = { x, s.norm ? norm : NULL, 1e-5f, index, 1 };
     const bool taken = lg_cuda_stream(&e, &in, &chain, pw, y, s.n, s.gate_up, s.add);
     if (s.gate_up) gate(want[0], want[1], s.n_out[0]);
-    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) fx_worsen(&worst, apart(y[k], want[k], s.n_out[k]));
+    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) fx_worsen(&worst, fx_apart(y[k], want[k], s.n_out[k]));
     const bool ok = taken && worst < (t == LG_DTYPE_BF16 ? 6e-3 : t == LG_DTYPE_F16 || given ? 1e-3 : 2e-4);
     if (!ok) printf("stream_emu: %s, %d weights of %lld x %lld%s%s%s%s, %d multiprocessors: %s, error %.2e\n", lg_base_dtype(t)->name, s.n, (long long)s.n_out[0], (long long)n_in,
                     s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", norm" : "", given ? ", f16" : "", s.n_sm, taken ? "wrong" : "not taken", worst);
@@ -277,7 +267,7 @@ static bool test_rows(const shape &s, int n_tok, bool f16) {
             }
             same = same && fabs((double)squares_out[t * n_sum_out + i] - sum) <= 1e-5 * sum;
         }
-    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) fx_worsen(&worst, apart(y[k], want[k], n_tok * s.n_out[k]));
+    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) fx_worsen(&worst, fx_apart(y[k], want[k], n_tok * s.n_out[k]));
     const bool ok = taken && same && worst < 1e-5;
     if (!ok) printf("stream_emu: %s, %d rows, %d weights of %lld x %lld%s%s%s, %d multiprocessors: %s, error %.2e%s\n", lg_base_dtype(type)->name, n_tok, s.n, (long long)s.n_out[0], (long long)n_in,
                     s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", factor" : "", s.n_sm, taken ? "wrong" : "not taken", worst, same ? "" : ", another twin");
@@ -359,7 +349,7 @@ static bool test_codes(lg_dtype t, const shape &s, int n_tok, int smem) {
     if (taken) lg_cuda_stream_codes(&e, &in, pw, y, s.n, s.gate_up, s.add);
     parts_seen += partial > 0;
     if (s.gate_up) gate(want[0], want[1], n_tok * s.n_out[0]);
-    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) fx_worsen(&worst, apart(y[k], want[k], n_tok * s.n_out[k]));
+    for (int k = 0; k < (s.gate_up ? 1 : s.n); k++) fx_worsen(&worst, fx_apart(y[k], want[k], n_tok * s.n_out[k]));
     const bool ok = taken && worst < 1e-3;
     if (!ok) printf("stream_emu: %s, %d rows, %d weights of %lld x %lld%s%s%s, %d multiprocessors, %d KB: %s, error %.2e\n", lg_base_dtype(t)->name, n_tok, s.n, (long long)s.n_out[0],
                     (long long)n_in, s.gate_up ? ", gate_up" : "", s.add ? ", add" : "", s.norm ? ", norm" : "", s.n_sm, smem, taken ? "wrong" : "not taken", worst);

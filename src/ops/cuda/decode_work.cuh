@@ -142,13 +142,10 @@ static __device__ LG_NOINLINE void dec_seg_load(dec_seg *g, const dec_args &a, i
 /* Units and what one of them weighs. ALONE: of a set in blocks that read nothing else (few). */
 enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3, DEC_WEIGHT_ALONE = 4 };
 typedef struct dec_size { uint32_t units, weight; } dec_size;
-static __device__ LG_NOINLINE dec_size dec_size_of(const dec_args &a, int32_t index) {
-    const dec_seg g = dec_seg_of(a, index, 0);
-    return dec_size{ (uint32_t)g.end, g.ids ? (uint32_t)DEC_WEIGHT_SET : (uint32_t)DEC_WEIGHT_ROW };
+static __device__ __forceinline__ dec_size dec_size_of(const dec_seg &g, uint32_t set = DEC_WEIGHT_SET) {
+    return dec_size{ (uint32_t)(g.end - g.begin), g.ids ? set : (uint32_t)DEC_WEIGHT_ROW };
 }
-static __device__ __forceinline__ dec_size dec_size_of(const dec_seg &g) {
-    return dec_size{ (uint32_t)(g.end - g.begin), g.ids ? (uint32_t)DEC_WEIGHT_SET : (uint32_t)DEC_WEIGHT_ROW };
-}
+static __device__ LG_NOINLINE dec_size dec_size_of(const dec_args &a, int32_t index) { return dec_size_of(dec_seg_of(a, index, 0)); }
 
 /* Units before this one are full: 16 counted rows that lie side by side in a page, and come together. */
 static __device__ __forceinline__ int32_t dec_full(const dec_args &a, const dec_seg &g) { return g.begin + (!a.whole || g.ids || g.jump ? 0 : (int32_t)((uint32_t)g.n / DEC_UNIT)); }
@@ -228,8 +225,8 @@ static __device__ __forceinline__ bool dec_cut_few(const dec_args &a, dec_shared
     const int32_t lane = (int32_t)threadIdx.x & 31, n_seg = a.n_seq * a.n_kv * a.n_chunk, block = (int32_t)blockIdx.x;
     dec_seg g = {};
     if (lane < n_seg) g = dec_seg_of(a, lane, 0, raw);
-    const dec_size size = dec_size_of(g);
-    const uint32_t weight = size.units * (g.ids ? (uint32_t)DEC_WEIGHT_ALONE : (uint32_t)DEC_WEIGHT_ROW);
+    const dec_size size = dec_size_of(g, DEC_WEIGHT_ALONE);
+    const uint32_t weight = size.units * size.weight;
     uint32_t all = weight;
 #pragma unroll
     for (int32_t d = 16; d; d >>= 1) all += __shfl_xor_sync(0xffffffffu, all, d);

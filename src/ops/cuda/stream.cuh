@@ -199,10 +199,10 @@ static inline int32_t lg_parts(lg_part *part, const lg_weight *const *w, float *
     return end;
 }
 /* Bytes of weights of one type whose rows are whole pieces of 16 bytes as inputs; -1: they are not. */
-static inline int64_t lg_bytes_alike(const lg_weight *const *w, int n, lg_dtype type) {
+static inline int64_t lg_bytes_alike(const lg_weight *const *w, int n) {
     int64_t bytes = 0;
     for (int i = 0; i < n; i++) {
-        if (w[i]->dtype != type || w[i]->n_in % 8) return -1;
+        if (w[i]->dtype != w[0]->dtype || w[i]->n_in % 8) return -1;
         bytes += lg_cuda_packed(w[i])->bytes;
     }
     return bytes;
@@ -218,6 +218,11 @@ static __device__ __forceinline__ lg_spot lg_spot_of(const lg_part *p, int n_par
 /* c += a b */
 template <bool BF16> static __device__ __forceinline__ void mma(float *c, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
     lg_mma<BF16>(c, a0, a1, a2, a3, b0, b1, c[0], c[1], c[2], c[3]);
+}
+/* The same of 32 columns of row-major weights, rows g and g + 8, and of inputs: eight numbers a lane. */
+template <bool BF16> static __device__ __forceinline__ void mma_rows(float *c, const uint4 &w0, const uint4 &w1, const uint4 &x) {
+    mma<BF16>(c, w0.x, w1.x, w0.y, w1.y, x.x, x.y);
+    mma<BF16>(c, w0.z, w1.z, w0.w, w1.w, x.z, x.w);
 }
 
 /* What a lane holds of 16 rows and 32 columns (row-major), or of a chunk (quantised): rows g and g + 8. */
@@ -312,8 +317,7 @@ static __device__ __forceinline__ void lg_multiply(float (*acc)[4], const lg_hol
             uint4 b = make_uint4(0, 0, 0, 0);
             if (nt < n_live) b = *(const uint4 *)(xs + nt * stride8 + j * 32);
             if (BF) {
-                mma<BF>(acc[nt], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
-                mma<BF>(acc[nt], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+                mma_rows<BF>(acc[nt], o.c[0], o.c[1], b);
                 continue;
             }
             float c[4];

@@ -25,7 +25,7 @@ template <int T, int NT> struct shape {
     static __host__ __device__ __forceinline__ int row(int chunks) { return chunks * LG_CHUNK + 32; } /* from a row of inputs to the next; the pad keeps 8 rows on different banks */
 };
 
-struct codes_args : lg_deal {           /* n_stage, n_unit: not used, as parts differ in length */
+struct codes_args : lg_deal {           /* run: a stage is a chunk */
     int32_t n_tok, pairs, part, parts, groups; /* part: chunks of a part */
     int32_t wait, n_wait;               /* items whose sums wait in shared memory, and sums of tiles' units; 0: a unit is a set, whose sums are results at once */
     int32_t depth;                      /* stages of a ring */
@@ -453,7 +453,7 @@ int64_t lg_cuda_codes_partial(const lg_cuda_env *e, const lg_weight *w, int64_t 
 }
 
 bool lg_cuda_streams_codes(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add) {
-    const int64_t bytes = lg_bytes_alike(w, n, w[0]->dtype);
+    const int64_t bytes = lg_bytes_alike(w, n);
     return e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && e->n_sm <= 2 * LG_CODES_GROUPS && !(add && n > 1) &&
            cut_for(e, w[0]->dtype, lg_cuda_packed(w[0])->n_chunk, n_tok).parts > 0;
 }

@@ -167,11 +167,7 @@ static __global__ void __launch_bounds__(THREADS, 2) k_stream_rows(const __grid_
                 for (int m = 0; m < M; m++) {
                     const uint4 w0 = *(const uint4 *)(from + own + m * 16 * PITCH_W + c * 64), w1 = *(const uint4 *)(from + own + (m * 16 + 8) * PITCH_W + c * 64);
 #pragma unroll
-                    for (int nt = 0; nt < NT; nt++) {
-                        const uint4 b = *(const uint4 *)(from + own_x + (c * NT + nt) * 512);
-                        mma<BF16>(acc[m][nt], w0.x, w1.x, w0.y, w1.y, b.x, b.y);
-                        mma<BF16>(acc[m][nt], w0.z, w1.z, w0.w, w1.w, b.z, b.w);
-                    }
+                    for (int nt = 0; nt < NT; nt++) mma_rows<BF16>(acc[m][nt], w0, w1, *(const uint4 *)(from + own_x + (c * NT + nt) * 512));
                 }
             last = stage;
             stage = stage + 1 == R::depth ? 0 : stage + 1;
@@ -228,8 +224,9 @@ static int larger(int a, int b) { return a > b ? a : b; }
 
 bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add) {
     const int shared = n_tok <= 8 ? larger(ring<1, 1>::shared, ring<1, 2>::shared) : larger(ring<2, 1>::shared, ring<2, 2>::shared);
-    const int64_t bytes = lg_bytes_alike(w, n, w[0]->dtype);
-    return (w[0]->dtype == LG_DTYPE_BF16 || w[0]->dtype == LG_DTYPE_F16) && e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && !(add && n > 1) && shared <= e->smem_max;
+    const int64_t bytes = lg_bytes_alike(w, n);
+    return (w[0]->dtype == LG_DTYPE_BF16 || w[0]->dtype == LG_DTYPE_F16) && e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST &&
+           !(add && n > 1) && shared <= e->smem_max;
 }
 
 void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add) {
