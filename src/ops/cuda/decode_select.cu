@@ -27,12 +27,13 @@
 #define SEL_ROOM 12288     /* tokens one block chooses from */
 #endif
 enum { SEL_BLOCKS = 128, SEL_WARPS = SEL_THREADS / 32, SEL_BINS = 2048, SEL_HEADS = LG_CUDA_SETS, SEL_BATCH = 8,
-       SEL_OWN = 18,                                    /* keys a thread keeps of its block's part */
-       SEL_DRAW = (2 << SEL_SAMPLE_BITS) / SEL_THREADS, /* scores of the sample a thread has at most */
        SEL_NEAR_BITS = 3, SEL_NEAR = 1 << SEL_NEAR_BITS, /* tokens drawn together, 32 bytes: beside products each request counts, not its bytes */
        SEL_LAST = (SEL_ROOM + SEL_THREADS - 1) / SEL_THREADS, /* keys a thread of the block that chooses has */
        SEL_PAIRS = 128,                                 /* so few keys are compared with each other */
        SEL_CHUNK = 8 };                                 /* lists are whole chunks: positions are copied 16 bytes at a time */
+/* Keys a thread keeps of its block's part and of the sample, at most; LONG: where rows may have more than SEL_LONGER tokens. (What is not needed is
+ * registers and instructions all the same, and both come from memory when there are too many.) */
+template <bool LONG> struct sel_keeps { enum { OWN = LONG ? 18 : SEL_SHARE / SEL_THREADS + 1, DRAW = (LONG ? 2 : 1) * (1 << SEL_SAMPLE_BITS) / SEL_THREADS }; };
 static const double SEL_ONE = 4611686018427387904.0; /* 2^62 */
 
 typedef unsigned long long sel_mass;
@@ -412,6 +413,7 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
     place += first / SEL_CHUNK;
 #pragma unroll
     for (int32_t j = 0; j < SEL_LAST; j++) {
+        if (j % 4 == 0 && j >= rounds) break; /* so that code that has nothing to do is not run: it runs once, and comes from L2 */
         x[j] = 0;
         if (32 * j < left) x[j] = __ldcg(from + place[32 / SEL_CHUNK * j]);
     }
@@ -421,27 +423,35 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
     if (!lists) {
 #pragma unroll
         for (int32_t j = 0; j < SEL_LAST; j++) {
+            if (j % 4 == 0 && j >= rounds) break;
             const uint32_t key = sel_key(__uint_as_float(x[j]));
             x[j] = 32 * j >= left ? 0 : key ? key : 1;
         }
         if (r.kept) {
 #pragma unroll
-            for (int32_t j = 0; j < SEL_LAST; j++)
+            for (int32_t j = 0; j < SEL_LAST; j++) {
+                if (j % 4 == 0 && j >= rounds) break;
                 if (32 * j < left) x[j] = sel_kept_key(r, head + first + 32 * j, x[j]);
+            }
         }
     }
     uint32_t sure = 0; /* bit j: x[j] is kept, and competes no more */
     if (n_kept) {
 #pragma unroll
-        for (int32_t j = 0; j < SEL_LAST; j++)
+        for (int32_t j = 0; j < SEL_LAST; j++) {
+            if (j % 4 == 0 && j >= rounds) break;
             if (x[j] == SEL_KEPT) {
                 sure |= 1u << j;
                 x[j] = 0;
             }
+        }
     }
     uint32_t max = 0;
 #pragma unroll
-    for (int32_t j = 0; j < SEL_LAST; j++) max = x[j] > max ? x[j] : max;
+    for (int32_t j = 0; j < SEL_LAST; j++) {
+        if (j % 4 == 0 && j >= rounds) break;
+        max = x[j] > max ? x[j] : max;
+    }
     for (int32_t d = 16; d; d >>= 1) {
         const uint32_t y = __shfl_xor_sync(0xffffffffu, max, d);
         max = y > max ? y : max;
@@ -459,6 +469,7 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
     if (k > n_kept) cut = sel_kth_here(sh, x, rounds, 32 - __clz((int32_t)max), (uint32_t)(k - n_kept), &ties);
 #pragma unroll
     for (int32_t j = 0; j < SEL_LAST; j++) {
+        if (j % 4 == 0 && j >= rounds) break;
         if (x[j] > cut) over |= 1u << j;
         if (x[j] == cut) same |= 1u << j;
     }
@@ -506,20 +517,22 @@ static __device__ __forceinline__ int32_t sel_rank(const sel_row &r, int32_t n, 
 
 /* Lists the row's candidates: all blocks of the row. n_kept: kept ones, where all are chosen; they are listed, but not drawn. */
 enum { SEL_DONE = 1, SEL_FAILED, SEL_CHOOSE }; /* another block will choose from the lists; none can; this one does */
+template <bool LONG>
 static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, const sel_row &r, sel_shared *sh, int32_t head, int32_t tail, int32_t k, int32_t n_kept) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5, n = tail - head;
-    const int32_t bits = SEL_SAMPLE_BITS + (n > SEL_LONGER), rank = sel_rank(r, n, k - n_kept, n_kept, 1 << bits);
+    enum { OWN = sel_keeps<LONG>::OWN, DRAW = sel_keeps<LONG>::DRAW };
+    const int32_t bits = SEL_SAMPLE_BITS + (LONG && n > SEL_LONGER), rank = sel_rank(r, n, k - n_kept, n_kept, 1 << bits);
     const int32_t u0 = (int32_t)r.u0, u1 = (int32_t)r.u1, part = r.part;
-    if (rank == 0 || part > SEL_OWN * SEL_THREADS) {
+    if (rank == 0 || part > OWN * SEL_THREADS) {
         LG_TOOK(LG_WAY_DIGITS);
         return SEL_FAILED;
     }
     const int32_t lo = (int32_t)sel_max(head - u0 - lane, 0), hi = (int32_t)sel_max(lo, sel_min(u1, tail) - u0 - lane); /* of this thread's tokens u0 + lane + 32 i */
     const float *mine = r.score + u0 + lane;
     const int32_t draws = (1 << bits) / SEL_THREADS, near0 = (head + SEL_NEAR - 1) / SEL_NEAR * SEL_NEAR, n_near = (tail - near0) / SEL_NEAR;
-    uint32_t own[SEL_OWN], some[SEL_DRAW];
+    uint32_t own[OWN], some[DRAW];
 #pragma unroll
-    for (int32_t i = 0; i < SEL_DRAW; i++) { /* the row in equal parts, a place at random in each */
+    for (int32_t i = 0; i < DRAW; i++) { /* the row in equal parts, a place at random in each */
         const uint32_t c = ((uint32_t)(i * SEL_THREADS) + threadIdx.x) / SEL_NEAR;
         uint32_t x = c * 2654435761u;
         x ^= x >> 15; x *= 2246822519u; x ^= x >> 13; x *= 3266489917u;
@@ -532,10 +545,10 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
         }
     }
 #pragma unroll
-    for (int32_t i = 0; i < SEL_OWN; i++) own[i] = (uint32_t)(32 * i - lo) < (uint32_t)(hi - lo) ? sel_key(__ldcg(mine + 32 * i)) : 0;
+    for (int32_t i = 0; i < OWN; i++) own[i] = (uint32_t)(32 * i - lo) < (uint32_t)(hi - lo) ? sel_key(__ldcg(mine + 32 * i)) : 0;
     if (r.kept) {
 #pragma unroll
-        for (int32_t i = 0; i < SEL_OWN; i++)
+        for (int32_t i = 0; i < OWN; i++)
             if ((uint32_t)(32 * i - lo) < (uint32_t)(hi - lo)) own[i] = sel_kept_key(r, u0 + lane + 32 * i, own[i]);
     }
     uint32_t want = (uint32_t)rank, floor = 0;
@@ -547,7 +560,7 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
     uint16_t *spots = a.spots + (int64_t)blockIdx.y * a.key_room + blockIdx.x * part;
     uint32_t reach = 0, all = 0, to = 0;
 #pragma unroll
-    for (int32_t i = 0; i < SEL_OWN; i++) reach += own[i] >= floor;
+    for (int32_t i = 0; i < OWN; i++) reach += own[i] >= floor;
     for (int32_t d = 16; d; d >>= 1) reach += __shfl_xor_sync(0xffffffffu, reach, d);
     if (lane == 0) sh->gt[warp] = reach;
     __syncthreads();
@@ -559,7 +572,7 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
     }
     const uint32_t below = (1u << lane) - 1;
 #pragma unroll
-    for (int32_t i = 0; i < SEL_OWN; i++) {
+    for (int32_t i = 0; i < OWN; i++) {
         const uint32_t reaches = __ballot_sync(0xffffffffu, own[i] >= floor);
         if (own[i] >= floor) {
             const uint32_t j = to + (uint32_t)__popc(reaches & below);
@@ -613,7 +626,7 @@ static __global__ void sel_clear(uint4 *zero, int64_t n) {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) zero[i] = make_uint4(0, 0, 0, 0);
 }
 
-template <int RULE, bool KEPT>
+template <int RULE, bool KEPT, bool LONG>
 static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh) {
     const int32_t lane = (int32_t)threadIdx.x & 31, warp = (int32_t)threadIdx.x >> 5;
     const int32_t s = (int32_t)blockIdx.y / a.n_list, item = (int32_t)blockIdx.y % a.n_list;
@@ -682,7 +695,7 @@ static __device__ __forceinline__ void sel_set(const sel_args &a, sel_shared *sh
         if (r.shift == 0) {
             const bool lists = tail - head > SEL_ROOM;
             uint32_t verdict = blockIdx.x == 0 ? SEL_CHOOSE : SEL_DONE;
-            if (lists) verdict = sel_by_sample(a, r, sh, (int32_t)head, (int32_t)tail, (int32_t)k, n_kept);
+            if (lists) verdict = sel_by_sample<LONG>(a, r, sh, (int32_t)head, (int32_t)tail, (int32_t)k, n_kept);
             if (verdict == SEL_CHOOSE) sel_choose(a, r, sh, lists, (int32_t)head, (int32_t)tail, (int32_t)k, n_kept, slot);
             if (verdict != SEL_FAILED) return;
         }
@@ -860,13 +873,13 @@ static __device__ __forceinline__ void sel_latest(const sel_args &a, sel_shared 
 }
 
 /* topk reads scores before the clearing has ended: they are older than its start. */
-template <int RULE, bool KEPT> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD; KEPT: topk, and sets may keep units */
+template <int RULE, bool KEPT, bool LONG> /* LG_RULE_TOPK (and ratio), LG_RULE_TOPP, LG_RULE_THRESHOLD; KEPT, LONG: topk, and sets may keep units, rows may have more than SEL_LONGER tokens */
 static __global__ void __launch_bounds__(SEL_THREADS, 2) sel_pick(const __grid_constant__ sel_args a) {
     LG_SMEM(smem);
     const int32_t late = (int32_t)blockIdx.y - a.n_seq * a.n_list; /* rows behind those of scores: latest slots */
     lg_dec_go();
     if (RULE != LG_RULE_TOPK) lg_dec_wait();
-    if (RULE != LG_RULE_TOPK || late < 0) sel_set<RULE, KEPT>(a, (sel_shared *)(void *)smem);
+    if (RULE != LG_RULE_TOPK || late < 0) sel_set<RULE, KEPT, LONG>(a, (sel_shared *)(void *)smem);
     else if (blockIdx.x == 0) sel_latest(a, (sel_shared *)(void *)smem, KEPT, late / a.n_latest, late % a.n_latest);
     if (a.making) {
         __syncthreads();
@@ -933,8 +946,9 @@ uint32_t lg_cuda_decode_select(const lg_cuda_env *e, const lg_cuda_decode *a, cu
     d.spots = (uint16_t *)(void *)(d.keys + rows * d.key_room);
     if (rows) LG_LAUNCH(sel_clear, (unsigned)rows, 512, 0, stream, (uint4 *)(void *)d.zero, rows * d.zero_room / 16); /* (a memset node would divide L1 otherwise) */
     const dim3 grid((unsigned)blocks, (unsigned)(rows + (int64_t)a->n_seq * d.n_latest));
-    void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP, false> : masses ? sel_pick<LG_RULE_THRESHOLD, false>
-                                 : a->sets.kept_words > 0 ? sel_pick<LG_RULE_TOPK, true> : sel_pick<LG_RULE_TOPK, false>;
+    static void (*const topk[2][2])(sel_args) = { { sel_pick<LG_RULE_TOPK, false, false>, sel_pick<LG_RULE_TOPK, false, true> }, { sel_pick<LG_RULE_TOPK, true, false>, sel_pick<LG_RULE_TOPK, true, true> } };
+    void (*const pick)(sel_args) = a->select.rule == LG_RULE_TOPP ? sel_pick<LG_RULE_TOPP, false, false> : masses ? sel_pick<LG_RULE_THRESHOLD, false, false>
+                                 : topk[a->sets.kept_words > 0][a->max_len > SEL_LONGER];
     LG_LAUNCH_EARLY(pick, grid, SEL_THREADS, offsetof(sel_shared, hist) + SEL_BINS * (masses ? sizeof(sel_mass) : 4) + (masses ? 0 : SEL_ROOM * 2), stream, rows > 0, d);
     return grid.x * grid.y;
 }
