@@ -413,7 +413,6 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
     place += first / SEL_CHUNK;
 #pragma unroll
     for (int32_t j = 0; j < SEL_LAST; j++) {
-        if (j % 4 == 0 && j >= rounds) break; /* so that code that has nothing to do is not run: it runs once, and comes from L2 */
         x[j] = 0;
         if (32 * j < left) x[j] = __ldcg(from + place[32 / SEL_CHUNK * j]);
     }
@@ -423,35 +422,27 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
     if (!lists) {
 #pragma unroll
         for (int32_t j = 0; j < SEL_LAST; j++) {
-            if (j % 4 == 0 && j >= rounds) break;
             const uint32_t key = sel_key(__uint_as_float(x[j]));
             x[j] = 32 * j >= left ? 0 : key ? key : 1;
         }
         if (r.kept) {
 #pragma unroll
-            for (int32_t j = 0; j < SEL_LAST; j++) {
-                if (j % 4 == 0 && j >= rounds) break;
+            for (int32_t j = 0; j < SEL_LAST; j++)
                 if (32 * j < left) x[j] = sel_kept_key(r, head + first + 32 * j, x[j]);
-            }
         }
     }
     uint32_t sure = 0; /* bit j: x[j] is kept, and competes no more */
     if (n_kept) {
 #pragma unroll
-        for (int32_t j = 0; j < SEL_LAST; j++) {
-            if (j % 4 == 0 && j >= rounds) break;
+        for (int32_t j = 0; j < SEL_LAST; j++)
             if (x[j] == SEL_KEPT) {
                 sure |= 1u << j;
                 x[j] = 0;
             }
-        }
     }
     uint32_t max = 0;
 #pragma unroll
-    for (int32_t j = 0; j < SEL_LAST; j++) {
-        if (j % 4 == 0 && j >= rounds) break;
-        max = x[j] > max ? x[j] : max;
-    }
+    for (int32_t j = 0; j < SEL_LAST; j++) max = x[j] > max ? x[j] : max;
     for (int32_t d = 16; d; d >>= 1) {
         const uint32_t y = __shfl_xor_sync(0xffffffffu, max, d);
         max = y > max ? y : max;
@@ -469,7 +460,6 @@ static __device__ __forceinline__ void sel_choose(const sel_args &a, const sel_r
     if (k > n_kept) cut = sel_kth_here(sh, x, rounds, 32 - __clz((int32_t)max), (uint32_t)(k - n_kept), &ties);
 #pragma unroll
     for (int32_t j = 0; j < SEL_LAST; j++) {
-        if (j % 4 == 0 && j >= rounds) break;
         if (x[j] > cut) over |= 1u << j;
         if (x[j] == cut) same |= 1u << j;
     }
@@ -588,11 +578,7 @@ static __device__ __forceinline__ uint32_t sel_by_sample(const sel_args &a, cons
     if (threadIdx.x == 0) r.info->gt[blockIdx.x] = all;
     lg_dec_wait();
     __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        sh->last = atomicAdd(&r.zero->listed, 1u) == (uint32_t)r.active - 1;
-        __threadfence();
-    }
+    if (threadIdx.x == 0) sh->last = lg_arrive(&r.zero->listed) == (uint32_t)r.active - 1;
     __syncthreads();
     if (!sh->last) {
         if (threadIdx.x == 0) {
