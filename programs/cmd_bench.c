@@ -11,7 +11,7 @@
 #include "cli.h"
 
 enum { DENSE, HYBRID, N_MODE };
-enum { MAX_AT_ONCE = 64 };
+enum { MAX_AT_ONCE = 64, WARM_UP = 4 };
 static const char *const mode_names[N_MODE] = {"dense", "hybrid"};
 
 typedef struct point {
@@ -211,18 +211,17 @@ static int fill(bench *t, int64_t n)
     return st == LG_OK ? CLI_DONE : failed_with(&e);
 }
 
-/* n steps behind `first` cached tokens, then back. */
+/* n steps of greedy decoding behind `first` cached tokens. */
 static lg_status steps(bench *t, int64_t first, int64_t n, lg_error *e)
 {
     int32_t seqs[MAX_AT_ONCE], ids[MAX_AT_ONCE];
     lg_status st = LG_OK;
-    for (int64_t i = 0; i < n && st == LG_OK && !cli_interrupted; i++) {
-        for (int64_t k = 0; k < t->o->at_once; k++) {
-            seqs[k] = (int32_t)k;
-            ids[k] = t->ids[first + i];
-        }
-        st = lg_session_step(t->s, seqs, ids, t->o->at_once, e);
+    for (int64_t k = 0; k < t->o->at_once; k++) {
+        seqs[k] = (int32_t)k;
+        ids[k] = t->ids[first];
     }
+    for (int64_t i = 0; i < n && st == LG_OK && !cli_interrupted; i++)
+        st = lg_session_greedy(t->s, seqs, ids, t->o->at_once, i + 1 < n, e);
     return st;
 }
 
@@ -256,15 +255,15 @@ static int measure_prefill(bench *t)
     return st == LG_OK ? CLI_DONE : failed_with(&e);
 }
 
-/* One repetition of one mode: steps that are not counted (the switch costs the first some cache, a GPU captures its graph at the
- * second), then the timed ones. */
+/* One repetition of one mode: steps that are not counted (the switch costs the first some cache, a GPU captures its two graphs at the
+ * third and fourth), then the timed ones. */
 static int repeat(bench *t, int mode, int64_t first, double *mean_ms)
 {
     lg_error e = {0};
     lg_stats st_now;
     lg_status st = lg_session_set_roles(t->s, mode == HYBRID ? t->roles : NULL, &t->hybrid, &e);
     if (st == LG_OK)
-        st = steps(t, first, t->o->steps < 2 ? t->o->steps : 2, &e);
+        st = steps(t, first, t->o->steps < WARM_UP ? t->o->steps : WARM_UP, &e);
     if (st == LG_OK)
         st = rewind_all(t, first, &e);
     lg_session_stats_reset(t->s);

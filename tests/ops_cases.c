@@ -450,6 +450,55 @@ static void test_product(bench *b, const cas *c) {
     for (int i = 0; i < n_w && c->rank; i++) drop_lora(b, &dl[i]);
 }
 
+/* Lists that take the ids which others drew, begun while those are under way: 0 draws the greatest, 1 embeds its ids from behind and draws by
+ * top-k of 1 (the greatest, too), 2 embeds those and draws again, and waits by itself for the first. */
+static lg_status embed_drawn(bench *b, const cas *c, const lg_weight *w, const lg_weight *dw, char *more, size_t size, lg_error *e) {
+    enum { LISTS = 5 };
+    lg_status st = LG_OK;
+    const int64_t rows = c->n_tok < LG_DRAWN_ROWS ? c->n_tok : LG_DRAWN_ROWS, n = rows * c->n_in, n_vocab = c->n_out;
+    float *want = host(b, n * 4), *logits = host(b, rows * n_vocab * 4);
+    int32_t *ids = host(b, rows * 4), *drawn[LISTS], *got[LISTS];
+    int64_t ticket[LISTS];
+    lg_draw *draw = host(b, rows * (int64_t)sizeof *draw);
+    int32_t *recent = host(b, rows * LG_RECENT * 4);
+    float *x[LISTS];
+    for (int64_t r = 0; r < rows; r++) draw[r] = (lg_draw){ .scale = r % 3 ? 1 : 0, .top_p = 1, .random = ~(uint64_t)0, .top_k = 1, .penalty = 1 };
+    for (int i = 0; i < LISTS; i++) {
+        drawn[i] = host(b, rows * 4);
+        got[i] = host(b, rows * 4);
+        x[i] = device(b, NULL, n * 4);
+        memset(got[i], 0xff, (size_t)rows * 4);
+    }
+    for (int i = 0; i < LISTS && st == LG_OK; i++) {
+        for (int64_t k = 0; k < rows * n_vocab; k++) logits[k] = uniform(b, -2, 1);
+        for (int64_t r = 0; r < rows; r++) {
+            drawn[i][r] = (int32_t)lg_base_rng_below(7, 5, b->counter++, n_vocab);
+            logits[r * n_vocab + drawn[i][r]] = 2;
+            ids[r] = i ? (int32_t)(r - rows) : 0; /* row rows - 1 - r of the list before */
+        }
+        const float *at = device(b, logits, rows * n_vocab * 4); /* (waits for what is under way) */
+        b->o->embed(b->c, &(lg_op_embed){ .x = x[i], .w = dw, .ids = ids, .n_tok = rows });
+        if (i % 2) b->o->sample(b->c, &(lg_op_sample){ .id = got[i], .logits = at, .n_row = rows, .n_vocab = n_vocab, .draw = draw, .recent = recent });
+        else b->o->argmax(b->c, &(lg_op_argmax){ .id = got[i], .logits = at, .n_row = rows, .n_vocab = n_vocab });
+        st = b->o->submit(b->c, &ticket[i], e);
+        for (int64_t r = 0; r < rows; r++) ids[r] = -99; /* the list has its own */
+        if (st == LG_OK && i == 2 && memcmp(got[0], drawn[0], (size_t)rows * 4)) snprintf(more, size, "a third list under way, and no ids of the first");
+        if (st == LG_OK && i == 3) {
+            if (got[3][0] != -1) snprintf(more, size, "ids were there before they were waited for");
+            st = b->o->wait(b->c, ticket[2], e);
+            if (memcmp(got[2], drawn[2], (size_t)rows * 4)) snprintf(more, size, "no ids after the wait");
+        }
+    }
+    if (st == LG_OK) st = b->o->sync(b->c, e); /* for all */
+    for (int i = 0; i < LISTS && st == LG_OK; i++) {
+        if (memcmp(got[i], drawn[i], (size_t)rows * 4)) snprintf(more, size, "list %d drew other ids", i);
+        for (int64_t r = 0; r < rows && i; r++) ids[r] = drawn[i - 1][rows - 1 - r];
+        lg_ops_ref.embed(b->ref, &(lg_op_embed){ .x = want, .w = w, .ids = ids, .n_tok = rows });
+        if (i && fx_apart(download(b, x[i], n), want, n) != 0) snprintf(more, size, "list %d embedded other ids", i);
+    }
+    return st;
+}
+
 static void test_embed(bench *b, const cas *c) {
     lg_error e = { 0 };
     lg_weight w;
@@ -462,8 +511,11 @@ static void test_embed(bench *b, const cas *c) {
     float *want = host(b, n * 4), *dx = device(b, NULL, n * 4);
     lg_ops_ref.embed(b->ref, &(lg_op_embed){ .x = want, .w = &w, .ids = ids, .n_tok = c->n_tok });
     b->o->embed(b->c, &(lg_op_embed){ .x = dx, .w = &dw, .ids = ids, .n_tok = c->n_tok });
-    const lg_status st = b->o->sync(b->c, &e);
-    verdict(b, c, st, &e, fx_apart(download(b, dx, n), want, n), 0, ""); /* exact */
+    lg_status st = b->o->sync(b->c, &e);
+    const double off = fx_apart(download(b, dx, n), want, n);
+    char more[100] = "";
+    if (st == LG_OK && b->o->submit) st = embed_drawn(b, c, &w, &dw, more, sizeof more, &e);
+    verdict(b, c, st, &e, off, 0, more); /* exact */
     b->o->weight_unbind(b->c, &dw);
 }
 

@@ -156,6 +156,7 @@ lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_erro
             .row = f->row, .n_row = f->n_row });
     if (f->n_row && f->logits && f->next) {
         const int64_t n_vocab = m->output.n_out;
+        m->n_draw++;
         if (f->draw)
             o->sample(x, &(lg_op_sample){ .id = f->next, .logits = f->logits, .n_row = f->n_row, .n_vocab = n_vocab, .draw = f->draw, .recent = f->recent });
         else
@@ -164,7 +165,7 @@ lg_status lg_model_forward(lg_model *m, lg_work *w, const lg_forward *f, lg_erro
     const int64_t n_set = (int64_t)f->n_seq * f->sets.n_slot;
     if (f->fetch_n && n_set) o->fetch(x, f->fetch_n, f->sets.n, n_set * (int64_t)sizeof(int32_t));
     if (f->fetch_idx && n_set) o->fetch(x, f->fetch_idx, f->sets.idx, n_set * f->sets.cap * (int64_t)sizeof(int32_t));
-    return o->sync(x, err);
+    return f->ticket ? o->submit(x, f->ticket, err) : o->sync(x, err);
 done:
     return st;
 }

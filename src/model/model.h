@@ -86,6 +86,7 @@ struct lg_model {
     lg_lora_set reader, gate;            /* gate: used when a chunk is scored */
     lg_weight gate_score; float gate_bias; /* [1, d] f32; n_out 0: none */
     void **owned; int64_t n_owned;       /* shape.c: random weights of a host back end */
+    int64_t n_draw;                      /* passes that drew ids: what an id below 0 means changes with each (lg_op_embed) */
 };
 
 typedef lg_status (*lg_mass_fn)(void *user, int64_t layer, lg_error *err); /* the masses of the layer are there */
@@ -114,6 +115,7 @@ typedef struct lg_forward {
     int32_t *next;                       /* host [n_row]: the id drawn from each row of logits, or NULL */
     const lg_draw *draw; const int32_t *recent; /* how (lg_op_sample); draw NULL: the greatest logit */
     int32_t *fetch_n, *fetch_idx;        /* host copies of sets.n and sets.idx after the step, or NULL */
+    int64_t *ticket;                     /* NULL: the pass is done when the call returns. Else lg_ops.submit: next and fetch_* are there after its wait */
 } lg_forward;
 typedef struct lg_work { /* activations of up to max_tok tokens */
     float *x, *q, *att, *h, *cs, *sn;

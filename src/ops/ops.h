@@ -28,7 +28,10 @@ typedef struct lg_kv_seq { const int32_t *page; int64_t len; const uint32_t *kep
  * packed: owned by the back end, set by lora_bind (which is NULL where a back end needs none), released by lora_unbind. */
 typedef struct lg_lora { int32_t rank; float scale; float *a, *b; /* [rank, n_in], [n_out, rank] */ void *packed; } lg_lora;
 
-typedef struct lg_op_embed { float *x; const lg_weight *w; const int32_t *ids; int64_t n_tok; } lg_op_embed; /* x[n_tok, d] */
+/* x[n_tok, d]. On back ends with `submit` an id below 0 is the one that the last argmax or sample op drew in row -1 - id (of at most
+ * LG_DRAWN_ROWS), in this list or one before it. */
+enum { LG_DRAWN_ROWS = 64 };
+typedef struct lg_op_embed { float *x; const lg_weight *w; const int32_t *ids; int64_t n_tok; } lg_op_embed;
 
 /* n = rmsnorm(x)*norm; q = rope(qnorm(Wq n + bq)); k, v alike; k, v rounded to the cache dtype into their rows. */
 typedef struct lg_op_qkv {
@@ -212,6 +215,11 @@ typedef struct lg_ops {
     /* Fills whole pages with pseudo-random unit-variance K and V on the device, not enqueued; NULL: the caller makes them. */
     void (*kv_random)(lg_ops_ctx *c, lg_kv_layer kv, const lg_kv_geom *g, const int32_t *page, int64_t n_page, uint64_t seed);
     lg_status (*sync)(lg_ops_ctx *c, lg_error *err); /* runs what is enqueued; returns and clears the sticky error */
+    /* NULL: not on this back end. As sync, but returns when the list is on its way: host arrays may be written again, but what comes back (argmax,
+     * sample, fetch) is there only after `wait` for its ticket, which waits for lists in order, or after sync, which waits for all. Two lists
+     * are under way at most: a third waits for the first. */
+    lg_status (*submit)(lg_ops_ctx *c, int64_t *ticket, lg_error *err);
+    lg_status (*wait)(lg_ops_ctx *c, int64_t ticket, lg_error *err);
 } lg_ops;
 
 extern const lg_ops lg_ops_ref; /* ref/: serial plain C */

@@ -90,8 +90,9 @@ static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_err
     }
     const int64_t len = lg_session_len(s, seq), n_recent = len < LG_RECENT ? len : LG_RECENT, row = s->seq[seq].logit_row;
     const lg_draw draw = lg_session_draw(&r->p->sampler, n_recent, g->ids.n);
-    const bool known = s->next_known && !memcmp(&draw, &s->draw[row], sizeof draw); /* the device drew as this run would */
-    const int32_t id = known ? s->next[row] : lg_ops_sample(lg_session_logits(s, seq), s->m->cfg.n_vocab, &draw, lg_session_ids(s, seq) + len - n_recent, scratch);
+    const lg_pass *p = &s->pass[s->now];
+    const bool known = s->next_known && !memcmp(&draw, &p->draw[row], sizeof draw); /* the device drew as this run would */
+    const int32_t id = known ? p->next[row] : lg_ops_sample(lg_session_logits(s, seq), s->m->cfg.n_vocab, &draw, lg_session_ids(s, seq) + len - n_recent, scratch);
     if (r->p->logprob) {
         r->sum += ln_p(lg_session_logits(s, seq), s->m->cfg.n_vocab, id);
         g->logprob = r->sum / (double)++r->n_sum;
@@ -171,7 +172,7 @@ static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_id
     if (!runs || !who || !at || !seqs || !ids || !scratch) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
     for (int64_t i = 0; i < n; i++) out[i] = (lg_generation){ 0 };
     while (ended < n) {
-        for (int64_t w = 0; w < width; w++)
+        for (int64_t w = 0; w < width && !lg_session_is_ahead(s); w++) /* (a prompt waits until the step that others have begun is taken) */
             while (!runs[w].active && started < n) {
                 runs[w] = (run){ .p = &params[started], .out = &out[started], .index = started };
                 if (many) LG_TRY(stand_behind(s, first + w, slots ? slots[started] : NULL, at, first, width, err));
@@ -182,16 +183,26 @@ static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_id
                     ended++;
                 }
             }
-        int64_t k = 0;
-        for (int64_t w = 0; w < width; w++)
-            if (runs[w].active) {
-                who[k] = w;
-                seqs[k] = (int32_t)(first + w);
-                ids[k++] = runs[w].next;
-            }
-        if (!k) break;
+        int64_t k = 0, free = 0;
+        bool goes_on = false, reads = false; /* some run needs a step more; some run reads logits */
+        for (int64_t w = 0; w < width; w++) {
+            run *r = &runs[w];
+            free += !r->active;
+            if (!r->active) continue;
+            const bool last = r->out->ids.n + 1 >= r->p->n_max;
+            free += last;
+            goes_on = goes_on || !last;
+            reads = reads || r->p->logprob;
+            who[k] = w;
+            seqs[k] = (int32_t)(first + w);
+            ids[k++] = r->next;
+        }
+        if (!k) {
+            lg_session_settle(s);
+            continue; /* prompts are left, or all have ended */
+        }
         const lg_stats a = s->stats;
-        LG_TRY(lg_session_step(s, seqs, ids, k, err));
+        LG_TRY(lg_session_step_on(s, seqs, ids, k, goes_on && !reads && !(free && started < n), err));
         for (int64_t i = 0; i < k; i++) {
             run *r = &runs[who[i]];
             r->out->decode_s += s->stats.decode_s - a.decode_s;
@@ -206,6 +217,7 @@ static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_id
         }
     }
 done:
+    lg_session_settle(s);
     for (int64_t w = 0; w < width; w++) s->seq[first + w].sampler = NULL; /* the caller's */
     lg_base_free(runs);
     lg_base_free(who);

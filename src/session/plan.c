@@ -190,6 +190,7 @@ static void plan_clear(lg_session *s) {
 }
 
 lg_status lg_session_set_roles(lg_session *s, const lg_roles *roles, const lg_hybrid_params *hybrid, lg_error *err) {
+    lg_session_settle(s);
     plan_clear(s);
     s->p.roles = roles;
     s->p.hybrid = *hybrid;

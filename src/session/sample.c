@@ -16,6 +16,13 @@ lg_draw lg_session_draw(const lg_sampler_params *p, int64_t n_recent, int64_t st
     return d;
 }
 
+int32_t lg_session_greatest(const float *logits, int64_t n_vocab) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < n_vocab; i++)
+        if (logits[i] > logits[best]) best = i;
+    return (int32_t)best;
+}
+
 int32_t lg_sample(const float *logits, int64_t n_vocab, const lg_sampler_params *p, const int32_t *recent, int64_t n_recent, int64_t step,
                   float *scratch) {
     const lg_draw d = lg_session_draw(p, n_recent, step);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 enum { EVAL_ROWS = 64 };
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 void lg_hybrid_defaults(lg_hybrid_params *p) {
     *p = (lg_hybrid_params){ .budget = -1, .sinks = -1, .recents = -1, .rule = LG_RULE_TOPK, .block = 1, .correct = LG_CORRECT_STEP, .keep = -1 };
@@ -42,7 +43,8 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     LG_TRY(lg_session_plan_init(s, err));
     p->roles = NULL; /* the caller's; copied */
     s->max_tok = p->chunk > s->max_row ? p->chunk : s->max_row;
-    const int64_t rows = s->max_row > EVAL_ROWS ? s->max_row : EVAL_ROWS;
+    const bool ahead = m->ops->submit && s->max_row <= LG_DRAWN_ROWS;
+    const int64_t rows = max64(ahead ? 2 * s->max_row : s->max_row, EVAL_ROWS);
     LG_TRY(lg_model_work_init(&s->work, m, s->max_tok, err));
     LG_TRY(m->ops->reserve(m->ctx, s->max_tok, s->max_row, (p->n_ctx + LG_PAGE - 1) / LG_PAGE * LG_PAGE, (int32_t)c->n_head, &s->geom,
                            m->max_in, m->max_out, err));
@@ -50,8 +52,16 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     if (!s->logits) return LG_ERR_NOMEM;
     s->logits_host = m->ops->host_memory ? s->logits : lg_base_calloc(rows, c->n_vocab * (int64_t)sizeof(float));
     s->logits_here = lg_base_calloc(rows, 1);
-    s->next = lg_base_calloc(s->max_row, sizeof(int32_t));
-    s->draw = lg_base_calloc(s->max_row, sizeof *s->draw);
+    for (int i = 0; i < 2; i++) {
+        lg_pass *a = &s->pass[i];
+        a->seq = lg_base_calloc(s->max_row, sizeof *a->seq);
+        a->budget = lg_base_calloc(s->max_row, sizeof *a->budget);
+        a->dense = lg_base_calloc(s->max_row, sizeof *a->dense);
+        a->draw = lg_base_calloc(s->max_row, sizeof *a->draw);
+        a->next = lg_base_calloc(s->max_row, sizeof *a->next);
+        if (!a->seq || !a->budget || !a->dense || !a->draw || !a->next) return nomem(err);
+        a->logits = i == 0 ? s->logits : ahead ? s->logits + s->max_row * c->n_vocab : NULL;
+    }
     s->recent = lg_base_calloc(s->max_row, LG_RECENT * (int64_t)sizeof(int32_t));
     s->ids = lg_base_calloc(s->max_tok, sizeof(int32_t));
     s->row_seq = lg_base_calloc(s->max_tok, sizeof(int32_t));
@@ -61,13 +71,13 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     s->pos = lg_base_calloc(s->max_tok, sizeof(int64_t));
     s->idx = lg_base_calloc(s->max_tok, sizeof(int64_t));
     s->seqs = lg_base_calloc(s->max_row, sizeof *s->seqs);
-    s->batch = lg_base_calloc(p->n_seq_max, sizeof(int32_t));
+    s->batch = lg_base_calloc(s->max_row, sizeof(int32_t));
     s->step_budget = lg_base_calloc(s->max_row, sizeof(int64_t));
     s->step_dense = lg_base_calloc(s->max_row, 1);
     s->row_bytes_read = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->row_bytes_dense = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->head_tokens = lg_base_calloc(c->n_layer * c->n_head_kv, sizeof(int64_t));
-    if (!s->logits_host || !s->logits_here || !s->next || !s->draw || !s->recent || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->idx || !s->seqs || !s->batch ||
+    if (!s->logits_host || !s->logits_here || !s->recent || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->idx || !s->seqs || !s->batch ||
         !s->row_bytes_read || !s->row_bytes_dense || !s->step_budget || !s->step_dense || !s->head_tokens)
         return nomem(err);
 done:
@@ -94,6 +104,7 @@ lg_status lg_session_new_rows(lg_session **out, lg_model *m, const lg_session_pa
 void lg_session_free(lg_session *s) {
     if (!s) return;
     if (s->m->ops) {
+        lg_session_settle(s);
         lg_session_plan_free(s); /* sequences have parts of it */
         lg_session_cache_free(s);
         if (s->stage) s->m->ops->free(s->m->ctx, s->stage);
@@ -101,7 +112,12 @@ void lg_session_free(lg_session *s) {
         if (s->logits) s->m->ops->free(s->m->ctx, s->logits);
         if (!s->m->ops->host_memory) lg_base_free(s->logits_host);
     }
-    void *p[] = { s->logits_here, s->next, s->draw, s->recent, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->idx, s->seqs, s->batch,
+    for (int i = 0; i < 2; i++) {
+        lg_pass *a = &s->pass[i];
+        void *own[] = { a->seq, a->budget, a->dense, a->draw, a->next };
+        for (size_t k = 0; k < sizeof own / sizeof *own; k++) lg_base_free(own[k]);
+    }
+    void *p[] = { s->logits_here, s->recent, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->idx, s->seqs, s->batch,
                   s->step_budget, s->step_dense, s->head_tokens, s->set_tokens, s->row_bytes_read, s->row_bytes_dense };
     for (size_t i = 0; i < sizeof p / sizeof *p; i++) lg_base_free(p[i]);
     lg_base_free(s);
@@ -124,24 +140,35 @@ static void forget_logits(lg_session *s) {
         s->logits_here[i] = s->m->ops->host_memory;
     }
     s->next_known = false;
+    s->now = 0;
 }
 
-/* Row `row` of the coming pass ends sequence q at length len: how its next id is drawn. False: no one draws there. */
-static bool plan_draw(lg_session *s, int64_t row, const lg_timeline *q, int64_t len) {
+bool lg_session_is_ahead(const lg_session *s) { return s->pass[0].ticket || s->pass[1].ticket; }
+void lg_session_settle(lg_session *s) {
+    for (int i = 0; i < 2; i++) {
+        lg_pass *p = &s->pass[i];
+        lg_error nobody; /* asked for this pass: a device that fails says so again */
+        if (p->ticket) s->m->ops->wait(s->m->ctx, p->ticket, &nobody);
+        p->ticket = 0;
+    }
+}
+
+/* Row `row` of pass p ends sequence q at length len: how its next id is drawn, when n_drawn have been. False: no one draws there. */
+static bool plan_draw(lg_session *s, lg_pass *p, int64_t row, const lg_timeline *q, int64_t len, int64_t n_drawn) {
     if (!q->sampler) return false;
     const int64_t n = len - q->n_slot < LG_RECENT ? len - q->n_slot : LG_RECENT;
-    s->draw[row] = lg_session_draw(q->sampler, n, q->n_drawn);
+    p->draw[row] = lg_session_draw(q->sampler, n, n_drawn);
     memcpy(s->recent + row * LG_RECENT, q->ids + len - n, (size_t)n * sizeof(int32_t));
     return true;
 }
-/* All rows of the pass have their draws: the back end makes them where it can, else the host does when the ids are asked for. */
-static void ask_next(lg_session *s, lg_forward *f) {
+/* All rows of pass p have their draws: the back end makes them where it can, else the host does when the ids are asked for. */
+static void ask_next(lg_session *s, lg_pass *p, lg_forward *f) {
     bool greedy = true;
-    for (int64_t r = 0; r < f->n_row; r++) greedy = greedy && s->draw[r].scale == 0 && s->draw[r].penalty == 1;
+    for (int64_t r = 0; r < f->n_row; r++) greedy = greedy && p->draw[r].scale == 0 && p->draw[r].penalty == 1;
     if (greedy ? s->m->ops->host_memory : !s->m->ops->sample) return;
-    f->next = s->next;
+    f->next = p->next;
     if (greedy) return;
-    f->draw = s->draw;
+    f->draw = p->draw;
     f->recent = s->recent;
 }
 
@@ -163,6 +190,7 @@ static lg_forward forward_of(lg_session *s, int64_t n_tok, int32_t n_seq) {
 lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64_t n, int64_t n_row, float *logits, bool last, lg_error *err) {
     lg_timeline *q = &s->seq[seq];
     const int64_t at = q->len;
+    lg_session_settle(s);
     lg_session_pages(s, q, at, at + n);
     for (int64_t t = 0; t < n; t++) place(s, t, seq, 0, ids[t], at + t);
     for (int64_t i = 0; i < n_row; i++) s->row[i] = (int32_t)(n - n_row + i);
@@ -182,7 +210,7 @@ lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64
         f.on_mass_user = s;
     }
     if (q->ids + at != ids) memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
-    if (n_row == 1 && logits == s->logits && plan_draw(s, 0, q, at + n)) ask_next(s, &f);
+    if (n_row == 1 && logits == s->logits && plan_draw(s, &s->pass[0], 0, q, at + n, q->n_drawn)) ask_next(s, &s->pass[0], &f);
     const lg_status st = lg_model_forward(s->m, &s->work, &f, err);
     if (st != LG_OK) return st;
     if (observe) lg_session_kept_end(s, q);
@@ -236,6 +264,7 @@ lg_status lg_session_sync(lg_session *s, int64_t seq, const int32_t *ids, int64_
     int64_t keep = 0;
     while (keep < n && keep < n_have && have[keep] == ids[keep]) keep++;
     if (keep == n && n_have == n && q->logit_row >= 0) return LG_OK;
+    lg_session_settle(s);
     if (keep == n) keep = n - 1;
     if (s->keep && keep > n - s->observe) keep = n > s->observe ? n - s->observe : 0; /* what is observed is read again */
     lg_session_drop(s, q, q->n_slot + keep);
@@ -249,6 +278,7 @@ done:
 lg_status lg_session_prefill_many(lg_session *s, const int32_t *seqs, const lg_ids *prompts, int64_t n, lg_ended_fn ended, void *user, lg_error *err) {
     lg_status st = LG_OK;
     const double start = lg_base_now();
+    lg_session_settle(s);
     if (n < 1 || n > s->max_row) return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld prompts together (1 to %lld)", (long long)n, (long long)s->max_row);
     for (int64_t i = 0; i < n; i++) {
         LG_TRY(check_seq(s, seqs[i], err));
@@ -343,8 +373,76 @@ static int64_t runs_again(const lg_session *s, const lg_timeline *q) {
     return h->correct == LG_CORRECT_RERUN && corrects(s, q) && h->correct_every > due ? h->correct_every : due;
 }
 
-lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n, lg_error *err) {
-    lg_status st = LG_OK;
+/* Pass p, whose sequences are set: their next step, with ids [p->n], or (NULL) with those that the last pass draws. begun: it may return while the
+ * pass is under way (p->ticket). */
+static lg_status run_pass(lg_session *s, lg_pass *p, const int32_t *ids, bool begun, lg_error *err) {
+    bool all_dense = true, draws = true;
+    for (int64_t r = 0; r < p->n; r++) {
+        lg_timeline *q = &s->seq[p->seq[r]];
+        lg_session_pages(s, q, q->len, q->len + 1);
+        place(s, r, p->seq[r], (int32_t)r, ids ? ids[r] : (int32_t)(-1 - q->logit_row), q->len);
+        s->seqs[r] = (lg_kv_seq){ .page = q->page, .len = q->len + 1, .kept = q->kept };
+        s->row[r] = (int32_t)r;
+        if (ids) q->ids[q->len] = ids[r];
+        draws = plan_draw(s, p, r, q, q->len + 1, q->n_drawn + !ids) && draws;
+        s->step_budget[r] = 0;
+        s->step_dense[r] = !s->roles.n_layer || lg_session_plan_row(s, q->len + 1, &s->step_budget[r]) || corrects(s, q);
+        p->budget[r] = s->step_budget[r];
+        p->dense[r] = s->step_dense[r];
+        all_dense = all_dense && s->step_dense[r];
+    }
+    lg_forward f = forward_of(s, p->n, (int32_t)p->n);
+    f.n_row = p->n;
+    f.logits = p->logits;
+    if (!all_dense) make_hybrid(s, &f, s->on_set != NULL);
+    if (draws) ask_next(s, p, &f);
+    p->draws = f.next != NULL;
+    f.ticket = begun && s->m->ops->submit ? &p->ticket : NULL;
+    const lg_status st = lg_model_forward(s->m, &s->work, &f, err);
+    p->n_draw = s->m->n_draw;
+    if (st != LG_OK) p->ticket = 0;
+    return st;
+}
+
+/* The pass under way, if it is the step of these sequences with these ids. (It may have further rows, of sequences that have ended.) */
+static lg_pass *under_way(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n) {
+    const lg_pass *last = &s->pass[s->now];
+    lg_pass *p = &s->pass[1 - s->now];
+    if (!p->ticket || !s->next_known) return NULL;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = s->seq[seqs[i]].logit_row;
+        int64_t r = 0;
+        while (r < p->n && p->seq[r] != seqs[i]) r++;
+        if (r == p->n || row < 0 || last->next[row] != ids[i]) return NULL;
+    }
+    return p;
+}
+
+/* Pass p is on its way, and its sequences are as if it were done: whether the step after it can be begun, of all that s->batch names. */
+static bool can_go_on(const lg_session *s, const lg_pass *p) {
+    if (!s->pass[1].logits || !p->draws || p->n_draw != s->m->n_draw || s->on_set || s->on_query) return false;
+    for (int64_t r = 0; r < p->n; r++) {
+        const lg_timeline *q = &s->seq[p->seq[r]];
+        if (s->batch[r] < 0) continue;
+        if (p->draw[r].penalty != 1 || q->len + q->shift >= s->p.n_ctx || runs_again(s, q)) return false; /* (a penalty looks at ids) */
+    }
+    return true;
+}
+
+/* The rows of p that s->batch names have been fed (by -1: have not). */
+static void feed(lg_session *s, const lg_pass *p, const int32_t *ids, int by) {
+    for (int64_t r = 0; r < p->n; r++) {
+        lg_timeline *q = &s->seq[p->seq[r]];
+        if (s->batch[r] < 0) continue;
+        q->ids[q->len] = ids[s->batch[r]];
+        q->len += by;
+        q->steps += by;
+        q->logit_row = by > 0 ? r : -1;
+    }
+}
+
+lg_status lg_session_step_on(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n, bool more, lg_error *err) {
+    lg_status st;
     const int64_t n_vocab = s->m->cfg.n_vocab;
     const double start = lg_base_now();
     if (n < 1 || n > s->p.n_seq_max) return lg_base_fail(err, LG_ERR_USAGE, -1, "a step of %lld sequences (1 to %lld)", (long long)n, (long long)s->p.n_seq_max);
@@ -356,44 +454,52 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
             if (seqs[j] == seqs[i]) return lg_base_fail(err, LG_ERR_USAGE, -1, "sequence %d is twice in one step", seqs[i]);
     }
     const bool guarded = s->m->ops != &lg_ops_ref && !s->on_query; /* the specification allocates its scratch */
+    lg_pass *p = under_way(s, seqs, ids, n);
+    if (!p) lg_session_settle(s);
     forget_logits(s);
     if (guarded) lg_base_alloc_guard(true);
-    int64_t k = 0; /* rows of the common step; rerun rows go alone */
-    bool all_dense = true, draws = true, next = false;
-    for (int64_t i = 0; i < n; i++) {
-        lg_timeline *q = &s->seq[seqs[i]];
-        if (runs_again(s, q)) continue;
-        lg_session_pages(s, q, q->len, q->len + 1);
-        place(s, k, seqs[i], (int32_t)k, ids[i], q->len);
-        s->seqs[k] = (lg_kv_seq){ .page = q->page, .len = q->len + 1, .kept = q->kept };
-        s->row[k] = (int32_t)k;
-        s->batch[k] = (int32_t)i;
-        q->ids[q->len] = ids[i];
-        draws = plan_draw(s, k, q, q->len + 1) && draws;
-        s->step_budget[k] = 0;
-        s->step_dense[k] = !s->roles.n_layer || lg_session_plan_row(s, q->len + 1, &s->step_budget[k]) || corrects(s, q);
-        all_dense = all_dense && s->step_dense[k];
-        k++;
+    int64_t k = 0; /* sequences in the common step; rerun rows go alone */
+    if (p) {
+        s->now = (int)(p - s->pass);
+        k = n;
+        for (int64_t r = 0; r < p->n; r++) s->batch[r] = -1;
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t r = 0; r < p->n; r++)
+                if (p->seq[r] == seqs[i]) s->batch[r] = (int32_t)i;
+    } else {
+        p = &s->pass[0];
+        for (int64_t i = 0; i < n; i++) {
+            if (runs_again(s, &s->seq[seqs[i]])) continue;
+            p->seq[k] = seqs[i];
+            s->ids[k] = ids[i];
+            s->batch[k++] = (int32_t)i;
+        }
+        p->n = k;
+        if (k) st = run_pass(s, p, s->ids, more, err);
     }
-    if (k) {
-        lg_forward f = forward_of(s, k, (int32_t)k);
-        f.n_row = k;
-        f.logits = s->logits;
-        if (!all_dense) make_hybrid(s, &f, s->on_set != NULL);
-        if (draws) ask_next(s, &f);
-        next = f.next != NULL;
-        st = lg_model_forward(s->m, &s->work, &f, err);
+    const bool fed = st == LG_OK;
+    if (fed) feed(s, p, ids, 1);
+    if (fed && more && k == n && can_go_on(s, p)) {
+        lg_pass *next = &s->pass[1 - s->now];
+        next->n = 0;
+        for (int64_t r = 0; r < p->n; r++)
+            if (s->batch[r] >= 0) next->seq[next->n++] = p->seq[r];
+        st = run_pass(s, next, NULL, true, err);
     }
+    if (st == LG_OK && p->ticket) st = s->m->ops->wait(s->m->ctx, p->ticket, err);
+    if (fed && st != LG_OK) feed(s, p, ids, -1);
+    p->ticket = 0;
     if (guarded) lg_base_alloc_guard(false);
-    LG_TRY(st);
-    s->next_known = next && k == n; /* (rows that run again alone have none) */
-    for (int64_t r = 0; r < k; r++) {
-        lg_timeline *q = &s->seq[seqs[s->batch[r]]];
-        q->len++;
-        q->steps++;
-        q->logit_row = r;
-        lg_session_plan_count(s, r, s->batch[r], q->len, s->step_dense[r], s->step_budget[r]);
-        if (s->roles.n_layer) lg_session_plan_report(s, r, q->len - q->n_slot - 1, q->len, s->step_dense[r]);
+    if (st != LG_OK) {
+        lg_session_settle(s);
+        return st;
+    }
+    s->next_known = p->draws && k == n; /* (rows that run again alone have none) */
+    for (int64_t r = 0; r < p->n; r++) {
+        const lg_timeline *q = &s->seq[p->seq[r]];
+        if (s->batch[r] < 0) continue;
+        lg_session_plan_count(s, r, s->batch[r], q->len, p->dense[r], p->budget[r]);
+        if (s->roles.n_layer) lg_session_plan_report(s, r, q->len - q->n_slot - 1, q->len, p->dense[r]);
     }
     for (int64_t i = 0, r = k; i < n && r < n; i++) {
         lg_timeline *q = &s->seq[seqs[i]];
@@ -408,6 +514,23 @@ lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids
     s->stats.decode_s += lg_base_now() - start;
 done:
     return st;
+}
+
+lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n, lg_error *err) { return lg_session_step_on(s, seqs, ids, n, false, err); }
+
+lg_status lg_session_greedy(lg_session *s, const int32_t *seqs, int32_t *ids, int64_t n, bool more, lg_error *err) {
+    static const lg_sampler_params greatest = { .top_p = 1, .repeat_penalty = 1 };
+    for (int64_t i = 0; i < n && i < s->p.n_seq_max; i++)
+        if (seqs[i] >= 0 && seqs[i] < s->p.n_seq_max) s->seq[seqs[i]].sampler = &greatest;
+    const lg_status st = lg_session_step_on(s, seqs, ids, n, more, err);
+    for (int64_t i = 0; i < n && i < s->p.n_seq_max; i++)
+        if (seqs[i] >= 0 && seqs[i] < s->p.n_seq_max) s->seq[seqs[i]].sampler = NULL;
+    if (st != LG_OK) return st;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = s->seq[seqs[i]].logit_row;
+        ids[i] = s->next_known ? s->pass[s->now].next[row] : lg_session_greatest(lg_session_logits(s, seqs[i]), s->m->cfg.n_vocab);
+    }
+    return LG_OK;
 }
 
 /* Rows ids[0..n) of a sequence in one pass, hybrid or dense; logits of the wanted ones (NULL: of all) to row `first` of s->logits and on. */
@@ -448,6 +571,7 @@ lg_status lg_session_force(lg_session *s, int64_t seq, const int32_t *ids, int64
     lg_timeline *q = &s->seq[seq];
     const int64_t at = q->len;
     LG_TRY(check_fit(s, at + q->shift + n, err));
+    lg_session_settle(s);
     forget_logits(s);
     if (s->keep && q->observed < 0) { /* other roles stood when the context was read */
         const int64_t again = at - q->n_slot < s->observe ? at - q->n_slot : s->observe;
@@ -479,7 +603,7 @@ done:
 const float *lg_session_logits(lg_session *s, int64_t seq) {
     if (seq < 0 || seq >= s->p.n_seq_max || s->seq[seq].logit_row < 0) return NULL;
     const int64_t r = s->seq[seq].logit_row, n = s->m->cfg.n_vocab;
-    if (!s->logits_here[r]) s->m->ops->download(s->m->ctx, s->logits_host + r * n, s->logits + r * n, n * (int64_t)sizeof(float));
+    if (!s->logits_here[r]) s->m->ops->download(s->m->ctx, s->logits_host + r * n, s->pass[s->now].logits + r * n, n * (int64_t)sizeof(float));
     s->logits_here[r] = true;
     return s->logits_host + r * n;
 }
@@ -494,6 +618,7 @@ lg_status lg_session_rewind(lg_session *s, int64_t seq, int64_t n, lg_error *err
         return lg_base_fail(err, LG_ERR_USAGE, -1, "rewind to %lld of %lld tokens", (long long)n, (long long)(q->len - q->n_slot));
     n += q->n_slot;
     if (n == q->len) return LG_OK;
+    lg_session_settle(s);
     lg_session_drop(s, q, n);
     q->steps -= q->len - n < q->steps ? q->len - n : q->steps;
     q->len = n;
@@ -508,6 +633,7 @@ lg_status lg_session_fork(lg_session *s, int64_t dst, int64_t src, lg_error *err
     LG_TRY(check_seq(s, dst, err));
     LG_TRY(check_seq(s, src, err));
     if (dst == src) return LG_OK;
+    lg_session_settle(s);
     lg_timeline *d = &s->seq[dst];
     const lg_timeline *q = &s->seq[src];
     lg_session_drop(s, d, 0);
@@ -533,6 +659,7 @@ lg_status lg_session_eval(lg_session *s, const int32_t *ids, int64_t n, int64_t 
     lg_timeline *q = &s->seq[0];
     LG_TRY(check_fit(s, before(q) + n, err));
     LG_TRY(check_ids(s, ids, n, err));
+    lg_session_settle(s);
     lg_session_drop(s, q, q->n_slot); /* the prompt is read behind slots, where there are any */
     q->len = q->n_slot;
     q->steps = 0;
@@ -573,11 +700,13 @@ void lg_session_stats_reset(lg_session *s) {
 const int64_t *lg_session_head_tokens(const lg_session *s) { return s->head_tokens; }
 
 void lg_session_on_set(lg_session *s, lg_set_fn fn, void *user) {
+    lg_session_settle(s);
     if (fn && !s->set_tokens) s->set_tokens = lg_base_calloc(s->p.n_ctx, sizeof(int32_t));
     s->on_set = s->set_tokens ? fn : NULL;
     s->on_set_user = user;
 }
 void lg_session_on_query(lg_session *s, lg_query_fn fn, void *user) {
+    lg_session_settle(s);
     s->on_query = fn;
     s->on_query_user = user;
 }
@@ -606,6 +735,7 @@ lg_status lg_session_fill_random_at(lg_session *s, int64_t seq, int64_t n, uint6
     LG_TRY(check_seq(s, seq, err));
     LG_TRY(check_fit(s, n, err));
     lg_timeline *q = &s->seq[seq];
+    lg_session_settle(s);
     lg_session_drop(s, q, 0);
     forget_logits(s);
     q->len = q->steps = q->n_slot = q->shift = 0;

@@ -8,7 +8,7 @@ typedef struct lg_timeline {
     int64_t len;
     int32_t *page;     /* [pages per sequence]; the first n_page are held */
     int64_t n_page;
-    int64_t logit_row; /* row of session.logits, -1: none */
+    int64_t logit_row; /* row of the last pass, -1: none */
     int64_t steps;     /* decode steps since the last prefill */
     int64_t n_slot;    /* memory slots in rows 0..n_slot-1 (ids there are -1); they survive sync and rewind */
     int64_t shift;     /* RoPE position of row r >= n_slot is r + shift (M - n_slot behind slots, else 0) */
@@ -27,6 +27,19 @@ typedef struct lg_slots {
     const uint8_t *const *k, *const *v;  /* [n_layer], host */
 } lg_slots;
 
+/* One step of several sequences; row r is that of sequence seq[r]. */
+typedef struct lg_pass {
+    int64_t n;
+    int32_t *seq;      /* [max_row] */
+    int64_t *budget; uint8_t *dense; /* [max_row] */
+    lg_draw *draw;     /* [max_row] */
+    int32_t *next;     /* [max_row] the id drawn as draw and recent say */
+    float *logits;     /* device [max_row, n_vocab]; NULL: this one is never begun */
+    bool draws;        /* next is (or will be) known */
+    int64_t n_draw;    /* model.n_draw after it */
+    int64_t ticket;    /* under way: of its list; else 0 */
+} lg_pass;
+
 struct lg_session {
     lg_model *m;
     lg_session_params p;
@@ -40,12 +53,12 @@ struct lg_session {
     lg_timeline *seq;          /* [n_seq_max] */
     int64_t max_tok, max_row;  /* max_row: rows of one decode pass, >= n_seq_max (lg_session_new: equal) */
     lg_work work;
-    float *logits;             /* device [max_row, n_vocab] */
-    float *logits_host;        /* the same on the host; where the device's memory is the host's, logits itself */
+    float *logits;             /* device [max_row, n_vocab], twice where a pass is begun before the one before it is done */
+    float *logits_host;        /* of the last pass on the host; where the device's memory is the host's, logits itself */
     uint8_t *logits_here;      /* [max_row] row of logits_host is current */
-    bool next_known;           /* next and draw belong to the last pass */
-    int32_t *next;             /* [max_row] by logit row: the id drawn as draw and recent say */
-    lg_draw *draw;             /* [max_row] */
+    lg_pass pass[2];           /* [now]: the last one; chunks use draw, next and logits of the first */
+    int now;
+    bool next_known;           /* pass[now].next and draw belong to the last pass */
     int32_t *recent;           /* [max_row, LG_RECENT] */
     /* one step's arrays [max_tok] */
     int32_t *ids, *row_seq, *dst_page, *dst_slot, *row;
@@ -78,8 +91,9 @@ struct lg_session {
     uint8_t *stage; int64_t stage_bytes; /* slots.c: device memory that slots of a few layers pass through */
 };
 
-/* sample.c: how draw number `step` of a sampler goes. */
+/* sample.c: how draw number `step` of a sampler goes; the id of the greatest logit, ties: the lowest. */
 lg_draw lg_session_draw(const lg_sampler_params *p, int64_t n_recent, int64_t step);
+int32_t lg_session_greatest(const float *logits, int64_t n_vocab);
 
 /* cache.c */
 lg_status lg_session_cache_init(lg_session *s, lg_error *err);
@@ -114,6 +128,11 @@ bool lg_session_kept_due(const lg_session *s, const lg_timeline *q, int64_t len)
 lg_status lg_session_set_slots(lg_session *s, int64_t seq, const lg_slots *slots, lg_error *err);
 /* Low-rank additions for all passes to come (the model's reader or gate set), NULL: none. Does not touch the cache. */
 void lg_session_use_lora(lg_session *s, const lg_lora_set *set);
+/* session.c: lg_session_step. more: where the device draws the ids that follow (timeline.sampler), the step that feeds them may be begun before this
+ * one is read back; it is the next call if that has those ids for some of these sequences, else it was in vain. */
+lg_status lg_session_step_on(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n, bool more, lg_error *err);
+bool lg_session_is_ahead(const lg_session *s); /* a step is under way */
+void lg_session_settle(lg_session *s);         /* none is any more: whoever changes the session calls it first */
 /* generate.c: lg_generate_batch where prompt i stands behind slots[i] (slots NULL: none; an entry NULL: none). */
 lg_status lg_session_generate_many(lg_session *s, const lg_ids *prompts, const lg_slots *const *slots, const lg_generate_params *params, int64_t n,
                                    lg_generation *out, lg_error *err);

@@ -1,5 +1,6 @@
 /* The CUDA back end: context, recording of ops, staging of host arrays, graphs. What is recorded runs at sync (cuda.h says how).
  *   staged block   [host arrays in order of first appearance]: one pinned block, one device block, one copy
+ *   turns          pinned blocks are there twice, so that a list can be made ready and launched while the one before it is under way (submit)
  *   twins          page tables live on the device; of each only the entries that changed go up
  *   graphs         a decode list that comes again (ops, shapes, addresses) is captured and then replayed; the first time it runs as it
  *                  is, so that no kernel is loaded for the first time in a capture (loading all beforehand takes 1.5 s and cuBLASLt whole).
@@ -51,7 +52,17 @@ typedef struct array { const void *host; int64_t bytes, at; bool seqs; } array; 
 typedef struct twin { const int32_t *host; int32_t *dev, *mirror; int64_t cap, n; } twin;
 /* The list as it was recorded, and all that what is made of it depends on besides. */
 typedef struct record { task *tasks; int n_task; uint8_t *rest; int64_t rest_bytes, max_len; uint64_t bound; array *arrays; int n_array; uint8_t **out; } record;
-typedef struct graph { uint8_t *key; int64_t key_bytes; uint64_t hash, used; cudaGraphExec_t exec; record of; } graph;
+typedef struct graph { uint8_t *key; int64_t key_bytes; uint64_t hash, used; cudaGraphExec_t exec; record of; int turn; } graph;
+typedef struct result { void *to; const uint8_t *from; int64_t bytes; } result;
+/* Lists take turns, so that one can be made ready while another is under way. */
+typedef struct turn {
+    uint8_t *pin, *out;        /* pinned: the staged block; mapped, too: results */
+    int64_t pin_cap, out_cap;
+    result *due; int n_due;    /* [MAX_OPS] what its results are for */
+    cudaEvent_t done;
+    int64_t ticket;            /* of the list under way, 0: none */
+    const char *what;
+} turn;
 
 struct lg_ops_ctx {
     int device;
@@ -71,10 +82,11 @@ struct lg_ops_ctx {
     int n_array;
     array *arrays;
     int32_t *slot;             /* [HASH], index + 1 */
-    uint8_t *pin, *dev;        /* the staged block */
-    int64_t block_bytes, block_cap;
-    uint8_t *out;              /* pinned, mapped: results */
-    int64_t out_bytes, out_cap;
+    uint8_t *dev;              /* the staged block */
+    int64_t block_bytes, block_cap, out_bytes;
+    turn turns[2];
+    int now;                   /* whose turn it is; 0 where nothing is under way, so that a list finds its graph */
+    int64_t n_ticket;
     /* page tables */
     int n_twin;
     twin *twins;
@@ -133,7 +145,9 @@ static void record_free(record *r) {
     lg_base_free(r->out);
     memset(r, 0, sizeof *r);
 }
+static bool under_way(const lg_ops_ctx *c) { return c->turns[0].ticket || c->turns[1].ticket; }
 static void drop_graphs(lg_ops_ctx *c) {
+    if (under_way(c)) cudaStreamSynchronize(c->stream);
     for (int i = 0; i < N_GRAPH; i++) {
         if (c->graphs[i].exec) cudaGraphExecDestroy(c->graphs[i].exec);
         c->graphs[i].exec = NULL;
@@ -189,11 +203,15 @@ static void cuda_close(lg_ops_ctx *c) {
         cudaFreeHost(c->chunk_pin[i]);
     }
     void *dev[] = { c->dev, c->select, c->score, c->kv_rows, c->argmax_part, c->env.scratch, c->work.x, c->work.sums, c->work.y0, c->work.y1,
-                    c->work.ready, c->work.wide, c->work.lora, c->work.partial, c->raw };
+                    c->work.ready, c->work.wide, c->work.lora, c->work.partial, c->raw, c->env.drawn };
     for (size_t i = 0; i < sizeof dev / sizeof *dev; i++)
         if (dev[i]) cudaFree(dev[i]);
-    if (c->pin) cudaFreeHost(c->pin);
-    if (c->out) cudaFreeHost(c->out);
+    for (int i = 0; i < 2; i++) {
+        if (c->turns[i].pin) cudaFreeHost(c->turns[i].pin);
+        if (c->turns[i].out) cudaFreeHost(c->turns[i].out);
+        if (c->turns[i].done) cudaEventDestroy(c->turns[i].done);
+        lg_base_free(c->turns[i].due);
+    }
     lg_cuda_push_free(&c->push);
     if (c->fork) cudaEventDestroy(c->fork);
     if (c->join) cudaEventDestroy(c->join);
@@ -229,7 +247,9 @@ static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error 
         (e = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking)) != cudaSuccess ||
         (e = cudaStreamCreateWithFlags(&c->side, cudaStreamNonBlocking)) != cudaSuccess ||
         (e = cudaEventCreateWithFlags(&c->fork, cudaEventDisableTiming)) != cudaSuccess ||
-        (e = cudaEventCreateWithFlags(&c->join, cudaEventDisableTiming)) != cudaSuccess)
+        (e = cudaEventCreateWithFlags(&c->join, cudaEventDisableTiming)) != cudaSuccess ||
+        (e = cudaEventCreateWithFlags(&c->turns[0].done, cudaEventDisableTiming)) != cudaSuccess ||
+        (e = cudaEventCreateWithFlags(&c->turns[1].done, cudaEventDisableTiming)) != cudaSuccess)
         LG_TRY(lg_cuda_fail(err, e, "opening it"));
     if (c->prop.major < 8) LG_TRY(lg_base_fail(err, LG_ERR_DEVICE, -1, "device cuda:%d: %s has compute capability %d.%d, 8.0 is needed", want, c->prop.name, c->prop.major, c->prop.minor));
     c->env.stream = c->stream;
@@ -252,9 +272,12 @@ static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error 
     c->recorded = (task *)lg_base_alloc(MAX_OPS * (int64_t)sizeof *c->recorded);
     ok = c->tasks && c->arrays && c->slot && c->twins && c->key && c->rest && c->recorded;
     for (int i = 0; i < N_GRAPH && ok; i++) ok = (c->graphs[i].key = (uint8_t *)lg_base_alloc(KEY_BYTES)) != NULL;
+    for (int i = 0; i < 2 && ok; i++) ok = (c->turns[i].due = (result *)lg_base_alloc(MAX_OPS * (int64_t)sizeof(result))) != NULL;
     if (!ok) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
-    LG_TRY(grow_pinned(c, &c->out, &c->out_cap, OUT_BYTES, err));
+    for (int i = 0; i < 2; i++) LG_TRY(grow_pinned(c, &c->turns[i].out, &c->turns[i].out_cap, OUT_BYTES, err));
     LG_TRY(lg_cuda_new((void **)&c->argmax_part, 4096 * 64 * 8, "argmax", err));
+    LG_TRY(lg_cuda_new((void **)&c->env.drawn, LG_DRAWN_ROWS * 4, "drawn ids", err));
+    cudaMemsetAsync(c->env.drawn, 0, LG_DRAWN_ROWS * 4, c->stream);
     *out = c;
 done:
     if (st != LG_OK) cuda_close(c);
@@ -527,14 +550,15 @@ static int32_t *twin_of(lg_ops_ctx *c, const lg_kv_seq *s) {
 }
 
 static void fill_block(lg_ops_ctx *c, const array *arrays, int n_array) {
+    uint8_t *const pin = c->turns[c->now].pin;
     for (int i = 0; i < n_array; i++) {
         const array *a = &arrays[i];
         if (!a->seqs) {
-            memcpy(c->pin + a->at, a->host, (size_t)a->bytes);
+            memcpy(pin + a->at, a->host, (size_t)a->bytes);
             continue;
         }
         const lg_kv_seq *s = (const lg_kv_seq *)a->host;
-        lg_cuda_seq *to = (lg_cuda_seq *)(c->pin + a->at);
+        lg_cuda_seq *to = (lg_cuda_seq *)(pin + a->at);
         for (int64_t k = 0; k < a->bytes / (int64_t)sizeof *s; k++) to[k] = lg_cuda_seq{ twin_of(c, &s[k]), s[k].len, s[k].kept };
     }
 }
@@ -680,7 +704,7 @@ static bool resolve(lg_ops_ctx *c, bool dry) {
         }
         if (n_tok > DECODE_ROWS) graph_able = false;
         if (out) {
-            t->out = c->out + c->out_bytes;
+            t->out = c->turns[c->now].out + c->out_bytes;
             c->out_bytes += (out + 15) / 16 * 16;
         }
     }
@@ -882,14 +906,15 @@ static const float *next_norm(const lg_ops_ctx *c, const task *t) {
 
 static void run_list(lg_ops_ctx *c, bool decode_step) {
     /* Pinned memory is mapped: a kernel reads it, so that a graph can. The first kernel of a step does so beside its own work. */
-    const lg_cuda_staged block = { (uint4 *)c->dev, (const uint4 *)c->pin, (int32_t)(c->block_bytes / 16) };
+    uint8_t *const pin = c->turns[c->now].pin;
+    const lg_cuda_staged block = { (uint4 *)c->dev, (const uint4 *)pin, (int32_t)(c->block_bytes / 16) };
     const bool along = decode_step && c->block_bytes && c->tasks[0].k == K_EMBED && c->tasks[0].u.embed.n_tok > 0;
     if (c->block_bytes && !along) {
         if (decode_step)
-            lg_cuda_launch(k_stage<uint4>, dim3((unsigned)min64(blocks_of(c->block_bytes / 16, 128), 64)), dim3(128), 0, c->stream, false, (uint4 *)c->dev, (const uint4 *)c->pin,
+            lg_cuda_launch(k_stage<uint4>, dim3((unsigned)min64(blocks_of(c->block_bytes / 16, 128), 64)), dim3(128), 0, c->stream, false, (uint4 *)c->dev, (const uint4 *)pin,
                            (int)(c->block_bytes / 16));
         else
-            stick(c, cudaMemcpyAsync(c->dev, c->pin, (size_t)c->block_bytes, cudaMemcpyHostToDevice, c->stream), "staging");
+            stick(c, cudaMemcpyAsync(c->dev, pin, (size_t)c->block_bytes, cudaMemcpyHostToDevice, c->stream), "staging");
     }
     c->work.left.of = NULL;
     c->half = c->raw_used = 0;
@@ -904,7 +929,7 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
         case K_EMBED: {
             const lg_op_embed *a = &t->u.embed;
             const bool here = along && i == 0;
-            lg_cuda_embed(&c->env, a->x, a->w, here ? (const int32_t *)(const void *)(c->pin + ((const uint8_t *)a->ids - c->dev)) : a->ids, a->n_tok, here ? &block : NULL);
+            lg_cuda_embed(&c->env, a->x, a->w, here ? (const int32_t *)(const void *)(pin + ((const uint8_t *)a->ids - c->dev)) : a->ids, a->n_tok, here ? &block : NULL);
             break;
         }
         case K_QKV: run_qkv(c, t); break;
@@ -937,7 +962,7 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
             const lg_op_argmax *a = &t->u.argmax;
             if (a->n_row < 1) break;
             lg_cuda_launch(k_argmax_part, dim3(ARG_BLOCKS, (unsigned)a->n_row), dim3(256), 0, c->stream, true, c->argmax_part, a->logits, a->n_vocab);
-            lg_cuda_launch(k_argmax, dim3((unsigned)a->n_row), dim3(ARG_BLOCKS), 0, c->stream, true, (int32_t *)t->out, (const uint64_t *)c->argmax_part);
+            lg_cuda_launch(k_argmax, dim3((unsigned)a->n_row), dim3(ARG_BLOCKS), 0, c->stream, true, (int32_t *)t->out, c->env.drawn, (const uint64_t *)c->argmax_part);
             break;
         }
         case K_SAMPLE: {
@@ -1135,7 +1160,7 @@ static bool make_key(lg_ops_ctx *c) {
         case K_FETCH: keys(c, t->u.fetch.src, t->u.fetch.bytes); break;
         }
     }
-    keys(c, c->block_bytes, c->pin, c->dev, c->score, c->select, c->max_len);
+    keys(c, c->block_bytes, c->turns[c->now].pin, c->dev, c->score, c->select, c->max_len);
     return c->key_bytes <= KEY_BYTES;
 }
 
@@ -1155,6 +1180,7 @@ static graph *graph_of(lg_ops_ctx *c, uint64_t h) {
         }
         if (g->used < oldest->used) oldest = g;
     }
+    if (oldest->exec && under_way(c)) cudaStreamSynchronize(c->stream);
     if (oldest->exec) cudaGraphExecDestroy(oldest->exec);
     oldest->exec = NULL;
     cudaGraph_t made = NULL;
@@ -1174,6 +1200,7 @@ static graph *graph_of(lg_ops_ctx *c, uint64_t h) {
     memcpy(oldest->key, c->key, (size_t)c->key_bytes);
     oldest->key_bytes = c->key_bytes;
     oldest->hash = h;
+    oldest->turn = c->now;
     oldest->used = ++c->clock;
     return oldest;
 }
@@ -1208,7 +1235,7 @@ static graph *same_again(lg_ops_ctx *c) {
     bool made = false;
     for (int i = 0; i < N_GRAPH; i++) {
         graph *g = &c->graphs[i];
-        if (!g->exec || g->of.n_task != c->n_task || g->of.bound != bound || g->of.max_len != c->max_len || memcmp(g->of.tasks, c->tasks, (size_t)c->n_task * sizeof(task))) continue;
+        if (!g->exec || g->turn != c->now || g->of.n_task != c->n_task || g->of.bound != bound || g->of.max_len != c->max_len || memcmp(g->of.tasks, c->tasks, (size_t)c->n_task * sizeof(task))) continue;
         if (!made && !make_rest(c)) return NULL;
         made = true;
         if (g->of.rest_bytes == c->key_bytes && !memcmp(g->of.rest, c->key, (size_t)c->key_bytes)) return g;
@@ -1248,17 +1275,19 @@ static void note_record(lg_ops_ctx *c, graph *g) {
     r->bound = lg_cuda_bound();
 }
 
-/* The list is done: its results to where they were asked for. */
-static void take_results(lg_ops_ctx *c) {
-    for (int i = 0; i < c->n_task && c->failed == LG_OK; i++) {
+/* Where the results of the list go when it is done. */
+static void note_results(lg_ops_ctx *c) {
+    turn *w = &c->turns[c->now];
+    w->n_due = 0;
+    for (int i = 0; i < c->n_task; i++) {
         const task *t = &c->tasks[i];
-        if (t->k == K_SAMPLE) memcpy(t->u.sample.id, t->out, (size_t)t->u.sample.n_row * 4);
-        if (t->k == K_ARGMAX) memcpy(t->u.argmax.id, t->out, (size_t)t->u.argmax.n_row * 4);
-        if (t->k == K_FETCH) memcpy(t->u.fetch.dst, t->out, (size_t)t->u.fetch.bytes);
+        if (t->k == K_SAMPLE) w->due[w->n_due++] = result{ t->u.sample.id, t->out, t->u.sample.n_row * 4 };
+        if (t->k == K_ARGMAX) w->due[w->n_due++] = result{ t->u.argmax.id, t->out, t->u.argmax.n_row * 4 };
+        if (t->k == K_FETCH) w->due[w->n_due++] = result{ t->u.fetch.dst, t->out, t->u.fetch.bytes };
     }
 }
 static const char step_name[] = "a decode step";
-static bool run_again(lg_ops_ctx *c) {
+static bool start_again(lg_ops_ctx *c) {
     graph *g = same_again(c);
     if (!g) return false;
     fill_block(c, g->of.arrays, g->of.n_array);
@@ -1266,57 +1295,107 @@ static bool run_again(lg_ops_ctx *c) {
     g->used = ++c->clock;
     for (int i = 0; i < c->n_task; i++) c->tasks[i].out = g->of.out[i];
     if (c->failed == LG_OK) stick(c, cudaGraphLaunch(g->exec, c->stream), "launching a decode step");
-    if (c->failed == LG_OK) stick(c, cudaStreamSynchronize(c->stream), step_name);
-    take_results(c);
+    c->turns[c->now].what = step_name;
     return true;
 }
 
-static lg_status run_all(lg_ops_ctx *c, lg_error *err) {
+/* What is recorded, on its way. */
+static lg_status start(lg_ops_ctx *c, lg_error *err) {
     lg_status st = LG_OK;
-    const char *what = "the step";
+    turn *w = &c->turns[c->now];
     bool as_graph = false;
     uint64_t key_hash = 0;
-    if (run_again(c)) return LG_OK;
+    if (start_again(c)) return LG_OK;
     keep_record(c);
     LG_TRY(ensure(c, err));
     resolve(c, true);
     if (c->failed != LG_OK) return LG_OK; /* reported by sync */
-    if (c->block_bytes > c->block_cap) {
-        const int64_t want = max64(c->block_bytes * 2, 1 << 20);
-        int64_t have = c->block_cap;
-        LG_TRY(grow_pinned(c, &c->pin, &have, want, err));
-        LG_TRY(grow(c, &c->dev, &c->block_cap, want, "staged arrays", err));
-    }
-    LG_TRY(grow_pinned(c, &c->out, &c->out_cap, c->out_bytes, err));
+    if (c->block_bytes > c->block_cap) LG_TRY(grow(c, &c->dev, &c->block_cap, max64(c->block_bytes * 2, 1 << 20), "staged arrays", err));
+    LG_TRY(grow_pinned(c, &w->pin, &w->pin_cap, c->block_cap, err));
+    LG_TRY(grow_pinned(c, &w->out, &w->out_cap, c->out_bytes, err));
     as_graph = resolve(c, false) && make_key(c);
     fill_block(c, c->arrays, c->n_array);
     key_hash = as_graph ? lg_base_hash_64(c->key, c->key_bytes) : 0;
+    w->what = c->n_task == 1 ? kind_name[c->tasks[0].k] : "the step";
     if (c->failed == LG_OK && as_graph && seen_before(c, key_hash)) {
         graph *g = graph_of(c, key_hash);
         if (g) stick(c, cudaGraphLaunch(g->exec, c->stream), "launching a decode step");
         if (g) note_record(c, g); /* (its graph is on its way) */
-        what = step_name;
+        w->what = step_name;
     } else if (c->failed == LG_OK) {
         run_list(c, as_graph);
     }
-    if (c->failed == LG_OK) stick(c, cudaStreamSynchronize(c->stream), c->n_task == 1 ? kind_name[c->tasks[0].k] : what);
-    take_results(c);
 done:
     return st;
 }
 
-static lg_status cuda_sync(lg_ops_ctx *c, lg_error *err) {
-    lg_status st = LG_OK;
-    use(c);
-    if (c->failed == LG_OK && c->n_task) st = run_all(c, err);
-    c->n_task = 0;
-    c->side_busy = false;
+/* The sticky error, if there is one: nobody gets the results of what was under way. */
+static lg_status report(lg_ops_ctx *c, lg_status st, lg_error *err) {
     if (c->failed != LG_OK) {
         st = c->failed;
         if (err) *err = c->why;
         c->failed = LG_OK;
     }
+    if (st != LG_OK && under_way(c)) {
+        cudaStreamSynchronize(c->stream);
+        c->turns[0].ticket = c->turns[1].ticket = 0;
+    }
+    if (!under_way(c)) c->now = 0;
     return st;
+}
+
+static void deliver(turn *w) {
+    for (int i = 0; i < w->n_due; i++) memcpy(w->due[i].to, w->due[i].from, (size_t)w->due[i].bytes);
+    w->n_due = 0;
+    w->ticket = 0;
+}
+
+static lg_status cuda_wait(lg_ops_ctx *c, int64_t ticket, lg_error *err) {
+    use(c);
+    for (;;) { /* the older one first */
+        turn *w = &c->turns[0], *other = &c->turns[1];
+        if (!w->ticket || (other->ticket && other->ticket < w->ticket)) w = other;
+        if (!w->ticket || w->ticket > ticket || c->failed != LG_OK) break;
+        stick(c, cudaEventSynchronize(w->done), w->what);
+        if (c->failed == LG_OK) deliver(w);
+    }
+    return report(c, LG_OK, err);
+}
+
+static lg_status cuda_submit(lg_ops_ctx *c, int64_t *ticket, lg_error *err) {
+    lg_status st = LG_OK;
+    turn *w = &c->turns[c->now];
+    use(c);
+    if (w->ticket) st = cuda_wait(c, w->ticket, err);
+    w = &c->turns[c->now];
+    if (st == LG_OK && c->failed == LG_OK) st = start(c, err);
+    if (st == LG_OK && c->failed == LG_OK) stick(c, cudaEventRecord(w->done, c->stream), "launching a decode step");
+    if (st == LG_OK && c->failed == LG_OK) {
+        note_results(c);
+        w->ticket = *ticket = ++c->n_ticket;
+        c->now ^= 1;
+    }
+    c->n_task = 0;
+    c->side_busy = false;
+    return report(c, st, err);
+}
+
+static lg_status cuda_sync(lg_ops_ctx *c, lg_error *err) {
+    lg_status st = LG_OK;
+    use(c);
+    if (under_way(c)) st = cuda_wait(c, c->n_ticket, err);
+    if (st == LG_OK && c->failed == LG_OK && c->n_task) {
+        turn *w = &c->turns[c->now];
+        st = start(c, err);
+        if (st == LG_OK && c->failed == LG_OK) stick(c, cudaStreamSynchronize(c->stream), w->what);
+        if (st == LG_OK && c->failed == LG_OK) {
+            note_results(c);
+            deliver(w);
+        }
+    }
+    c->n_task = 0;
+    c->side_busy = false;
+    return report(c, st, err);
 }
 
 extern "C" const lg_ops lg_ops_cuda = {
@@ -1324,5 +1403,5 @@ extern "C" const lg_ops lg_ops_cuda = {
     .upload = cuda_upload, .download = cuda_download, .copy = cuda_copy, .download_rows = cuda_download_rows, .host_alloc = cuda_host_alloc, .host_free = cuda_host_free,
     .in_use = cuda_in_use, .weight_bind = cuda_weight_bind, .weight_unbind = cuda_weight_unbind, .lora_bind = cuda_lora_bind, .lora_unbind = cuda_lora_unbind, .reserve = cuda_reserve,
     .embed = cuda_embed, .qkv = cuda_qkv, .attend = cuda_attend, .attend_hybrid = cuda_attend_hybrid, .observe = cuda_observe, .product_add = cuda_product_add, .gate_up = cuda_gate_up,
-    .logits = cuda_logits, .kv_write = cuda_kv_write, .argmax = cuda_argmax, .sample = cuda_sample, .fetch = cuda_fetch, .kv_random = cuda_kv_random, .sync = cuda_sync,
+    .logits = cuda_logits, .kv_write = cuda_kv_write, .argmax = cuda_argmax, .sample = cuda_sample, .fetch = cuda_fetch, .kv_random = cuda_kv_random, .sync = cuda_sync, .submit = cuda_submit, .wait = cuda_wait,
 };

@@ -1,7 +1,7 @@
 /* cuda: what the files of the CUDA back end share. core.cu owns the context, recording, graphs and memory; product.cu the
  * weights; decode.cu attention of one row per sequence and selection; prefill.cu attention of many rows; observe.cu attention mass.
  *
- * Ops are recorded (arguments copied), run at sync. At sync every host array an op points to is staged in one pinned block in
+ * Ops are recorded (arguments copied), run at sync or submit. Then every host array an op points to is staged in one pinned block in
  * order of first appearance and goes up in ONE copy, so a step of the same shape always finds it at the same device address;
  * page tables have persistent device twins of which only changed entries go up. A list that equals an earlier one in ops,
  * shapes and addresses is replayed as a CUDA graph: lengths, budgets, pages and ids are device data, never grid sizes.
@@ -21,6 +21,7 @@ typedef struct lg_cuda_env {
     int64_t smem_max;         /* shared memory a block may opt in to */
     lg_compute compute;       /* F32: products and sums in f32 without TF32, q not rounded */
     uint8_t *scratch; int64_t scratch_bytes; /* for the launcher of one op; reused by the next op on the same stream */
+    int32_t *drawn;           /* device [LG_DRAWN_ROWS]: ids of the last argmax or sample op, or NULL */
 } lg_cuda_env;
 
 /* Heads of one token as the products leave them, where 32 bits are LG_CUDA_ABSENT until a number is there (no product leaves such a NaN): attention does what is left, so

@@ -686,7 +686,7 @@ template <typename O> static void expand(const lg_cuda_env *e, O *out, const lg_
 #undef X
 }
 
-template <int T> static __global__ void k_embed(float *x, lg_cuda_weight w, const int32_t *ids, int n_tok, lg_cuda_staged staged) {
+template <int T> static __global__ void k_embed(float *x, lg_cuda_weight w, const int32_t *ids, const int32_t *drawn, int n_tok, lg_cuda_staged staged) {
     lg_pdl_wait();
     lg_pdl_go();
     if ((int)blockIdx.x >= n_tok) { /* blocks that copy */
@@ -694,11 +694,12 @@ template <int T> static __global__ void k_embed(float *x, lg_cuda_weight w, cons
         return;
     }
     const int n_slot = lg_fmt<T>::rows ? (w.n_in + 7) / 8 : w.n_chunk * 16;
+    const int32_t given = ids[blockIdx.x], id = given < 0 ? drawn[-1 - given] : given;
     float *to = x + (int64_t)blockIdx.x * w.n_in;
     for (int s = threadIdx.x; s < n_slot; s += blockDim.x) {
         float v[8];
         int col[8];
-        lg_weight_slot<T>(w, ids[blockIdx.x], s, v, col);
+        lg_weight_slot<T>(w, id, s, v, col);
 #pragma unroll
         for (int i = 0; i < 8; i++)
             if (col[i] < w.n_in) to[col[i]] = v[i];
@@ -708,7 +709,7 @@ void lg_cuda_embed(const lg_cuda_env *e, float *x, const lg_weight *w, const int
     const lg_cuda_staged copy = staged ? *staged : lg_cuda_staged{ NULL, NULL, 0 };
     if (n_tok < 1) return;
     const unsigned blocks = (unsigned)n_tok + (unsigned)min64(blocks_of(copy.n, 128), 64);
-#define X(T) case T: lg_cuda_launch(k_embed<T>, dim3(blocks), dim3(128), 0, e->stream, !staged, x, *lg_cuda_packed(w), ids, (int)n_tok, copy); break;
+#define X(T) case T: lg_cuda_launch(k_embed<T>, dim3(blocks), dim3(128), 0, e->stream, !staged, x, *lg_cuda_packed(w), ids, e->drawn, (int)n_tok, copy); break;
     switch (w->dtype) { EACH_FORMAT(X) default: break; }
 #undef X
 }

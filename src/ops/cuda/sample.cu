@@ -21,7 +21,7 @@ static inline void lg_pdl_go() {}
 #define RUN(kernel, grid, e, ...) lg_cuda_launch(kernel, grid, dim3(S_THREADS), sizeof(s_shared), (e)->stream, true, __VA_ARGS__)
 #endif
 
-enum { S_THREADS = 256, S_EACH = 8, LG_PIECE = S_THREADS * S_EACH, S_BINS = 2048, S_BIN_EACH = S_BINS / S_THREADS, S_ROWS = 64,
+enum { S_THREADS = 256, S_EACH = 8, LG_PIECE = S_THREADS * S_EACH, S_BINS = 2048, S_BIN_EACH = S_BINS / S_THREADS, S_ROWS = LG_DRAWN_ROWS,
        S_HALF = LG_WEIGHT_BITS / 2 /* weights are summed in two halves of 32-bit counters: 2048 * 2^20 fits */ };
 typedef unsigned long long u64; /* what the atomics take */
 
@@ -46,12 +46,17 @@ typedef struct s_shared {
     uint32_t bin, last;
 } s_shared;
 typedef struct s_args {
-    int32_t *id; const float *logits; int64_t n_vocab;
+    int32_t *id, *drawn; const float *logits; int64_t n_vocab; /* drawn: of lg_cuda_env, or NULL */
     const lg_draw *draw; const int32_t *recent;
     s_row *row; s_bins *whole, *part; /* [n_row] */
     uint32_t *same;                   /* [n_row, n_piece] ids with the key found */
     int32_t n_piece;
 } s_args;
+
+static __device__ __forceinline__ void s_put(const s_args &a, int32_t id) {
+    a.id[blockIdx.y] = id;
+    if (a.drawn) a.drawn[blockIdx.y] = id;
+}
 
 /* This thread's logits of a piece, penalised: x[j] has id first + j * stride; the piece may reach past the row. */
 static __device__ void s_load(const s_args &a, s_shared *sh, float x[S_EACH], int64_t piece, int64_t first, int stride) {
@@ -203,7 +208,7 @@ static __global__ void __launch_bounds__(S_THREADS) s_top(const __grid_constant_
     r->phase = draws ? S_TOP_K : S_DONE; /* (of the first search; pass 0 serves any) */
     r->low = 0;
     r->shift = 21;
-    if (!draws) a.id[blockIdx.y] = (int32_t)(0xffffffffu - (uint32_t)__ldcg(&r->best));
+    if (!draws) s_put(a, (int32_t)(0xffffffffu - (uint32_t)__ldcg(&r->best)));
 }
 
 /* pass 0: all keys; later ones: the interval the row's search has come to, and the search after it where it ends. */
@@ -303,7 +308,7 @@ static __global__ void __launch_bounds__(S_THREADS) s_pick(const __grid_constant
         }
 #pragma unroll
         for (int j = 0; j < S_EACH; j++)
-            if (first + j < a.n_vocab && lg_sample_key(x[j]) == key && at++ == (u64)left) a.id[blockIdx.y] = (int32_t)(first + j);
+            if (first + j < a.n_vocab && lg_sample_key(x[j]) == key && at++ == (u64)left) s_put(a, (int32_t)(first + j));
     }
 }
 
@@ -318,7 +323,7 @@ void lg_cuda_sample(const lg_cuda_env *e, const lg_op_sample *a, bool top_k, boo
         const unsigned rows = (unsigned)(a->n_row - r0 < S_ROWS ? a->n_row - r0 : (int64_t)S_ROWS);
         s_bins *whole = (s_bins *)(void *)e->scratch, *part = whole + rows;
         s_row *row = (s_row *)(void *)(part + rows);
-        const s_args s = { a->id + r0, a->logits + r0 * a->n_vocab, a->n_vocab, a->draw + r0, a->recent + r0 * LG_RECENT, row, whole, part,
+        const s_args s = { a->id + r0, r0 ? NULL : e->drawn, a->logits + r0 * a->n_vocab, a->n_vocab, a->draw + r0, a->recent + r0 * LG_RECENT, row, whole, part,
                            (uint32_t *)(void *)(row + rows), (int32_t)pieces };
         const dim3 grid((unsigned)pieces, rows);
         const int passes = 1 + 2 * (1 + top_k + top_p);
