@@ -450,8 +450,8 @@ static void test_product(bench *b, const cas *c) {
     for (int i = 0; i < n_w && c->rank; i++) drop_lora(b, &dl[i]);
 }
 
-/* Lists that take the ids which others drew, begun while those are under way: 0 draws the greatest, 1 embeds its ids from behind and draws by
- * top-k of 1 (the greatest, too), 2 embeds those and draws again, and waits by itself for the first. */
+/* Lists that take the ids which the one before draws, begun while that is under way: even ones draw the greatest; odd ones by top-k of 1, which is not the id of the
+ * list before, the greatest, as that is penalised. The third waits by itself for the first. */
 static lg_status embed_drawn(bench *b, const cas *c, const lg_weight *w, const lg_weight *dw, char *more, size_t size, lg_error *e) {
     enum { LISTS = 5 };
     lg_status st = LG_OK;
@@ -462,7 +462,7 @@ static lg_status embed_drawn(bench *b, const cas *c, const lg_weight *w, const l
     lg_draw *draw = host(b, rows * (int64_t)sizeof *draw);
     int32_t *recent = host(b, rows * LG_RECENT * 4);
     float *x[LISTS];
-    for (int64_t r = 0; r < rows; r++) draw[r] = (lg_draw){ .scale = r % 3 ? 1 : 0, .top_p = 1, .random = ~(uint64_t)0, .top_k = 1, .penalty = 1 };
+    for (int64_t r = 0; r < rows; r++) draw[r] = (lg_draw){ .scale = r % 3 ? 1 : 0, .top_p = 1, .random = ~(uint64_t)0, .top_k = 1, .penalty = 2, .n_recent = 1 };
     for (int i = 0; i < LISTS; i++) {
         drawn[i] = host(b, rows * 4);
         got[i] = host(b, rows * 4);
@@ -472,8 +472,11 @@ static lg_status embed_drawn(bench *b, const cas *c, const lg_weight *w, const l
     for (int i = 0; i < LISTS && st == LG_OK; i++) {
         for (int64_t k = 0; k < rows * n_vocab; k++) logits[k] = uniform(b, -2, 1);
         for (int64_t r = 0; r < rows; r++) {
-            drawn[i][r] = (int32_t)lg_base_rng_below(7, 5, b->counter++, n_vocab);
+            const int32_t last = i ? drawn[i - 1][r] : -1, id = (int32_t)lg_base_rng_below(7, 5, b->counter++, n_vocab);
+            drawn[i][r] = id == last ? (id + 1) % (int32_t)n_vocab : id;
+            if (i % 2) logits[r * n_vocab + last] = 3;
             logits[r * n_vocab + drawn[i][r]] = 2;
+            recent[r * LG_RECENT] = (int32_t)(-1 - r);
             ids[r] = i ? (int32_t)(r - rows) : 0; /* row rows - 1 - r of the list before */
         }
         const float *at = device(b, logits, rows * n_vocab * 4); /* (waits for what is under way) */

@@ -28,8 +28,8 @@ typedef struct lg_kv_seq { const int32_t *page; int64_t len; const uint32_t *kep
  * packed: owned by the back end, set by lora_bind (which is NULL where a back end needs none), released by lora_unbind. */
 typedef struct lg_lora { int32_t rank; float scale; float *a, *b; /* [rank, n_in], [n_out, rank] */ void *packed; } lg_lora;
 
-/* x[n_tok, d]. On back ends with `submit` an id below 0 is the one that the last argmax or sample op drew in row -1 - id (of at most
- * LG_DRAWN_ROWS), in this list or one before it. */
+/* x[n_tok, d]. On back ends with `submit` an id below 0 is the one that the argmax or sample op of the list before this one, which is still under
+ * way, draws in row -1 - id (of at most LG_DRAWN_ROWS). */
 enum { LG_DRAWN_ROWS = 64 };
 typedef struct lg_op_embed { float *x; const lg_weight *w; const int32_t *ids; int64_t n_tok; } lg_op_embed;
 
@@ -162,7 +162,7 @@ typedef struct lg_draw { /* no padding: compared as bytes */
 typedef struct lg_op_sample {
     int32_t *id; const float *logits; int64_t n_row, n_vocab;
     const lg_draw *draw;   /* [n_row] */
-    const int32_t *recent; /* [n_row, LG_RECENT]: draw[i].n_recent ids each */
+    const int32_t *recent; /* [n_row, LG_RECENT]: draw[i].n_recent ids each; below 0: as in lg_op_embed */
 } lg_op_sample;
 
 typedef struct lg_ops_ctx lg_ops_ctx;

@@ -153,12 +153,13 @@ void lg_session_settle(lg_session *s) {
     }
 }
 
-/* Row `row` of pass p ends sequence q at length len: how its next id is drawn, when n_drawn have been. False: no one draws there. */
-static bool plan_draw(lg_session *s, lg_pass *p, int64_t row, const lg_timeline *q, int64_t len, int64_t n_drawn) {
+/* Row `row` of pass p ends sequence q at length len with id `last`: how its next id is drawn, when n_drawn have been. False: no one draws there. */
+static bool plan_draw(lg_session *s, lg_pass *p, int64_t row, const lg_timeline *q, int64_t len, int64_t n_drawn, int32_t last) {
     if (!q->sampler) return false;
     const int64_t n = len - q->n_slot < LG_RECENT ? len - q->n_slot : LG_RECENT;
     p->draw[row] = lg_session_draw(q->sampler, n, n_drawn);
-    memcpy(s->recent + row * LG_RECENT, q->ids + len - n, (size_t)n * sizeof(int32_t));
+    memcpy(s->recent + row * LG_RECENT, q->ids + len - n, (size_t)(n - 1) * sizeof(int32_t));
+    s->recent[row * LG_RECENT + n - 1] = last;
     return true;
 }
 /* All rows of pass p have their draws: the back end makes them where it can, else the host does when the ids are asked for. */
@@ -210,7 +211,7 @@ lg_status lg_session_chunk(lg_session *s, int64_t seq, const int32_t *ids, int64
         f.on_mass_user = s;
     }
     if (q->ids + at != ids) memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
-    if (n_row == 1 && logits == s->logits && plan_draw(s, &s->pass[0], 0, q, at + n, q->n_drawn)) ask_next(s, &s->pass[0], &f);
+    if (n_row == 1 && logits == s->logits && plan_draw(s, &s->pass[0], 0, q, at + n, q->n_drawn, q->ids[at + n - 1])) ask_next(s, &s->pass[0], &f);
     const lg_status st = lg_model_forward(s->m, &s->work, &f, err);
     if (st != LG_OK) return st;
     if (observe) lg_session_kept_end(s, q);
@@ -380,11 +381,11 @@ static lg_status run_pass(lg_session *s, lg_pass *p, const int32_t *ids, bool be
     for (int64_t r = 0; r < p->n; r++) {
         lg_timeline *q = &s->seq[p->seq[r]];
         lg_session_pages(s, q, q->len, q->len + 1);
-        place(s, r, p->seq[r], (int32_t)r, ids ? ids[r] : (int32_t)(-1 - q->logit_row), q->len);
+        const int32_t id = ids ? ids[r] : (int32_t)(-1 - q->logit_row);
+        place(s, r, p->seq[r], (int32_t)r, id, q->len);
         s->seqs[r] = (lg_kv_seq){ .page = q->page, .len = q->len + 1, .kept = q->kept };
         s->row[r] = (int32_t)r;
-        if (ids) q->ids[q->len] = ids[r];
-        draws = plan_draw(s, p, r, q, q->len + 1, q->n_drawn + !ids) && draws;
+        draws = plan_draw(s, p, r, q, q->len + 1, q->n_drawn + !ids, id) && draws;
         s->step_budget[r] = 0;
         s->step_dense[r] = !s->roles.n_layer || lg_session_plan_row(s, q->len + 1, &s->step_budget[r]) || corrects(s, q);
         p->budget[r] = s->step_budget[r];
@@ -424,7 +425,7 @@ static bool can_go_on(const lg_session *s, const lg_pass *p) {
     for (int64_t r = 0; r < p->n; r++) {
         const lg_timeline *q = &s->seq[p->seq[r]];
         if (s->batch[r] < 0) continue;
-        if (p->draw[r].penalty != 1 || q->len + q->shift >= s->p.n_ctx || runs_again(s, q)) return false; /* (a penalty looks at ids) */
+        if (q->len + q->shift >= s->p.n_ctx || runs_again(s, q)) return false;
     }
     return true;
 }

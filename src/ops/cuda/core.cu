@@ -87,6 +87,7 @@ struct lg_ops_ctx {
     turn turns[2];
     int now;                   /* whose turn it is; 0 where nothing is under way, so that a list finds its graph */
     int64_t n_ticket;
+    int32_t *drawn;            /* [2][LG_DRAWN_ROWS] by turn */
     /* page tables */
     int n_twin;
     twin *twins;
@@ -203,7 +204,7 @@ static void cuda_close(lg_ops_ctx *c) {
         cudaFreeHost(c->chunk_pin[i]);
     }
     void *dev[] = { c->dev, c->select, c->score, c->kv_rows, c->argmax_part, c->env.scratch, c->work.x, c->work.sums, c->work.y0, c->work.y1,
-                    c->work.ready, c->work.wide, c->work.lora, c->work.partial, c->raw, c->env.drawn };
+                    c->work.ready, c->work.wide, c->work.lora, c->work.partial, c->raw, c->drawn };
     for (size_t i = 0; i < sizeof dev / sizeof *dev; i++)
         if (dev[i]) cudaFree(dev[i]);
     for (int i = 0; i < 2; i++) {
@@ -276,8 +277,8 @@ static lg_status cuda_open(lg_ops_ctx **out, const lg_ops_config *cfg, lg_error 
     if (!ok) LG_TRY(lg_base_fail(err, LG_ERR_NOMEM, -1, "out of memory"));
     for (int i = 0; i < 2; i++) LG_TRY(grow_pinned(c, &c->turns[i].out, &c->turns[i].out_cap, OUT_BYTES, err));
     LG_TRY(lg_cuda_new((void **)&c->argmax_part, 4096 * 64 * 8, "argmax", err));
-    LG_TRY(lg_cuda_new((void **)&c->env.drawn, LG_DRAWN_ROWS * 4, "drawn ids", err));
-    cudaMemsetAsync(c->env.drawn, 0, LG_DRAWN_ROWS * 4, c->stream);
+    LG_TRY(lg_cuda_new((void **)&c->drawn, 2 * LG_DRAWN_ROWS * 4, "drawn ids", err));
+    cudaMemsetAsync(c->drawn, 0, 2 * LG_DRAWN_ROWS * 4, c->stream);
     *out = c;
 done:
     if (st != LG_OK) cuda_close(c);
@@ -962,7 +963,7 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
             const lg_op_argmax *a = &t->u.argmax;
             if (a->n_row < 1) break;
             lg_cuda_launch(k_argmax_part, dim3(ARG_BLOCKS, (unsigned)a->n_row), dim3(256), 0, c->stream, true, c->argmax_part, a->logits, a->n_vocab);
-            lg_cuda_launch(k_argmax, dim3((unsigned)a->n_row), dim3(ARG_BLOCKS), 0, c->stream, true, (int32_t *)t->out, c->env.drawn, (const uint64_t *)c->argmax_part);
+            lg_cuda_launch(k_argmax, dim3((unsigned)a->n_row), dim3(ARG_BLOCKS), 0, c->stream, true, (int32_t *)t->out, c->env.draws, (const uint64_t *)c->argmax_part);
             break;
         }
         case K_SAMPLE: {
@@ -1306,6 +1307,8 @@ static lg_status start(lg_ops_ctx *c, lg_error *err) {
     bool as_graph = false;
     uint64_t key_hash = 0;
     if (start_again(c)) return LG_OK;
+    c->env.draws = c->drawn + c->now * LG_DRAWN_ROWS;
+    c->env.drawn = c->drawn + (1 - c->now) * LG_DRAWN_ROWS;
     keep_record(c);
     LG_TRY(ensure(c, err));
     resolve(c, true);

@@ -21,7 +21,8 @@ typedef struct lg_cuda_env {
     int64_t smem_max;         /* shared memory a block may opt in to */
     lg_compute compute;       /* F32: products and sums in f32 without TF32, q not rounded */
     uint8_t *scratch; int64_t scratch_bytes; /* for the launcher of one op; reused by the next op on the same stream */
-    int32_t *drawn;           /* device [LG_DRAWN_ROWS]: ids of the last argmax or sample op, or NULL */
+    int32_t *draws;           /* device [LG_DRAWN_ROWS]: where this list's argmax or sample op leaves its ids, too, or NULL */
+    const int32_t *drawn;     /* the same of the list before */
 } lg_cuda_env;
 
 /* Heads of one token as the products leave them, where 32 bits are LG_CUDA_ABSENT until a number is there (no product leaves such a NaN): attention does what is left, so

@@ -172,13 +172,13 @@ static __global__ void k_argmax_part(uint64_t *part, const float *logits, int64_
     best = block_max(best);
     if (threadIdx.x == 0) part[(int64_t)blockIdx.y * ARG_BLOCKS + blockIdx.x] = best;
 }
-static __global__ void k_argmax(int32_t *id, int32_t *drawn, const uint64_t *part) { /* drawn: [LG_DRAWN_ROWS] */
+static __global__ void k_argmax(int32_t *id, int32_t *draws, const uint64_t *part) { /* draws: [LG_DRAWN_ROWS] */
     lg_pdl_wait();
     lg_pdl_go();
     const uint64_t best = block_max(part[(int64_t)blockIdx.x * ARG_BLOCKS + threadIdx.x]);
     if (threadIdx.x) return;
     id[blockIdx.x] = (int32_t)(0xffffffffu - (uint32_t)best);
-    if (blockIdx.x < LG_DRAWN_ROWS) drawn[blockIdx.x] = (int32_t)(0xffffffffu - (uint32_t)best);
+    if (blockIdx.x < LG_DRAWN_ROWS) draws[blockIdx.x] = (int32_t)(0xffffffffu - (uint32_t)best);
 }
 
 static __device__ __forceinline__ uint64_t mix(uint64_t x) {

@@ -46,7 +46,7 @@ typedef struct s_shared {
     uint32_t bin, last;
 } s_shared;
 typedef struct s_args {
-    int32_t *id, *drawn; const float *logits; int64_t n_vocab; /* drawn: of lg_cuda_env, or NULL */
+    int32_t *id, *draws; const int32_t *drawn; const float *logits; int64_t n_vocab; /* draws, drawn: of lg_cuda_env */
     const lg_draw *draw; const int32_t *recent;
     s_row *row; s_bins *whole, *part; /* [n_row] */
     uint32_t *same;                   /* [n_row, n_piece] ids with the key found */
@@ -55,7 +55,7 @@ typedef struct s_args {
 
 static __device__ __forceinline__ void s_put(const s_args &a, int32_t id) {
     a.id[blockIdx.y] = id;
-    if (a.drawn) a.drawn[blockIdx.y] = id;
+    if (a.draws) a.draws[blockIdx.y] = id;
 }
 
 /* This thread's logits of a piece, penalised: x[j] has id first + j * stride; the piece may reach past the row. */
@@ -67,7 +67,8 @@ static __device__ void s_load(const s_args &a, s_shared *sh, float x[S_EACH], in
         for (int i = threadIdx.x; i < LG_PIECE / 32; i += S_THREADS) sh->flag[i] = 0;
         __syncthreads();
         if ((int)threadIdx.x < d->n_recent) {
-            const int64_t at = a.recent[r * LG_RECENT + threadIdx.x] - p0;
+            const int32_t id = a.recent[r * LG_RECENT + threadIdx.x];
+            const int64_t at = (id < 0 ? a.drawn[-1 - id] : id) - p0;
             if (at >= 0 && at < LG_PIECE) atomicOr(&sh->flag[at / 32], 1u << at % 32);
         }
         __syncthreads();
@@ -323,7 +324,7 @@ void lg_cuda_sample(const lg_cuda_env *e, const lg_op_sample *a, bool top_k, boo
         const unsigned rows = (unsigned)(a->n_row - r0 < S_ROWS ? a->n_row - r0 : (int64_t)S_ROWS);
         s_bins *whole = (s_bins *)(void *)e->scratch, *part = whole + rows;
         s_row *row = (s_row *)(void *)(part + rows);
-        const s_args s = { a->id + r0, r0 ? NULL : e->drawn, a->logits + r0 * a->n_vocab, a->n_vocab, a->draw + r0, a->recent + r0 * LG_RECENT, row, whole, part,
+        const s_args s = { a->id + r0, r0 ? NULL : e->draws, e->drawn, a->logits + r0 * a->n_vocab, a->n_vocab, a->draw + r0, a->recent + r0 * LG_RECENT, row, whole, part,
                            (uint32_t *)(void *)(row + rows), (int32_t)pieces };
         const dim3 grid((unsigned)pieces, rows);
         const int passes = 1 + 2 * (1 + top_k + top_p);
