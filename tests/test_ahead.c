@@ -199,7 +199,7 @@ static void test_generate(void **state) {
     lg_model *m = fx_model("tiny-hybrid", "ref"), *f = far_model("tiny-hybrid");
     for (int kind = 0; kind < N_KIND; kind++)
         for (int how = 0; how < 4; how++)
-            for (int n_seq = 1; n_seq <= 3; n_seq += 2) {
+            for (int n_seq = kind > 1 ? 3 : 1; n_seq <= 3 && (how < 3 || kind < 2); n_seq += 2) { /* (what kinds have in common is looked at twice) */
                 lg_session *a = session(m, kind, n_seq, kind ? 512 : 128), *b = session(f, kind, n_seq, kind ? 512 : 128); /* 128: the last prompt meets the end */
                 lg_generation want[N_PROMPT], got[N_PROMPT];
                 int left_a, left_b;

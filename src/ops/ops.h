@@ -174,6 +174,7 @@ typedef struct lg_ops_config { const char *device; int n_threads; lg_compute com
 typedef struct lg_ops {
     const char *name;
     bool host_memory; /* device memory can be read and written by the host */
+    bool allocates;   /* ops allocate scratch (the specification): a decode step may */
     int64_t chunk;    /* tokens of a prefill chunk where the caller names none */
     lg_status (*open)(lg_ops_ctx **out, const lg_ops_config *c, lg_error *err);
     void (*close)(lg_ops_ctx *c);

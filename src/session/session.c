@@ -454,7 +454,7 @@ lg_status lg_session_step_on(lg_session *s, const int32_t *seqs, const int32_t *
         for (int64_t j = 0; j < i; j++)
             if (seqs[j] == seqs[i]) return lg_base_fail(err, LG_ERR_USAGE, -1, "sequence %d is twice in one step", seqs[i]);
     }
-    const bool guarded = s->m->ops != &lg_ops_ref && !s->on_query; /* the specification allocates its scratch */
+    const bool guarded = !s->m->ops->allocates && !s->on_query;
     lg_pass *p = under_way(s, seqs, ids, n);
     if (!p) lg_session_settle(s);
     forget_logits(s);

@@ -218,7 +218,7 @@ static lg_status ref_sync(lg_ops_ctx *c, lg_error *err) {
 }
 
 const lg_ops lg_ops_ref = {
-    .name = "ref", .host_memory = true, .chunk = 512, .copy = ref_copy, .argmax = ref_argmax, .sample = ref_sample, .fetch = ref_copy, .open = ref_open, .close = ref_close, .describe = ref_describe, .alloc = ref_alloc, .free = ref_free,
+    .name = "ref", .host_memory = true, .allocates = true, .chunk = 512, .copy = ref_copy, .argmax = ref_argmax, .sample = ref_sample, .fetch = ref_copy, .open = ref_open, .close = ref_close, .describe = ref_describe, .alloc = ref_alloc, .free = ref_free,
     .upload = ref_copy, .download = ref_copy, .weight_bind = ref_weight_bind, .weight_unbind = ref_weight_unbind,
     .reserve = ref_reserve, .embed = ref_embed, .qkv = ref_qkv, .attend = ref_attend, .attend_hybrid = ref_attend_hybrid, .observe = ref_observe,
     .product_add = ref_product_add, .gate_up = ref_gate_up, .logits = ref_logits, .kv_write = ref_kv_write, .sync = ref_sync,
