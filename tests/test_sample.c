@@ -67,6 +67,8 @@ static void test_specification(void **state) {
         int32_t first = -1;
         for (int64_t step = 0; step < DRAWS; step++) {
             const int32_t id = lg_sample(x, n, &p, recent, p.repeat_penalty == 1 ? 0 : n_recent, step, scratch);
+            const lg_draw d = lg_session_draw(&p, n_recent, step);
+            assert_int_equal(lg_ops_sample(x, n, &d, recent, scratch), id);
             const int32_t want = plain_sampler(x, n, &p, recent, p.repeat_penalty == 1 ? 0 : n_recent, step);
             if (id != want) fail_msg("case %d step %d: id %d, not %d", c, (int)step, id, want);
             distinct += step > 0 && id != first;
@@ -76,6 +78,35 @@ static void test_specification(void **state) {
         }
     }
     assert_true(distinct > 2000); /* the options left something to draw */
+}
+
+/* The host's sampler draws what the specification draws. */
+static void test_fast(void **state) {
+    (void)state;
+    enum { N = 3000 };
+    static float x[N], scratch[2 * N];
+    int64_t later = 0; /* draws that are not of the greatest */
+    for (int c = 0; c < 6000; c++) {
+        const int64_t n = c % 3 == 0 ? N : 1 + below(c % 3 == 1 ? 40 : N);
+        const int kind = (int)below(8);
+        int32_t recent[LG_RECENT];
+        const float wide = (float)(1 << below(8)), odd = (float[]){ NAN, INFINITY, -INFINITY, 0 }[below(4)];
+        for (int64_t i = 0; i < n; i++)
+            x[i] = kind == 0 ? (float)below(6) - 3 : kind == 1 ? -INFINITY : kind == 2 && below(3) ? odd : kind == 3 ? -0.0f * (float)below(2) : kind == 4 && i ? 7 : wide * (unit() - 0.5f);
+        if (kind == 1 && below(2)) x[below(n)] = below(2) ? 3 : NAN;
+        lg_draw d = { .scale = below(9) == 0 ? 0 : below(12) == 0 ? 1e40 : 1.44 / (0.05 + 2 * (double)unit()), .top_p = below(2) ? 1 : below(5) == 0 ? 1e-9 : (double)unit(),
+                      .min_weight = below(3) ? 0 : below(4) == 0 ? (uint64_t)1 << 40 : (uint64_t)below((int64_t)1 << 40) >> below(30),
+                      .random = below(8) == 0 ? 0 : below(8) == 0 ? ~(uint64_t)0 : rnd(), .top_k = below(2) ? 0 : below(3) ? 1 + below(60) : below(n + 3),
+                      .penalty = below(3) ? 1 : 0.5f + 2 * unit(), .n_recent = (int32_t)below(LG_RECENT + 1) };
+        for (int32_t i = 0; i < d.n_recent; i++) recent[i] = (int32_t)below(n);
+        const int32_t want = lg_ops_sample(x, n, &d, recent, scratch), id = lg_ops_sample_fast(x, n, &d, recent, scratch);
+        if (id != want) fail_msg("case %d (kind %d, %lld logits): id %d, not %d", c, kind, (long long)n, id, want);
+        later += want != lg_ops_greatest(x, n);
+        d.scale = 0;
+        d.penalty = 1;
+        assert_int_equal(lg_ops_greatest(x, n), lg_ops_sample(x, n, &d, recent, scratch));
+    }
+    assert_true(later > 2000);
 }
 
 static uint64_t weight(float v, float top, double scale) { return lg_sample_weight(lg_sample_key(v), lg_sample_key(top), scale); }
@@ -148,6 +179,6 @@ static void test_generation(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_specification), cmocka_unit_test(test_weights), cmocka_unit_test(test_generation) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_specification), cmocka_unit_test(test_fast), cmocka_unit_test(test_weights), cmocka_unit_test(test_generation) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

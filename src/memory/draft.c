@@ -46,7 +46,7 @@ lg_status lg_memory_read_drafted(lg_asking *a, lg_reading *r, const lg_ids *from
     r->out.prompt_tokens = r->prompt.n;
     r->out.prefill_s = lg_base_now() - began;
     r->out.stop_reason = LG_STOP_LENGTH;
-    int32_t next = lg_session_greatest(lg_session_logits(s, 0), n_vocab);
+    int32_t next = lg_ops_greatest(lg_session_logits(s, 0), n_vocab);
     while (out->n < r->n_max) {
         if (ends(a, next)) {
             r->out.stop_reason = LG_STOP_EOS;
@@ -64,11 +64,11 @@ lg_status lg_memory_read_drafted(lg_asking *a, lg_reading *r, const lg_ids *from
         LG_TRY(lg_session_chunk(s, 0, feed, k + 1, k + 1, s->logits, false, err));
         r->out.decode_steps++;
         int64_t kept = 0;
-        next = lg_session_greatest(s->logits, n_vocab);
+        next = lg_ops_greatest(s->logits, n_vocab);
         while (kept < k && next == feed[kept + 1] && !ends(a, next)) {
             if (!lg_base_ids_push(out, next)) LG_TRY(nomem(err));
             kept++;
-            next = lg_session_greatest(s->logits + kept * n_vocab, n_vocab);
+            next = lg_ops_greatest(s->logits + kept * n_vocab, n_vocab);
         }
         if (kept < k) LG_TRY(lg_session_rewind(s, 0, len + 1 + kept, err));
         ahead = kept == k && k ? (2 * ahead < MOST ? 2 * ahead : MOST) : LEAST;

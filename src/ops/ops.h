@@ -254,4 +254,7 @@ int64_t lg_ops_select(int32_t *out, int64_t cap, const float *score, int64_t len
                       const lg_select *s, float *scratch_f, int32_t *scratch_i);
 /* The specification of sampling: the id drawn from one row. recent: d->n_recent ids (here any number); scratch: [2 * n_vocab] */
 int32_t lg_ops_sample(const float *logits, int64_t n_vocab, const lg_draw *d, const int32_t *recent, float *scratch);
+/* The same id in a fraction of the time. */
+int32_t lg_ops_sample_fast(const float *logits, int64_t n_vocab, const lg_draw *d, const int32_t *recent, float *scratch);
+int32_t lg_ops_greatest(const float *logits, int64_t n_vocab); /* the id of the greatest logit, ties: the lowest, NaN last */
 #endif

@@ -38,12 +38,12 @@ LG_BOTH float lg_sample_value(uint32_t key) {
 
 LG_BOTH float lg_sample_penalised(float v, float penalty) { return v > 0 ? v / penalty : v * penalty; }
 
-/* Of the logits' keys: 2^((v - greatest) * scale) in units of 2^-40, rounded down. Error of the polynomial: 3e-13. */
-LG_BOTH uint64_t lg_sample_weight(uint32_t key, uint32_t top, double scale) {
-    if (key == top) return (uint64_t)1 << LG_WEIGHT_BITS;
-    const double y = LG_ROUND_MUL((double)lg_sample_value(key) - (double)lg_sample_value(top), scale), whole = 6755399441055744.0; /* 1.5 * 2^52 */
-    if (!(y > -LG_WEIGHT_BITS - 1.0)) return 0; /* (NaN too) */
-    const double n = LG_ROUND_ADD(LG_ROUND_ADD(y, whole), -whole), f = y - n; /* n: the nearest whole number */
+/* (v - greatest) * scale of a logit that is not the greatest. */
+LG_BOTH double lg_sample_below(float v, float top, double scale) { return LG_ROUND_MUL((double)v - (double)top, scale); }
+/* The whole number next to y, of which y is within 2^51. */
+LG_BOTH double lg_sample_whole(double y) { return LG_ROUND_ADD(LG_ROUND_ADD(y, 6755399441055744.0), -6755399441055744.0); } /* 1.5 * 2^52 */
+/* 2^f, |f| <= 1/2. Error of the polynomial: 3e-13. */
+LG_BOTH double lg_sample_exp2(double f) {
     double p = 7.054911620801121e-09; /* ln(2)^k / k!, k = 10 .. 0 */
     p = LG_ROUND_ADD(LG_ROUND_MUL(p, f), 1.0178086009239699e-07);
     p = LG_ROUND_ADD(LG_ROUND_MUL(p, f), 1.3215486790144307e-06);
@@ -55,7 +55,18 @@ LG_BOTH uint64_t lg_sample_weight(uint32_t key, uint32_t top, double scale) {
     p = LG_ROUND_ADD(LG_ROUND_MUL(p, f), 2.4022650695910072e-01);
     p = LG_ROUND_ADD(LG_ROUND_MUL(p, f), 6.9314718055994531e-01);
     p = LG_ROUND_ADD(LG_ROUND_MUL(p, f), 1.0);
-    return (uint64_t)(int64_t)LG_ROUND_MUL(p, (double)((int64_t)1 << LG_WEIGHT_BITS)) >> (int)-n;
+    return p;
+}
+/* 2^y in units of 2^-40, rounded down, for y <= 0. */
+LG_BOTH uint64_t lg_sample_power(double y) {
+    if (!(y > -LG_WEIGHT_BITS - 1.0)) return 0; /* (NaN too) */
+    const double n = lg_sample_whole(y);
+    return (uint64_t)(int64_t)LG_ROUND_MUL(lg_sample_exp2(y - n), (double)((int64_t)1 << LG_WEIGHT_BITS)) >> (int)-n;
+}
+/* Of the logits' keys. */
+LG_BOTH uint64_t lg_sample_weight(uint32_t key, uint32_t top, double scale) {
+    if (key == top) return (uint64_t)1 << LG_WEIGHT_BITS;
+    return lg_sample_power(lg_sample_below(lg_sample_value(key), lg_sample_value(top), scale));
 }
 
 /* The mass that top-p needs of `all`. */

@@ -92,10 +92,7 @@ static lg_status take(lg_session *s, run *r, int64_t seq, float *scratch, lg_err
     const lg_draw draw = lg_session_draw(&r->p->sampler, n_recent, g->ids.n);
     const lg_pass *p = &s->pass[s->now];
     const bool known = s->next_known && !memcmp(&draw, &p->draw[row], sizeof draw); /* the device drew as this run would */
-    const bool greatest = draw.scale == 0 && draw.penalty == 1;
-    const int32_t id = known    ? p->next[row]
-                     : greatest ? lg_session_greatest(lg_session_logits(s, seq), s->m->cfg.n_vocab)
-                                : lg_ops_sample(lg_session_logits(s, seq), s->m->cfg.n_vocab, &draw, lg_session_ids(s, seq) + len - n_recent, scratch);
+    const int32_t id = known ? p->next[row] : lg_ops_sample_fast(lg_session_logits(s, seq), s->m->cfg.n_vocab, &draw, lg_session_ids(s, seq) + len - n_recent, scratch);
     if (r->p->logprob) {
         r->sum += ln_p(lg_session_logits(s, seq), s->m->cfg.n_vocab, id);
         g->logprob = r->sum / (double)++r->n_sum;

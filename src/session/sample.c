@@ -1,6 +1,5 @@
 /* Sampling: repetition penalty, then temperature, top-k, top-p, min-p, one draw that depends on seed and step only. */
 #include "session/session.h"
-#include <math.h>
 
 void lg_sampler_defaults(lg_sampler_params *p) {
     *p = (lg_sampler_params){ .temp = 0, .top_k = 0, .top_p = 1, .min_p = 0, .repeat_penalty = 1, .seed = 0 };
@@ -17,22 +16,8 @@ lg_draw lg_session_draw(const lg_sampler_params *p, int64_t n_recent, int64_t st
     return d;
 }
 
-int32_t lg_session_greatest(const float *logits, int64_t n_vocab) {
-    enum { N = 32 }; /* maxima side by side: the loop over them becomes a few instructions */
-    float top[N];
-    int64_t i = 0;
-    for (int k = 0; k < N; k++) top[k] = -INFINITY;
-    for (; i + N <= n_vocab; i += N)
-        for (int k = 0; k < N; k++) top[k] = logits[i + k] > top[k] ? logits[i + k] : top[k];
-    for (; i < n_vocab; i++) top[0] = logits[i] > top[0] ? logits[i] : top[0];
-    for (int k = 1; k < N; k++) top[0] = top[k] > top[0] ? top[k] : top[0];
-    for (i = 0; i < n_vocab; i++)
-        if (logits[i] == top[0]) return (int32_t)i;
-    return 0; /* no numbers at all */
-}
-
 int32_t lg_sample(const float *logits, int64_t n_vocab, const lg_sampler_params *p, const int32_t *recent, int64_t n_recent, int64_t step,
                   float *scratch) {
     const lg_draw d = lg_session_draw(p, n_recent, step);
-    return lg_ops_sample(logits, n_vocab, &d, recent, scratch);
+    return lg_ops_sample_fast(logits, n_vocab, &d, recent, scratch);
 }

@@ -529,7 +529,7 @@ lg_status lg_session_greedy(lg_session *s, const int32_t *seqs, int32_t *ids, in
     if (st != LG_OK) return st;
     for (int64_t i = 0; i < n; i++) {
         const int64_t row = s->seq[seqs[i]].logit_row;
-        ids[i] = s->next_known ? s->pass[s->now].next[row] : lg_session_greatest(lg_session_logits(s, seqs[i]), s->m->cfg.n_vocab);
+        ids[i] = s->next_known ? s->pass[s->now].next[row] : lg_ops_greatest(lg_session_logits(s, seqs[i]), s->m->cfg.n_vocab);
     }
     return LG_OK;
 }

@@ -91,10 +91,8 @@ struct lg_session {
     uint8_t *stage; int64_t stage_bytes; /* slots.c: device memory that slots of a few layers pass through */
 };
 
-/* sample.c: how draw number `step` of a sampler goes; the id of the greatest logit, ties: the lowest, NaN last: what lg_ops_sample draws without
- * temperature and penalty. */
+/* sample.c: how draw number `step` of a sampler goes. */
 lg_draw lg_session_draw(const lg_sampler_params *p, int64_t n_recent, int64_t step);
-int32_t lg_session_greatest(const float *logits, int64_t n_vocab);
 
 /* cache.c */
 lg_status lg_session_cache_init(lg_session *s, lg_error *err);
