@@ -1,6 +1,7 @@
 /* Sampling: the specification (lg_op_sample in ops.h says what is drawn), and the same for the host, faster. */
 #include "ops/ops.h"
 #include "ops/sample.h"
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -155,7 +156,7 @@ static int64_t first_k(const pick *p, int64_t k) {
 static int64_t bin_ids(const pick *p, int bin) {
     const double low = (double)p->top - (bin + 1.0) / (BIN_RATE * p->scale), high = (double)p->top - bin / (BIN_RATE * p->scale);
     const double room = 1e-5 * (fabs((double)p->top) + (double)p->top - low) + 1e-30; /* for roundings: what lies between is looked at */
-    const float from = (float)(low - room), to = (float)(high + room);
+    const float from = (float)fmax(low - room, -FLT_MAX), to = (float)fmin(high + room, FLT_MAX);
     int64_t n = 0;
     for (int64_t i = 0; i < p->n_vocab; i++)
         if (p->x[i] >= from && p->x[i] <= to) {

@@ -183,14 +183,14 @@ static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_id
                     ended++;
                 }
             }
-        int64_t k = 0, free = 0;
+        int64_t k = 0, idle = 0; /* idle: sequences that have no prompt, or none after this step */
         bool goes_on = false, reads = false; /* some run needs a step more; some run reads logits */
         for (int64_t w = 0; w < width; w++) {
             run *r = &runs[w];
-            free += !r->active;
+            idle += !r->active;
             if (!r->active) continue;
             const bool last = r->out->ids.n + 1 >= r->p->n_max;
-            free += last;
+            idle += last;
             goes_on = goes_on || !last;
             reads = reads || r->p->logprob;
             who[k] = w;
@@ -202,7 +202,7 @@ static lg_status decode(lg_session *s, int64_t first, int64_t width, const lg_id
             continue; /* prompts are left, or all have ended */
         }
         const lg_stats a = s->stats;
-        LG_TRY(lg_session_step_on(s, seqs, ids, k, goes_on && !reads && !(free && started < n), err));
+        LG_TRY(lg_session_step_on(s, seqs, ids, k, goes_on && !reads && !(idle && started < n), err));
         for (int64_t i = 0; i < k; i++) {
             run *r = &runs[who[i]];
             r->out->decode_s += s->stats.decode_s - a.decode_s;
