@@ -8,6 +8,7 @@ logits     prefill and teacher-forced decode against the CPU and transformers, e
 hybrid     every case of tests/fixtures/tiny-hybrid/cases: logits and, step for step, the selected sets; a case whose scores come closer
            than 1e-4 to a tie by rounding alone (its margin) may differ and is counted as skipped
 generate   greedy and sampled ids (temperature, top-k, top-p, min-p, penalty), dense and hybrid under every rule, cache correction
+modes      the same under each variable with which the back end can be looked into (core.cu)
 batch      ragged prompts with more prompts than sequences, greedy and sampled, dense and hybrid
 snapshot   saved on one device, continued on the other, for every cache dtype
 perplexity, chat, calibrate, bank (build, append, export, logits and generate behind slots), ask (every mode), bench, failures
@@ -76,25 +77,25 @@ class Bench:
     def ids(self, ids):
         return self.write("ids", " ".join(map(str, ids)))
 
-    def call(self, args, stdin=""):
-        env = dict(os.environ, XDG_CACHE_HOME=str(self.folder / "cache"))
+    def call(self, args, stdin="", env=()):
+        env = dict(os.environ, XDG_CACHE_HOME=str(self.folder / "cache"), **dict(env))
         return subprocess.run([self.o.longan] + [str(a) for a in args], input=stdin, capture_output=True, text=True, timeout=240, env=env)
 
-    def run(self, *args, stdin=""):
-        p = self.call(args, stdin)
+    def run(self, *args, stdin="", env=()):
+        p = self.call(args, stdin, env)
         if p.returncode:
             raise RuntimeError(f"exit {p.returncode}: {p.stderr.strip()[-300:]}: {' '.join(map(str, args))}")
         return p.stdout
 
-    def json(self, *args, stdin=""):
+    def json(self, *args, stdin="", env=()):
         """All objects that a command prints."""
-        return [json.loads(x) for x in self.run(*args, "--json", stdin=stdin).splitlines()]
+        return [json.loads(x) for x in self.run(*args, "--json", stdin=stdin, env=env).splitlines()]
 
     def on(self, device, command, model, *more):
         return [*command.split(), "-m", model, "--device", device, "--threads", "2", "--compute", "f32", *more]
 
-    def both(self, command, model, *more, stdin=""):
-        return [self.json(*self.on(d, command, model, *more), stdin=stdin) for d in self.devices]
+    def both(self, command, model, *more, stdin="", env=()):
+        return [self.json(*self.on(d, command, model, *more), stdin=stdin, env=env) for d in self.devices]
 
     def logits(self, device, model, ids, *more):
         out = self.path("logits.npy")
@@ -180,6 +181,14 @@ def check_generate(b, job):
     else:
         for sampler in ("greedy", "all"):
             yield from same_text(f"generate hybrid {name}, {sampler}", b.both("generate", folder, *common, *heads(name), *SAMPLERS[sampler]))
+
+
+def check_modes(b, mode):
+    """Long enough that steps come as graphs and are begun ahead, where the mode lets them."""
+    for name, more in (("dense", []), ("hybrid", heads("topk"))):
+        for sampler in ("greedy", "all"):
+            got = b.both("generate", HYBRID, "--ids", b.ids(prompt_of(HYBRID, 70)), "-n", 70, "--stop-ids", "", *more, *SAMPLERS[sampler], env=[mode.split("=")])
+            yield from same_text(f"{mode} {name}, {sampler}", got)
 
 
 def check_batch(b, job):
@@ -379,6 +388,7 @@ def main():
         work += [(check_hybrid, c) for c in json.loads((HYBRID / "cases" / "cases.json").read_text())]
         work += [(check_generate, (f, s)) for s in SAMPLERS for f in (fixtures if s in ("greedy", "all") else fixtures[1:2])]
         work += [(check_generate, (HYBRID, h)) for h in HEADS]
+        work += [(check_modes, f"LONGAN_CUDA_{m}") for m in ("SYNC=1", "GRAPH=0", "SIDE=0", "PDL=0")]
         work += [(check_batch, (f"{k}, {s}", v + SAMPLERS[s])) for k, v in (("dense", []), ("hybrid", heads("topk"))) for s in ("greedy", "all")]
         work += [(check_snapshot, kv) for kv in ("f32", "f16", "bf16", "q8")]
         work += [(check_perplexity, None), (check_chat, "greedy"), (check_chat, "all"), (check_calibrate, "donor"), (check_calibrate, "same-index")]
