@@ -119,6 +119,12 @@ static lg_model *far_model(const char *name) {
     return m;
 }
 
+static void free_models(lg_model *m, lg_model *f) { /* f: of far_model */
+    lg_model_free(m);
+    f->ops = &lg_ops_ref;
+    lg_model_free(f);
+}
+
 /* ---- what is compared ---- */
 enum { N_KIND = 5, N_PROMPT = 5 };
 static const char *const kind_name[N_KIND] = { "dense", "hybrid", "blocks", "kept tokens", "corrections" };
@@ -226,12 +232,16 @@ static void test_generate(void **state) {
                 lg_session_free(a);
                 lg_session_free(b);
             }
-    lg_model_free(m);
-    f->ops = &lg_ops_ref;
-    lg_model_free(f);
+    free_models(m, f);
 }
 
 /* ---- steps, and what comes between them ---- */
+static void read_both(lg_session *a, lg_session *b, const int32_t *text) {
+    for (int32_t q = 0; q < 3; q++) {
+        OK(lg_session_sync(a, q, text + q, 50 + 13 * q, err));
+        OK(lg_session_sync(b, q, text + q, 50 + 13 * q, err));
+    }
+}
 static void step_both(lg_session *a, lg_session *b, const int32_t *seqs, int32_t *ids, int64_t n, bool more) {
     int32_t other[3];
     memcpy(other, ids, (size_t)n * sizeof *ids);
@@ -248,8 +258,7 @@ static void test_steps(void **state) {
         int32_t seqs[3] = { 0, 1, 2 }, ids[3], text[200];
         char path[512];
         for (int i = 0; i < 200; i++) text[i] = some_id(m, 21, (uint64_t)i);
-        for (int x = 0; x < 2; x++)
-            for (int32_t q = 0; q < 3; q++) OK(lg_session_sync(both[x], q, text + q, 50 + 13 * q, err));
+        read_both(a, b, text);
         memcpy(ids, text, sizeof ids);
         const int64_t begun = far.begun;
         for (int i = 0; i < 20; i++) step_both(a, b, seqs, ids, 3, true); /* over page edges */
@@ -290,9 +299,7 @@ static void test_steps(void **state) {
         lg_session_free(a);
         lg_session_free(b);
     }
-    lg_model_free(m);
-    f->ops = &lg_ops_ref;
-    lg_model_free(f);
+    free_models(m, f);
 }
 
 /* Two sessions of one model draw in turns: a step of one may not take the ids of the other. */
@@ -316,9 +323,7 @@ static void test_two_sessions(void **state) {
         lg_session_free(a[x]);
         lg_session_free(b[x]);
     }
-    lg_model_free(m);
-    f->ops = &lg_ops_ref;
-    lg_model_free(f);
+    free_models(m, f);
 }
 
 /* A device that fails: the step is not taken, its error comes out, and the session goes on when the device does. */
@@ -329,10 +334,7 @@ static void test_failure(void **state) {
         lg_session *a = session(m, 1, 3, 256), *b = session(f, 1, 3, 256);
         int32_t seqs[3] = { 0, 1, 2 }, ids[3], other[3], text[200];
         for (int i = 0; i < 200; i++) text[i] = some_id(m, 41, (uint64_t)i);
-        for (int32_t q = 0; q < 3; q++) {
-            OK(lg_session_sync(a, q, text + q, 50 + 13 * q, err));
-            OK(lg_session_sync(b, q, text + q, 50 + 13 * q, err));
-        }
+        read_both(a, b, text);
         memcpy(ids, text, sizeof ids);
         for (int i = 0; i < 5; i++) step_both(a, b, seqs, ids, 3, true);
         far.fails_at = far.ticket + later;
@@ -357,9 +359,7 @@ static void test_failure(void **state) {
         lg_session_free(a);
         lg_session_free(b);
     }
-    lg_model_free(m);
-    f->ops = &lg_ops_ref;
-    lg_model_free(f);
+    free_models(m, f);
 }
 
 int main(void) {

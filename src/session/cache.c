@@ -64,6 +64,7 @@ static void release(lg_session *s, int32_t p) {
 }
 
 void lg_session_drop(lg_session *s, lg_timeline *q, int64_t keep) {
+    lg_session_settle(s); /* (it writes a row behind the sequence) */
     const int64_t n = (keep + LG_PAGE - 1) / LG_PAGE;
     while (q->n_page > n) release(s, q->page[--q->n_page]);
 }

@@ -4,7 +4,6 @@
 #include <string.h>
 
 enum { EVAL_ROWS = 64 };
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 void lg_hybrid_defaults(lg_hybrid_params *p) {
     *p = (lg_hybrid_params){ .budget = -1, .sinks = -1, .recents = -1, .rule = LG_RULE_TOPK, .block = 1, .correct = LG_CORRECT_STEP, .keep = -1 };
@@ -44,7 +43,7 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     p->roles = NULL; /* the caller's; copied */
     s->max_tok = p->chunk > s->max_row ? p->chunk : s->max_row;
     const bool ahead = m->ops->submit && s->max_row <= LG_DRAWN_ROWS;
-    const int64_t rows = max64(ahead ? 2 * s->max_row : s->max_row, EVAL_ROWS);
+    const int64_t most = ahead ? 2 * s->max_row : s->max_row, rows = most > EVAL_ROWS ? most : EVAL_ROWS;
     LG_TRY(lg_model_work_init(&s->work, m, s->max_tok, err));
     LG_TRY(m->ops->reserve(m->ctx, s->max_tok, s->max_row, (p->n_ctx + LG_PAGE - 1) / LG_PAGE * LG_PAGE, (int32_t)c->n_head, &s->geom,
                            m->max_in, m->max_out, err));
@@ -72,13 +71,11 @@ static lg_status session_init(lg_session *s, lg_error *err) {
     s->idx = lg_base_calloc(s->max_tok, sizeof(int64_t));
     s->seqs = lg_base_calloc(s->max_row, sizeof *s->seqs);
     s->batch = lg_base_calloc(s->max_row, sizeof(int32_t));
-    s->step_budget = lg_base_calloc(s->max_row, sizeof(int64_t));
-    s->step_dense = lg_base_calloc(s->max_row, 1);
     s->row_bytes_read = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->row_bytes_dense = lg_base_calloc(p->n_seq_max, sizeof(int64_t));
     s->head_tokens = lg_base_calloc(c->n_layer * c->n_head_kv, sizeof(int64_t));
     if (!s->logits_host || !s->logits_here || !s->recent || !s->ids || !s->row_seq || !s->dst_page || !s->dst_slot || !s->row || !s->pos || !s->idx || !s->seqs || !s->batch ||
-        !s->row_bytes_read || !s->row_bytes_dense || !s->step_budget || !s->step_dense || !s->head_tokens)
+        !s->row_bytes_read || !s->row_bytes_dense || !s->head_tokens)
         return nomem(err);
 done:
     return st;
@@ -118,7 +115,7 @@ void lg_session_free(lg_session *s) {
         for (size_t k = 0; k < sizeof own / sizeof *own; k++) lg_base_free(own[k]);
     }
     void *p[] = { s->logits_here, s->recent, s->ids, s->row_seq, s->dst_page, s->dst_slot, s->row, s->pos, s->idx, s->seqs, s->batch,
-                  s->step_budget, s->step_dense, s->head_tokens, s->set_tokens, s->row_bytes_read, s->row_bytes_dense };
+                  s->head_tokens, s->set_tokens, s->row_bytes_read, s->row_bytes_dense };
     for (size_t i = 0; i < sizeof p / sizeof *p; i++) lg_base_free(p[i]);
     lg_base_free(s);
 }
@@ -147,8 +144,7 @@ bool lg_session_is_ahead(const lg_session *s) { return s->pass[0].ticket || s->p
 void lg_session_settle(lg_session *s) {
     for (int i = 0; i < 2; i++) {
         lg_pass *p = &s->pass[i];
-        lg_error nobody; /* asked for this pass: a device that fails says so again */
-        if (p->ticket) s->m->ops->wait(s->m->ctx, p->ticket, &nobody);
+        if (p->ticket) s->m->ops->wait(s->m->ctx, p->ticket, NULL); /* (a device that fails says so again) */
         p->ticket = 0;
     }
 }
@@ -265,7 +261,6 @@ lg_status lg_session_sync(lg_session *s, int64_t seq, const int32_t *ids, int64_
     int64_t keep = 0;
     while (keep < n && keep < n_have && have[keep] == ids[keep]) keep++;
     if (keep == n && n_have == n && q->logit_row >= 0) return LG_OK;
-    lg_session_settle(s);
     if (keep == n) keep = n - 1;
     if (s->keep && keep > n - s->observe) keep = n > s->observe ? n - s->observe : 0; /* what is observed is read again */
     lg_session_drop(s, q, q->n_slot + keep);
@@ -279,7 +274,6 @@ done:
 lg_status lg_session_prefill_many(lg_session *s, const int32_t *seqs, const lg_ids *prompts, int64_t n, lg_ended_fn ended, void *user, lg_error *err) {
     lg_status st = LG_OK;
     const double start = lg_base_now();
-    lg_session_settle(s);
     if (n < 1 || n > s->max_row) return lg_base_fail(err, LG_ERR_USAGE, -1, "%lld prompts together (1 to %lld)", (long long)n, (long long)s->max_row);
     for (int64_t i = 0; i < n; i++) {
         LG_TRY(check_seq(s, seqs[i], err));
@@ -349,11 +343,11 @@ static lg_status rerun(lg_session *s, int64_t seq, int32_t id, int64_t want, flo
 }
 
 /* The pass reads sets. With `all` the ids of every set come back; else only where a block may be a partial one. */
-static void make_hybrid(lg_session *s, lg_forward *f, bool all) {
+static void make_hybrid(lg_session *s, const lg_pass *p, lg_forward *f, bool all) {
     f->read = s->read;
     f->make = s->make;
-    f->budget = s->step_budget;
-    f->dense = s->step_dense;
+    f->budget = p->budget;
+    f->dense = p->dense;
     f->sets = s->sets;
     f->select = s->select;
     f->spread = s->spread;
@@ -386,16 +380,14 @@ static lg_status run_pass(lg_session *s, lg_pass *p, const int32_t *ids, bool be
         s->seqs[r] = (lg_kv_seq){ .page = q->page, .len = q->len + 1, .kept = q->kept };
         s->row[r] = (int32_t)r;
         draws = plan_draw(s, p, r, q, q->len + 1, q->n_drawn + !ids, id) && draws;
-        s->step_budget[r] = 0;
-        s->step_dense[r] = !s->roles.n_layer || lg_session_plan_row(s, q->len + 1, &s->step_budget[r]) || corrects(s, q);
-        p->budget[r] = s->step_budget[r];
-        p->dense[r] = s->step_dense[r];
-        all_dense = all_dense && s->step_dense[r];
+        p->budget[r] = 0;
+        p->dense[r] = !s->roles.n_layer || lg_session_plan_row(s, q->len + 1, &p->budget[r]) || corrects(s, q);
+        all_dense = all_dense && p->dense[r];
     }
     lg_forward f = forward_of(s, p->n, (int32_t)p->n);
     f.n_row = p->n;
     f.logits = p->logits;
-    if (!all_dense) make_hybrid(s, &f, s->on_set != NULL);
+    if (!all_dense) make_hybrid(s, p, &f, s->on_set != NULL);
     if (draws) ask_next(s, p, &f);
     p->draws = f.next != NULL;
     f.ticket = begun && s->m->ops->submit ? &p->ticket : NULL;
@@ -405,23 +397,25 @@ static lg_status run_pass(lg_session *s, lg_pass *p, const int32_t *ids, bool be
     return st;
 }
 
-/* The pass under way, if it is the step of these sequences with these ids. (It may have further rows, of sequences that have ended.) */
+/* The pass under way, if it is the step of these sequences with these ids: s->batch says whose its rows are. (It may have further rows, of sequences that have ended.) */
 static lg_pass *under_way(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n) {
     const lg_pass *last = &s->pass[s->now];
     lg_pass *p = &s->pass[1 - s->now];
     if (!p->ticket || !s->next_known) return NULL;
+    for (int64_t r = 0; r < p->n; r++) s->batch[r] = -1;
     for (int64_t i = 0; i < n; i++) {
         const int64_t row = s->seq[seqs[i]].logit_row;
         int64_t r = 0;
         while (r < p->n && p->seq[r] != seqs[i]) r++;
         if (r == p->n || row < 0 || last->next[row] != ids[i]) return NULL;
+        s->batch[r] = (int32_t)i;
     }
     return p;
 }
 
 /* Pass p is on its way, and its sequences are as if it were done: whether the step after it can be begun, of all that s->batch names. */
 static bool can_go_on(const lg_session *s, const lg_pass *p) {
-    if (!s->pass[1].logits || !p->draws || p->n_draw != s->m->n_draw || s->on_set || s->on_query) return false;
+    if (!s->pass[1].logits || !p->draws || p->n_draw != s->m->n_draw || s->on_set) return false;
     for (int64_t r = 0; r < p->n; r++) {
         const lg_timeline *q = &s->seq[p->seq[r]];
         if (s->batch[r] < 0) continue;
@@ -463,10 +457,6 @@ lg_status lg_session_step_on(lg_session *s, const int32_t *seqs, const int32_t *
     if (p) {
         s->now = (int)(p - s->pass);
         k = n;
-        for (int64_t r = 0; r < p->n; r++) s->batch[r] = -1;
-        for (int64_t i = 0; i < n; i++)
-            for (int64_t r = 0; r < p->n; r++)
-                if (p->seq[r] == seqs[i]) s->batch[r] = (int32_t)i;
     } else {
         p = &s->pass[0];
         for (int64_t i = 0; i < n; i++) {
@@ -519,13 +509,16 @@ done:
 
 lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n, lg_error *err) { return lg_session_step_on(s, seqs, ids, n, false, err); }
 
+/* Of sequences that exist. */
+static void sample_by(lg_session *s, const int32_t *seqs, int64_t n, const lg_sampler_params *p) {
+    for (int64_t i = 0; i < n && i < s->p.n_seq_max; i++)
+        if (check_seq(s, seqs[i], NULL) == LG_OK) s->seq[seqs[i]].sampler = p;
+}
 lg_status lg_session_greedy(lg_session *s, const int32_t *seqs, int32_t *ids, int64_t n, bool more, lg_error *err) {
     static const lg_sampler_params greatest = { .top_p = 1, .repeat_penalty = 1 };
-    for (int64_t i = 0; i < n && i < s->p.n_seq_max; i++)
-        if (seqs[i] >= 0 && seqs[i] < s->p.n_seq_max) s->seq[seqs[i]].sampler = &greatest;
+    sample_by(s, seqs, n, &greatest);
     const lg_status st = lg_session_step_on(s, seqs, ids, n, more, err);
-    for (int64_t i = 0; i < n && i < s->p.n_seq_max; i++)
-        if (seqs[i] >= 0 && seqs[i] < s->p.n_seq_max) s->seq[seqs[i]].sampler = NULL;
+    sample_by(s, seqs, n, NULL);
     if (st != LG_OK) return st;
     for (int64_t i = 0; i < n; i++) {
         const int64_t row = s->seq[seqs[i]].logit_row;
@@ -539,25 +532,26 @@ static lg_status force_rows(lg_session *s, int64_t seq, const int32_t *ids, int6
     lg_timeline *q = &s->seq[seq];
     const int64_t at = q->len;
     const bool hybrid = s->roles.n_layer > 0;
+    lg_pass *p = &s->pass[0];
     *n_row = 0;
     lg_session_pages(s, q, at, at + n);
     for (int64_t t = 0; t < n; t++) {
         place(s, t, seq, hybrid ? (int32_t)t : 0, ids[t], at + t);
         if (!want || want[t]) s->row[(*n_row)++] = (int32_t)t;
         s->seqs[t] = (lg_kv_seq){ .page = q->page, .len = at + (hybrid ? t + 1 : n), .kept = hybrid ? q->kept : NULL };
-        s->step_budget[t] = 0;
-        s->step_dense[t] = !hybrid || lg_session_plan_row(s, at + t + 1, &s->step_budget[t]);
+        p->budget[t] = 0;
+        p->dense[t] = !hybrid || lg_session_plan_row(s, at + t + 1, &p->budget[t]);
     }
     lg_forward f = forward_of(s, n, hybrid ? (int32_t)n : 1);
     f.n_row = *n_row;
     f.logits = s->logits + first * s->m->cfg.n_vocab;
-    if (hybrid) make_hybrid(s, &f, false);
+    if (hybrid) make_hybrid(s, p, &f, false);
     const lg_status st = lg_model_forward(s->m, &s->work, &f, err);
     if (st != LG_OK) return st;
     memcpy(q->ids + at, ids, (size_t)n * sizeof *ids);
     q->len = at + n;
     q->steps += n;
-    for (int64_t t = 0; t < n; t++) lg_session_plan_count(s, t, 0, at + t + 1, s->step_dense[t], s->step_budget[t]);
+    for (int64_t t = 0; t < n; t++) lg_session_plan_count(s, t, 0, at + t + 1, p->dense[t], p->budget[t]);
     return LG_OK;
 }
 
@@ -619,7 +613,6 @@ lg_status lg_session_rewind(lg_session *s, int64_t seq, int64_t n, lg_error *err
         return lg_base_fail(err, LG_ERR_USAGE, -1, "rewind to %lld of %lld tokens", (long long)n, (long long)(q->len - q->n_slot));
     n += q->n_slot;
     if (n == q->len) return LG_OK;
-    lg_session_settle(s);
     lg_session_drop(s, q, n);
     q->steps -= q->len - n < q->steps ? q->len - n : q->steps;
     q->len = n;
@@ -634,7 +627,6 @@ lg_status lg_session_fork(lg_session *s, int64_t dst, int64_t src, lg_error *err
     LG_TRY(check_seq(s, dst, err));
     LG_TRY(check_seq(s, src, err));
     if (dst == src) return LG_OK;
-    lg_session_settle(s);
     lg_timeline *d = &s->seq[dst];
     const lg_timeline *q = &s->seq[src];
     lg_session_drop(s, d, 0);
@@ -660,7 +652,6 @@ lg_status lg_session_eval(lg_session *s, const int32_t *ids, int64_t n, int64_t 
     lg_timeline *q = &s->seq[0];
     LG_TRY(check_fit(s, before(q) + n, err));
     LG_TRY(check_ids(s, ids, n, err));
-    lg_session_settle(s);
     lg_session_drop(s, q, q->n_slot); /* the prompt is read behind slots, where there are any */
     q->len = q->n_slot;
     q->steps = 0;
@@ -707,7 +698,6 @@ void lg_session_on_set(lg_session *s, lg_set_fn fn, void *user) {
     s->on_set_user = user;
 }
 void lg_session_on_query(lg_session *s, lg_query_fn fn, void *user) {
-    lg_session_settle(s);
     s->on_query = fn;
     s->on_query_user = user;
 }
@@ -736,7 +726,6 @@ lg_status lg_session_fill_random_at(lg_session *s, int64_t seq, int64_t n, uint6
     LG_TRY(check_seq(s, seq, err));
     LG_TRY(check_fit(s, n, err));
     lg_timeline *q = &s->seq[seq];
-    lg_session_settle(s);
     lg_session_drop(s, q, 0);
     forget_logits(s);
     q->len = q->steps = q->n_slot = q->shift = 0;

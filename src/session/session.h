@@ -56,7 +56,7 @@ struct lg_session {
     float *logits;             /* device [max_row, n_vocab], twice where a pass is begun before the one before it is done */
     float *logits_host;        /* of the last pass on the host; where the device's memory is the host's, logits itself */
     uint8_t *logits_here;      /* [max_row] row of logits_host is current */
-    lg_pass pass[2];           /* [now]: the last one; chunks use draw, next and logits of the first */
+    lg_pass pass[2];           /* [now]: the last one; chunks and forced rows use arrays of the first */
     int now;
     bool next_known;           /* pass[now].next and draw belong to the last pass */
     int32_t *recent;           /* [max_row, LG_RECENT] */
@@ -74,8 +74,6 @@ struct lg_session {
     lg_select select;
     lg_spread spread;          /* of s->share: uniform where the roles have no shares, or the rule no budget */
     int32_t *share, *n_make, *slot_share; /* [n_layer * n_head_kv] each */
-    int64_t *step_budget;      /* [max_row] */
-    uint8_t *step_dense;
     int64_t keep, observe, refresh; /* keep 0: nothing is kept */
     int64_t again;             /* tokens that are run again, and observed, when that is due */
     int64_t observing;         /* length of the sequence under observation */
@@ -99,7 +97,7 @@ lg_status lg_session_cache_init(lg_session *s, lg_error *err);
 void lg_session_cache_free(lg_session *s);
 /* Rows [from, to) of the sequence get pages of their own: allocated where missing, copied where shared. */
 void lg_session_pages(lg_session *s, lg_timeline *q, int64_t from, int64_t to);
-void lg_session_drop(lg_session *s, lg_timeline *q, int64_t keep); /* releases pages past `keep` tokens */
+void lg_session_drop(lg_session *s, lg_timeline *q, int64_t keep); /* releases pages past `keep` tokens; no step is under way then */
 
 /* plan.c */
 lg_status lg_session_plan_init(lg_session *s, lg_error *err);
@@ -131,7 +129,7 @@ void lg_session_use_lora(lg_session *s, const lg_lora_set *set);
  * one is read back; it is the next call if that has those ids for some of these sequences, else it was in vain. */
 lg_status lg_session_step_on(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n, bool more, lg_error *err);
 bool lg_session_is_ahead(const lg_session *s); /* a step is under way */
-void lg_session_settle(lg_session *s);         /* none is any more: whoever changes the session calls it first */
+void lg_session_settle(lg_session *s);         /* none is any more: whoever changes what a step reads calls it first (lg_session_drop does) */
 /* generate.c: lg_generate_batch where prompt i stands behind slots[i] (slots NULL: none; an entry NULL: none). */
 lg_status lg_session_generate_many(lg_session *s, const lg_ids *prompts, const lg_slots *const *slots, const lg_generate_params *params, int64_t n,
                                    lg_generation *out, lg_error *err);

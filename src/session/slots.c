@@ -63,7 +63,6 @@ lg_status lg_session_set_slots(lg_session *s, int64_t seq, const lg_slots *slots
     lg_status st;
     LG_TRY(check(s, seq, slots, err));
     lg_timeline *q = &s->seq[seq];
-    lg_session_settle(s);
     lg_session_drop(s, q, 0);
     q->len = q->n_slot = q->shift = q->steps = 0;
     q->logit_row = q->observed = -1;

@@ -105,7 +105,6 @@ lg_status lg_session_load(lg_session *s, const char *path, lg_error *err) {
     LG_TRY(lg_file_map(&f, path, err));
     LG_TRY(check(s, &f, &head, err));
     /* Nothing can fail from here on. */
-    lg_session_settle(s);
     lg_session_drop(s, q, 0);
     lg_session_pages(s, q, 0, head.n_tok);
     const uint8_t *at = f.data + sizeof head;

@@ -357,13 +357,7 @@ static void run_embed(const lg_op_embed *a, int ith, int nth) {
 }
 
 static void run_argmax(const lg_op_argmax *a, int ith, int nth) {
-    for (int64_t r = ith; r < a->n_row; r += nth) {
-        const float *x = a->logits + r * a->n_vocab;
-        int64_t best = 0;
-        for (int64_t i = 1; i < a->n_vocab; i++)
-            if (x[i] > x[best]) best = i;
-        a->id[r] = (int32_t)best;
-    }
+    for (int64_t r = ith; r < a->n_row; r += nth) a->id[r] = lg_ops_greatest(a->logits + r * a->n_vocab, a->n_vocab);
 }
 
 /* ---- products ----

@@ -1384,21 +1384,15 @@ static lg_status cuda_submit(lg_ops_ctx *c, int64_t *ticket, lg_error *err) {
 }
 
 static lg_status cuda_sync(lg_ops_ctx *c, lg_error *err) {
-    lg_status st = LG_OK;
-    use(c);
-    if (under_way(c)) st = cuda_wait(c, c->n_ticket, err);
-    if (st == LG_OK && c->failed == LG_OK && c->n_task) {
-        turn *w = &c->turns[c->now];
-        st = start(c, err);
-        if (st == LG_OK && c->failed == LG_OK) stick(c, cudaStreamSynchronize(c->stream), w->what);
-        if (st == LG_OK && c->failed == LG_OK) {
-            note_results(c);
-            deliver(w);
-        }
+    int64_t ticket = 0;
+    lg_status st = cuda_wait(c, c->n_ticket, err); /* (or the sticky error) */
+    if (st == LG_OK && c->n_task) {
+        st = cuda_submit(c, &ticket, err);
+        return st == LG_OK ? cuda_wait(c, ticket, err) : st;
     }
     c->n_task = 0;
     c->side_busy = false;
-    return report(c, st, err);
+    return st;
 }
 
 extern "C" const lg_ops lg_ops_cuda = {
