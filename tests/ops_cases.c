@@ -154,6 +154,9 @@ static void layer_cases(visit_fn f, void *u) {
         if (w <= 4) named(f, u, (c.n_tok = 1, c.n_in = 4096, c.n_out = 14336, c.d = 128, c.n_kv = 8, c.group = 4, c));
         if (w == 2) named(f, u, (c.n_tok = 8, c.n_in = 2048, c.n_out = 8000, c.d = 128, c.n_kv = 4, c));
     }
+    static const struct { lg_dtype w; int64_t n_tok; } several[] = { { LG_DTYPE_Q8_0, 16 }, { LG_DTYPE_Q4_0, 8 }, { LG_DTYPE_Q5_1, 2 }, { LG_DTYPE_Q4_K, 9 }, { LG_DTYPE_Q6_K, 3 } };
+    for (int i = 0; i < 5; i++) /* results that the next product takes as they are left (CUDA: 4 MB) */
+        named(f, u, (cas){ .k = LAYER, .w = several[i].w, .n_in = 2816, .n_out = 5632, .n_tok = several[i].n_tok, .kv = LG_DTYPE_BF16, .d = 128, .n_kv = 4, .group = 6 });
 }
 
 /* The attention part: extended with the kernels. */

@@ -773,7 +773,7 @@ static void run_qkv(lg_ops_ctx *c, const task *t) {
     const int turn = c->raw_used == 1;
     float *q = raw ? c->raw + turn * size : a->q, *k = raw ? q + a->n_head * d : c->kv_rows, *v = k + a->n_tok * nkv;
     const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, a->n_tok };
-    const lg_cuda_out out[3] = { { a->wq, q, a->lora_q, NULL }, { a->wk, k, a->lora_k, NULL }, { a->wv, v, a->lora_v, NULL } };
+    const lg_cuda_out out[3] = { { a->wq, q, a->lora_q, NULL, NULL }, { a->wk, k, a->lora_k, NULL, NULL }, { a->wv, v, a->lora_v, NULL, NULL } };
     lg_cuda_product(&c->env, &c->work, &in, out, 3, false);
     if (raw) {
         c->raw_now = lg_cuda_raw{ q, k, v, a->bq, a->bk, a->bv, a->rope_cos, a->rope_sin, c->raw_used ? c->raw + (c->raw_used - 1) * size : NULL, c->raw_used ? (int32_t)size : 0, a->rope_interleaved };
@@ -896,13 +896,16 @@ static void run_fetch(lg_ops_ctx *c, const task *t) {
         stick(c, cudaMemcpyAsync(t->out, f->src, (size_t)f->bytes, cudaMemcpyDeviceToHost, c->stream), "fetch");
 }
 
-/* The norm that the result of a product goes through in the next op. */
-static const float *next_norm(const lg_ops_ctx *c, const task *t) {
-    const lg_op_product_add *a = &t->u.product;
-    if (++t == c->tasks + c->n_task) return NULL;
-    if (t->k == K_GATE_UP && t->u.gate_up.x == a->y && t->u.gate_up.n_tok == a->n_tok) return t->u.gate_up.norm;
-    if (t->k == K_QKV && t->u.qkv.x == a->y && t->u.qkv.n_tok == a->n_tok) return t->u.qkv.norm;
-    return NULL;
+/* What the next op does with the result of n_tok rows at y of op t: into `out`. */
+static lg_cuda_out with_next(const lg_ops_ctx *c, const task *t, lg_cuda_out out, const float *y, int64_t n_tok) {
+    if (++t == c->tasks + c->n_task) return out;
+    const lg_op_gate_up *g = &t->u.gate_up;
+    const lg_op_qkv *q = &t->u.qkv;
+    const lg_op_product_add *p = &t->u.product;
+    if (t->k == K_GATE_UP && g->x == y && g->n_tok == n_tok) out.norm = g->norm, out.next = g->gate;
+    if (t->k == K_QKV && q->x == y && q->n_tok == n_tok) out.norm = q->norm, out.next = q->wq;
+    if (t->k == K_PRODUCT && p->x == y && p->n_tok == n_tok) out.next = p->w;
+    return out;
 }
 
 static void run_list(lg_ops_ctx *c, bool decode_step) {
@@ -940,21 +943,21 @@ static void run_list(lg_ops_ctx *c, bool decode_step) {
         case K_PRODUCT: {
             const lg_op_product_add *a = &t->u.product;
             const lg_cuda_in in = { a->x, NULL, 0, NULL, a->n_tok };
-            const lg_cuda_out out = { a->w, a->y, a->lora, next_norm(c, t) };
+            const lg_cuda_out out = with_next(c, t, lg_cuda_out{ a->w, a->y, a->lora, NULL, NULL }, a->y, a->n_tok);
             lg_cuda_product(&c->env, &c->work, &in, &out, 1, true);
             break;
         }
         case K_GATE_UP: {
             const lg_op_gate_up *a = &t->u.gate_up;
             const lg_cuda_in in = { a->x, a->norm, a->eps, NULL, a->n_tok };
-            const lg_cuda_out gate = { a->gate, NULL, a->lora_gate, NULL }, up = { a->up, NULL, a->lora_up, NULL };
+            const lg_cuda_out gate = { a->gate, NULL, a->lora_gate, NULL, NULL }, up = with_next(c, t, lg_cuda_out{ a->up, NULL, a->lora_up, NULL, NULL }, a->h, a->n_tok);
             lg_cuda_gate_up(&c->env, &c->work, &in, &gate, &up, a->h);
             break;
         }
         case K_LOGITS: {
             const lg_op_logits *a = &t->u.logits;
             const lg_cuda_in in = { a->x, a->norm, a->eps, a->row, a->n_row };
-            const lg_cuda_out out = { a->w, a->logits, NULL, NULL };
+            const lg_cuda_out out = { a->w, a->logits, NULL, NULL, NULL };
             lg_cuda_product(&c->env, &c->work, &in, &out, 1, false);
             break;
         }
@@ -1041,7 +1044,7 @@ static lg_status ensure(lg_ops_ctx *c, lg_error *err) {
         case K_FETCH: break;
         }
         const int64_t partial = n.partial_bytes;
-        n.partial_bytes = 4 * LG_CODES_GROUPS;
+        n.partial_bytes = 4 * LG_CODES_HEAD;
         for (int k = 0; k < 3; k++)
             if (w[k]) {
                 if (!w[k]->packed) missing = "a weight that was not bound";

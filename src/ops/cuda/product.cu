@@ -225,23 +225,41 @@ static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float 
     __syncthreads();
     if (threadIdx.x == 0) inv[n] = norm ? lg_norm_factor<WARPS>(tmp, eps, n_in) : 1.0f;
 }
-/* The same by blocks (row, PARTS chunks): squares [row][blocks of a row] instead of the factor. count, or NULL: LG_CODES_GROUPS numbers, made 0. */
+/* Inputs of stream_codes.cu, by blocks (row, PARTS chunks): squares and the largest of each, [row][blocks of a row]. clear: LG_CODES_ROWS * LG_CODES_MOST numbers, made 0. */
 enum { PARTS = THREADS * 8 / LG_CHUNK };
-static __global__ void __launch_bounds__(THREADS) k_parts(uint16_t *xs, float *side, float *squares, const float *x, const int32_t *row, const float *norm, int n_in, int n_chunk,
-                                                          int stride, lg_form f, uint32_t *count) {
+static __global__ void __launch_bounds__(THREADS) k_inputs(const __grid_constant__ lg_halves to, float *squares, uint32_t *clear, const float *x, const int32_t *row, const float *norm, int n_in, int n_chunk) {
     __shared__ float tmp[WARPS];
+    __shared__ uint32_t top[WARPS];
     lg_pdl_go(); /* as k_prepare */
-    const int n = blockIdx.x, first = (int)blockIdx.y * PARTS, at = first * LG_CHUNK, pairs = ((int)gridDim.x + 1) >> 1;
     lg_pdl_wait();
-    for (int i = threadIdx.x; count && n == 0 && blockIdx.y == 0 && i < LG_CODES_GROUPS; i += THREADS) count[i] = 0;
-    lg_warp_sum(tmp, lg_prepare_row<THREADS, true>(xs + (int64_t)n * stride + at, side + (int64_t)first * pairs * lg_wide_floats(f.half_groups), pairs, n,
-                                             x + (row ? row[n] : n) * (int64_t)n_in + at, norm ? norm + at : NULL, min(n_in - at, PARTS * LG_CHUNK), min(n_chunk - first, (int)PARTS), f));
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        float ss = 0.0f;
-        for (int i = 0; i < WARPS; i++) ss += tmp[i];
-        squares[n * gridDim.y + blockIdx.y] = ss;
+    const int n = blockIdx.x, tid = threadIdx.x, k = ((int)blockIdx.y * THREADS + tid) * 8, at = n * (int)gridDim.y + (int)blockIdx.y;
+    const bool live = k < n_in; /* (a multiple of 8) */
+    float v[8], ss = 0.0f;
+#pragma unroll
+    for (int q = 0; q < 2; q++) {
+        const float4 y = live ? __ldcg((const float4 *)(x + (row ? row[n] : n) * (int64_t)n_in + k) + q) : make_float4(0, 0, 0, 0);
+        const float4 w = live && norm ? __ldcg((const float4 *)(norm + k) + q) : make_float4(1, 1, 1, 1);
+        ss += y.x * y.x + y.y * y.y + y.z * y.z + y.w * y.w;
+        v[4 * q] = y.x * w.x;
+        v[4 * q + 1] = y.y * w.y;
+        v[4 * q + 2] = y.z * w.z;
+        v[4 * q + 3] = y.w * w.w;
     }
+    for (int i = tid; at == 0 && i < LG_CODES_ROWS * LG_CODES_MOST; i += THREADS) clear[i] = 0;
+    uint32_t most = lg_put_eight(to, n, k, v, k < n_chunk * LG_CHUNK);
+#pragma unroll
+    for (int m = 16; m; m >>= 1) most = max(most, __shfl_xor_sync(0xffffffffu, most, m));
+    if ((tid & 31) == 0) top[tid >> 5] = most;
+    lg_warp_sum(tmp, ss);
+    __syncthreads();
+    if (tid) return;
+    ss = 0.0f;
+    for (int i = 0; i < WARPS; i++) {
+        ss += tmp[i];
+        most = max(most, top[i]);
+    }
+    squares[at] = ss;
+    to.most[at] = most;
 }
 
 /* Rows as f16, side by side (lg_beside), each times one power of two that lays its largest number in [512, 1024). factor [n]: what undoes that, times the norm's. */
@@ -757,6 +775,9 @@ static way way_of(const lg_cuda_env *e, const lg_weight *w, int64_t n_tok) {
 }
 static bool blas_f32(const lg_cuda_env *e, const lg_weight *w) { return e->compute == LG_COMPUTE_F32 || w->dtype == LG_DTYPE_F32 || w->n_in % 8; }
 
+/* Of what halves_at lays out. */
+static int64_t halves_bytes(int beside, int64_t n_chunk) { return n_chunk * (beside * (LG_CHUNK * 2 + 32) + MAX_COLS * 4); }
+
 void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w, int64_t n_tok) {
     const bool wide = way_of(e, w, n_tok) != DECODE; /* else f32 rows are made for low-rank additions only */
     const int64_t chunk = (w->n_in + LG_CHUNK - 1) / LG_CHUNK;
@@ -766,10 +787,11 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     n->lora_bytes = max64(n->lora_bytes, min64(n_tok, 65535) * LG_LORA_RANK * 4);
     if (!wide) n->partial_bytes += lg_cuda_codes_partial(e, w, min64(n_tok, MAX_COLS)); /* (fewer rows in the last turn take less) */
     if (n_tok == 1 && !wide) n->ready_bytes = max64(n->ready_bytes, lg_cuda_f16_bytes(w->n_out)); /* decode_one */
-    if (n_tok > 1 && n_tok <= MAX_COLS && !wide) { /* decode_rows: inputs and twins, whole chunks */
-        const int64_t out = (w->n_out + LG_CHUNK - 1) / LG_CHUNK, beside = lg_beside((int)n_tok) * LG_CHUNK * 2;
-        n->ready_bytes = max64(n->ready_bytes, out * beside);
-        n->x_bytes = max64(n->x_bytes, max64(out, chunk) * beside);
+    if (n_tok > 1 && !wide) { /* decode_rows, decode_codes: inputs and, where there are no more rows, what is left for the next product; whole chunks */
+        const int beside = lg_beside((int)min64(n_tok, MAX_COLS));
+        const int64_t left = n_tok <= MAX_COLS ? halves_bytes(beside, (w->n_out + LG_CHUNK - 1) / LG_CHUNK) : 0;
+        n->ready_bytes = max64(n->ready_bytes, left);
+        n->x_bytes = max64(n->x_bytes, max64(left, halves_bytes(beside, chunk)));
         n->sums_bytes = max64(n->sums_bytes, (MAX_COLS + n_tok * ((w->n_out + 15) / 16)) * 4);
     }
     if (wide && way_of(e, w, n_tok) == MATRIX) {
@@ -778,21 +800,23 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
     }
 }
 
-static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in) { return k->twin.at && k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows == in->n_tok && !in->row; }
+static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in, lg_cuda_made made) {
+    return k->twin.at && k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows == in->n_tok && k->twin.made == made && !in->row;
+}
 
 /* One row of input; whole: the op has no other. Gate and up leave f16 for down; o and down leaving it for what follows lost more than that won. */
 static bool decode_one(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, int nw, bool add, bool whole) {
     const bool codes = !row_major(w[0]->dtype), leaves = whole && codes && nw == 2 && w[0]->n_out % 32 == 0;
-    const bool takes = codes && w[0]->dtype != LG_DTYPE_Q6_K && has_twin(k, in) && !in->norm;
+    const bool takes = codes && w[0]->dtype != LG_DTYPE_Q6_K && has_twin(k, in, LG_MADE_F16) && !in->norm;
     lg_cuda_chain chain = { takes ? k->twin.at : NULL, leaves ? k->ready : NULL, k->twin.early && k->twin.of == in->x, false };
     if (!lg_cuda_stream(e, in, &chain, w, y, n, nw == 2, add)) return false;
-    if (leaves || chain.lets) k->left = lg_cuda_twin{ y[0], NULL, 1, chain.to, chain.lets };
+    if (leaves || chain.lets) k->left = lg_cuda_twin{ y[0], NULL, 1, chain.to, chain.lets, LG_MADE_F16, 0 };
     return true;
 }
 
 /* 2 to 16 rows of input, large bf16 or f16 weights; bf16 ones take and leave bf16 rows. norm: as in lg_cuda_out, for one weight. */
 static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, product_args *a, const lg_weight *const *w, float *const *y, int n, int nw, const float *norm) {
-    const bool bf16 = w[0]->dtype == LG_DTYPE_BF16, twin = bf16 && has_twin(k, in);
+    const bool bf16 = w[0]->dtype == LG_DTYPE_BF16, twin = bf16 && has_twin(k, in, LG_MADE_BF16);
     float *squares = k->sums + MAX_COLS;
     lg_cuda_rows rows = { (const uint16_t *)k->x, a->n_tok, k->sums, NULL, a->eps, NULL, norm, squares };
     if (twin) {
@@ -813,27 +837,52 @@ static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in 
     if (leaves) rows.twin = (uint16_t *)to;
     lg_cuda_stream_rows(e, &rows, w, y, n, nw == 2, a->add);
     if (!leaves) return;
-    k->left = lg_cuda_twin{ y[0], norm, a->n_tok, to, false };
+    k->left = lg_cuda_twin{ y[0], norm, a->n_tok, to, false, LG_MADE_BF16, 0 };
 }
 
-/* 2 to 16 rows of input, large quantised weights. */
-static void decode_codes(const lg_cuda_env *e, lg_cuda_work *k, product_args *a, const lg_weight *const *w, float *const *y, int n, int nw) {
-    uint32_t *count = (uint32_t *)(void *)k->partial;
-#define X(T) case T: a->f = lg_form_of<T, true>(); break;
-    switch (w[0]->dtype) { LG_EACH_QUANT(X) default: break; }
+/* 2 to 16 rows of input, large quantised weights. whole: the op has no others; norm, next: as in lg_cuda_out. */
+static lg_cuda_made made_for(lg_dtype t) {
+    switch (t) {
+#define X(T) case T: return lg_form_of<T>().half_groups ? LG_MADE_SPLIT : lg_form_of<T>().sixteenth ? LG_MADE_SIXTEENTH : LG_MADE_HALVES;
+        LG_EACH_QUANT(X)
 #undef X
-    const int parts = (a->n_chunk + PARTS - 1) / PARTS;
-    float *side = k->sums + MAX_COLS * parts;
-    k->twin.of = NULL; /* (it may lie there) */
-    lg_cuda_launch(k_parts, dim3((unsigned)a->n_tok, (unsigned)parts), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, side, k->sums, a->x, a->row, a->norm, (int)a->n_in,
-                   (int)a->n_chunk, (int)a->stride, a->f, lg_cuda_codes_partial(e, w[0], a->n_tok) ? count : NULL);
-    const lg_cuda_codes codes = { (const uint16_t *)k->x, a->n_tok, a->stride, side, k->sums, a->norm ? parts : 0, a->eps, count };
-    lg_cuda_stream_codes(e, &codes, w, y, n, nw == 2, a->add);
+    default: return LG_MADE_BF16;
+    }
+}
+static lg_halves halves_at(uint8_t *at, int beside, int64_t n_chunk, lg_cuda_made made) { /* most: those of k_inputs */
+    uint8_t *sums = at + n_chunk * beside * (LG_CHUNK * 2);
+    return lg_halves{ (uint16_t *)(void *)at, (float *)(void *)sums, (uint32_t *)(void *)(sums + n_chunk * beside * 32), beside, made != LG_MADE_HALVES, made == LG_MADE_SPLIT };
+}
+static void decode_codes(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, int nw, bool add, bool whole, const float *norm,
+                         const lg_weight *next) {
+    const int n_tok = (int)in->n_tok, beside = lg_beside(n_tok);
+    const int64_t n_in = w[0]->n_in, n_out = w[0]->n_out, n_chunk = lg_cuda_packed(w[0])->n_chunk;
+    const lg_cuda_made made = made_for(w[0]->dtype);
+    const bool twin = whole && has_twin(k, in, made), leaves = whole && next && !row_major(next->dtype) && next->n_in == n_out && n_out % LG_CHUNK == 0 && (nw == 2 || (n == 1 && !in->norm));
+    uint32_t *head = (uint32_t *)(void *)k->partial, *slots = head + LG_CODES_GROUPS;
+    const int slot = twin ? (k->twin.slot + 1) % LG_CODES_SLOTS : 0; /* of the result; the one after it is made 0 for the next result, and is that which the last product read */
+    const lg_halves x = halves_at(twin ? k->twin.at : k->x, beside, n_chunk, made);
+    lg_cuda_codes codes = { x.x, x.sums, twin ? slots + k->twin.slot * LG_CODES_ROWS * LG_CODES_MOST : x.most, LG_CODES_MOST, n_tok, in->x, in->norm, in->row, k->sums, in->norm ? (int)(n_in / 16) : 0, in->eps,
+                            slots + (slot + 1) % LG_CODES_SLOTS * (LG_CODES_ROWS * LG_CODES_MOST), head, (float *)(void *)(head + LG_CODES_HEAD), lg_halves{}, norm, k->sums };
+    if (!twin) {
+        const int parts = (int)((n_chunk + PARTS - 1) / PARTS);
+        k->twin.of = NULL; /* (it may lie there) */
+        lg_cuda_launch(k_inputs, dim3((unsigned)n_tok, (unsigned)parts), dim3(THREADS), 0, e->stream, true, x, k->sums, slots, in->x, in->row, in->norm, (int)n_in, (int)n_chunk);
+        codes.n_square = in->norm ? parts : 0;
+        codes.n_most = parts;
+    }
+    if (leaves) {
+        uint8_t *to = twin && k->twin.at == k->ready ? k->x : k->ready;
+        codes.twin = halves_at(to, beside, n_out / LG_CHUNK, made_for(next->dtype));
+        codes.twin.most = slots + slot * LG_CODES_ROWS * LG_CODES_MOST;
+        k->left = lg_cuda_twin{ y[0], norm, n_tok, to, false, made_for(next->dtype), slot };
+    }
+    lg_cuda_stream_codes(e, &codes, w, y, n, nw == 2, add);
 }
 
 /* Up to 16 rows of input; same format. */
 static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, int64_t first, int n_tok, const lg_weight *const *w, float *const *y, int n, int nw, bool add,
-                   const float *norm) {
+                   const float *norm, const lg_weight *next) {
     const lg_cuda_weight *p0 = lg_cuda_packed(w[0]);
     const bool whole = n_tok == in->n_tok;
     lg_cuda_in part = *in;
@@ -856,7 +905,7 @@ static void decode(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, 
     a.n_part = n;
     a.n_tile = lg_parts(a.p, w, to, n, nw == 2, LG_TILE);
     if (whole && lg_cuda_streams_rows(e, w, n, n_tok, add)) decode_rows(e, k, in, &a, w, y, n, nw, norm);
-    else if (lg_cuda_streams_codes(e, w, n, n_tok, add)) decode_codes(e, k, &a, w, to, n, nw);
+    else if (lg_cuda_streams_codes(e, w, n, n_tok, add)) decode_codes(e, k, &part, w, to, n, nw, add, whole, norm, next);
     else run_product(e, k, p0->dtype, nw, &a);
 }
 
@@ -905,7 +954,7 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
                     y[m++] = out[j].y;
                     done[j] = 1;
                 }
-            for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, m, 1, add, n == 1 && !low ? out->norm : NULL);
+            for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, m, 1, add, n == 1 && !low ? out->norm : NULL, n == 1 && !low ? out->next : NULL);
             plain = NULL; /* k->x was overwritten */
             half = NULL;
             continue;
@@ -918,7 +967,7 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
             else matrix(e, k, LG_BLAS_F32, out[i].y, plain, out[i].w, in->n_tok, add);
             continue;
         }
-        const bool twin = !in->norm && has_twin(k, in);
+        const bool twin = !in->norm && has_twin(k, in, LG_MADE_BF16);
         const __nv_bfloat16 *x = (const __nv_bfloat16 *)k->twin.at;
         if (!twin) x = rows<__nv_bfloat16>(e, k, in, n_in);
         plain = NULL;
@@ -949,7 +998,7 @@ void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
     if (!low && same && way_of(e, gate->w, in->n_tok) == DECODE) {
         const lg_weight *w[2] = { gate->w, up->w };
         float *y[2] = { h, h };
-        for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, 2, 2, false, NULL);
+        for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, 2, 2, false, NULL, up->next);
         return;
     }
     const bool halves = (!has_lora(gate->lora) || gate->lora->packed) && (!has_lora(up->lora) || up->lora->packed);
@@ -961,7 +1010,7 @@ void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
         if (has_lora(up->lora)) lg_cuda_lora_rows(e, k, up->lora, LG_BLAS_BF16_BF16, k->y1, x, up->w, in->n_tok);
         lg_cuda_launch(k_silu_bf16, dim3(blocks_of(n / 4, 256)), dim3(256), 0, e->stream, true, h, (__nv_bfloat16 *)k->ready, (const __nv_bfloat16 *)k->y0,
                        (const __nv_bfloat16 *)k->y1, n);
-        k->left = lg_cuda_twin{ h, NULL, in->n_tok, k->ready, false };
+        k->left = lg_cuda_twin{ h, NULL, in->n_tok, k->ready, false, LG_MADE_BF16, 0 };
         return;
     }
     lg_cuda_out both[2] = { *gate, *up };

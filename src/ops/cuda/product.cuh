@@ -33,9 +33,11 @@ lg_status lg_cuda_weight_bind(lg_cuda_push *p, lg_weight *w, lg_error *err);
 void lg_cuda_weight_unbind(lg_weight *w);
 uint64_t lg_cuda_bound(void); /* changes with every weight that is bound or unbound, by whatever context */
 
-/* Rows of `of` (NULL: of nothing) in bf16, at x or ready of the scratch: as they are, or times the weights of a norm, with their squares in sums.
- * One row of f16 for stream.cu; 2 to 16 rows lie as stream_rows.cu takes them, more one after the other. early (at NULL): lg_cuda_chain.lets of what wrote `of`. */
-typedef struct lg_cuda_twin { const float *of, *norm; int64_t rows; uint8_t *at; bool early; } lg_cuda_twin;
+/* Rows of `of` (NULL: of nothing) in the form of the product that comes next, at x or ready of the scratch: as they are, or times the weights of a norm, with their squares in
+ * sums. Bf16: 2 to 16 rows as stream_rows.cu takes them, more one after the other. F16: one row for stream.cu (early, also with at NULL: lg_cuda_chain.lets of what
+ * wrote `of`). Others: 2 to 16 rows for stream_codes.cu, by what its weights' format asks of them; slot: where the largest numbers are. */
+typedef enum lg_cuda_made { LG_MADE_BF16, LG_MADE_F16, LG_MADE_HALVES, LG_MADE_SIXTEENTH, LG_MADE_SPLIT } lg_cuda_made;
+typedef struct lg_cuda_twin { const float *of, *norm; int64_t rows; uint8_t *at; bool early; lg_cuda_made made; int slot; } lg_cuda_twin;
 
 /* Scratch of products; core.cu makes it as large as lg_cuda_work_need says before a list runs. */
 typedef struct lg_cuda_work {
@@ -45,7 +47,7 @@ typedef struct lg_cuda_work {
     uint8_t *ready;  /* bf16 rows that an op leaves for the next one (twin) */
     uint8_t *wide;   /* a slice of an expanded weight */
     uint8_t *lora;   /* A x */
-    uint8_t *partial; /* of products of parts of the columns: LG_CODES_GROUPS counts, then sums */
+    uint8_t *partial; /* of stream_codes.cu: LG_CODES_GROUPS counts, largest numbers of rows in LG_CODES_SLOTS slots, then sums of parts */
     int64_t x_bytes, sums_bytes, y_bytes, ready_bytes, wide_bytes, lora_bytes, partial_bytes;
     lg_cuda_twin twin, left; /* what the op before left, what this one leaves (core.cu hands it on) */
 } lg_cuda_work;
@@ -54,7 +56,8 @@ enum { LG_LORA_RANK = 256 };
 typedef struct lg_cuda_in { /* normed where norm is given; rows taken through `row` (device) where it is given */
     const float *x; const float *norm; float eps; const int32_t *row; int64_t n_tok;
 } lg_cuda_in;
-typedef struct lg_cuda_out { const lg_weight *w; float *y; const lg_lora *lora; const float *norm; } lg_cuda_out; /* y [n_tok, n_out]; norm: y goes through next, or NULL */
+/* y [n_tok, n_out]. next: the weight (of several, the first) that takes y in the next op, or NULL; norm: what y goes through there, or NULL */
+typedef struct lg_cuda_out { const lg_weight *w; float *y; const lg_lora *lora; const float *norm; const lg_weight *next; } lg_cuda_out;
 
 /* Bytes of each scratch field for products of n_tok rows of one weight; partial_bytes grow by what it takes beside the others of its op. */
 void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *need, const lg_weight *w, int64_t n_tok);
@@ -89,11 +92,19 @@ typedef struct lg_cuda_rows {
 bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add); /* whether it takes them */
 void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
-/* stream_codes.cu: the same for 2 to 16 rows of input and quantised weights of one format. x [n_tok][stride], side: as lg_prepare_row leaves them for the format
- * (stream.cuh). squares [n_tok][n_square]: the norm of a row has their sum; n_square 0: no norm. count: LG_CODES_GROUPS zeros, and behind them room for what
- * lg_cuda_codes_partial says, the sum over the weights; where that is 0 it is not read. */
-enum { LG_CODES_GROUPS = 1024 };
-typedef struct lg_cuda_codes { const uint16_t *x; int32_t n_tok, stride; const float *side, *squares; int32_t n_square; float eps; uint32_t *count; } lg_cuda_codes;
+/* stream_codes.cu: the same for 2 to 16 rows of input and quantised weights of one format. The input, whole chunks of each row, in the form of the weights' format
+ * (lg_halves, stream.cuh): x, sums, most [n_tok][n_most] (n_most to LG_CODES_MOST); from, norm and row: what it was made of. squares [n_tok][n_square]: the norm of a row has their sum; n_square
+ * 0: no norm. clear: LG_CODES_ROWS * LG_CODES_MOST numbers, made 0. count: LG_CODES_GROUPS zeros (and zeros again when it is done), partial: room for what
+ * lg_cuda_codes_partial says, the sum over the weights; where that is 0 they are not read. Where twin.x is given (results of whole chunks) the result goes there as
+ * an input (most: zeros before): as it is, or (one weight, no gate_up) times norm [n_out], with its sums of squares over 16 columns, [n_tok][n_out / 16]. */
+enum { LG_CODES_GROUPS = 1024, LG_CODES_ROWS = 16, LG_CODES_MOST = 32, LG_CODES_SLOTS = 3, LG_CODES_HEAD = LG_CODES_GROUPS + LG_CODES_SLOTS * LG_CODES_ROWS * LG_CODES_MOST };
+typedef struct lg_halves { uint16_t *x; float *sums; uint32_t *most; int32_t beside; bool sixteenth, split; } lg_halves; /* most: [row][LG_CODES_MOST], bits of numbers without their sign */
+typedef struct lg_cuda_codes {
+    const uint16_t *x; const float *sums; const uint32_t *most; int32_t n_most, n_tok;
+    const float *from, *norm; const int32_t *row;
+    const float *squares; int32_t n_square; float eps; uint32_t *clear, *count; float *partial;
+    lg_halves twin; const float *twin_norm; float *twin_squares;
+} lg_cuda_codes;
 int64_t lg_cuda_codes_partial(const lg_cuda_env *e, const lg_weight *w, int64_t n_tok); /* bytes */
 bool lg_cuda_streams_codes(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add); /* whether it takes them */
 void lg_cuda_stream_codes(const lg_cuda_env *e, const lg_cuda_codes *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);

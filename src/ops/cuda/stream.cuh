@@ -21,14 +21,10 @@ typedef struct lg_form {
     int group;  /* elements from one group of a row to the next: 32, or more where rows lie side by side */
 } lg_form;
 template <int T> static constexpr bool lg_folds = lg_fmt<T>::zero != 0 && !lg_fmt<T>::q6;
-template <int T, bool WIDE = false> static __host__ __device__ __forceinline__ constexpr lg_form lg_form_of(void) {
-    return lg_form{ T == LG_DTYPE_BF16, !lg_fmt<T>::rows && !lg_fmt<T>::byte, lg_fmt<T>::q6, WIDE || lg_folds<T> ? (float)lg_fmt<T>::zero : 0.0f, 32 };
+template <int T> static __host__ __device__ __forceinline__ constexpr lg_form lg_form_of(void) {
+    return lg_form{ T == LG_DTYPE_BF16, !lg_fmt<T>::rows && !lg_fmt<T>::byte, lg_fmt<T>::q6, lg_folds<T> ? (float)lg_fmt<T>::zero : 0.0f, 32 };
 }
 static __host__ __device__ __forceinline__ constexpr int lg_side_floats(bool half_groups) { return half_groups ? 8 : 4; }
-/* Wide (stream_codes.cu): numbers are scaled a chunk at a time, and beside them, for each (chunk, pair of rows), stand the sums of its four groups (two numbers a group, or
- * a half of one), where codes have a zero point times that (also with Q6_K), then the scales to undo, twice: whole pieces of 16 bytes. */
-static __host__ __device__ __forceinline__ constexpr int lg_wide_floats(bool half_groups) { return half_groups ? 20 : 12; }
-
 /* 2^(9 - exponent of the largest) */
 static __device__ __forceinline__ float lg_group_scale(float top) {
     const int e = 263 - (int)((__float_as_uint(top) >> 23) & 255);
@@ -93,10 +89,10 @@ static __device__ __forceinline__ float lg_each_eight(const float *x, const floa
     return ss;
 }
 /* Row n, by the whole block: xs [n_chunk*128] (groups f.group apart), side [group][pair][lg_side_floats] = scale of rows 2p and 2p + 1, their sums (Q6_K: of the
- * first half, then of the second); WIDE: [chunk][pair][lg_wide_floats]. The rest as in lg_each_eight. */
-template <int N_THREAD, int AHEAD, bool NORM, bool WIDE = false, typename B>
+ * first half, then of the second). The rest as in lg_each_eight. */
+template <int N_THREAD, int AHEAD, bool NORM, typename B>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f, B behind) {
-    const int size = WIDE ? lg_wide_floats(f.half_groups) : lg_side_floats(f.half_groups), n_slot = n_chunk * 16;
+    const int size = lg_side_floats(f.half_groups), n_slot = n_chunk * 16;
     return lg_each_eight<N_THREAD, AHEAD, NORM>(x, norm, n_in, n_chunk, f.half_groups, behind, [&](int slot, float *v) {
         const int group = slot >> 2;
         uint32_t out[4];
@@ -112,10 +108,6 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
             for (int e = 0; e < 8; e++) top = fmaxf(top, fabsf(v[e]));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
             top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-            if (WIDE) { /* (a warp has whole chunks) */
-                top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 4));
-                top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 8));
-            }
             if (top > 0) s = lg_group_scale(top);
 #pragma unroll
             for (int e = 0; e < 8; e++) {
@@ -136,29 +128,21 @@ static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side
             }
             if ((slot & 3) == 0 && slot < n_slot) {
                 const float undo = lg_reciprocal_of_power(s);
-                if (WIDE) {
-                    float *to = side + ((int64_t)(group >> 2) * pairs + (n >> 1)) * size + (n & 1), by = (f.zero != 0 ? -f.zero : 1.0f) * (1.0f / 16777216.0f);
-                    const int at = (group & 3) * (f.half_groups ? 4 : 2);
-                    to[at] = sum[0] * by;
-                    if (f.half_groups) to[at + 2] = sum[1] * by;
-                    if ((group & 3) == 0) to[size - 4] = to[size - 2] = undo;
-                } else {
-                    float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
-                    to[0] = undo;
-                    to[2] = sum[0] * (f.zero != 0 ? -f.zero : undo) * (1.0f / 16777216.0f);
-                    if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
-                }
+                float *to = side + ((int64_t)group * pairs + (n >> 1)) * size + (n & 1);
+                to[0] = undo;
+                to[2] = sum[0] * (f.zero != 0 ? -f.zero : undo) * (1.0f / 16777216.0f);
+                if (f.half_groups) to[4] = sum[1] * undo * (1.0f / 16777216.0f);
             }
         }
         if (slot < n_slot) *(uint4 *)(xs + group * f.group + (slot & 3) * 8) = make_uint4(out[0], out[1], out[2], out[3]);
     });
 }
 /* The same of row x, times norm unless that is NULL. */
-template <int N_THREAD, bool WIDE = false>
+template <int N_THREAD>
 static __device__ __forceinline__ float lg_prepare_row(uint16_t *xs, float *side, int pairs, int n, const float *x, const float *norm, int n_in, int n_chunk, const lg_form f) {
     const int own = lg_own_slot(f.half_groups);
-    return norm ? lg_prepare_row<N_THREAD, 4, true, WIDE>(xs, side, pairs, n, x + own, norm + own, n_in, n_chunk, f, [] {})
-                : lg_prepare_row<N_THREAD, 4, false, WIDE>(xs, side, pairs, n, x + own, NULL, n_in, n_chunk, f, [] {});
+    return norm ? lg_prepare_row<N_THREAD, 4, true>(xs, side, pairs, n, x + own, norm + own, n_in, n_chunk, f, [] {})
+                : lg_prepare_row<N_THREAD, 4, false>(xs, side, pairs, n, x + own, NULL, n_in, n_chunk, f, [] {});
 }
 /* f(slots a thread asks for at once, whether numbers are multiplied): 4096 numbers are a round of 256 threads, with a norm's weights beside them; 14336 without. */
 template <int N> struct lg_constant { static constexpr int value = N; };
@@ -184,6 +168,52 @@ template <int N_WARP> static __device__ __forceinline__ float lg_norm_factor(con
 /* Inputs of stream_rows.cu: groups of 32 columns one after the other, the rows of a group (8, or 16 where there are more than 8) side by side. */
 static __host__ __device__ __forceinline__ constexpr int lg_beside(int n_tok) { return n_tok <= 8 ? 8 : 16; }
 static __host__ __device__ __forceinline__ constexpr int64_t lg_beside_at(int beside, int n, int k) { return ((int64_t)(k >> 5) * beside + n) * 32 + (k & 31); }
+
+/* Inputs of stream_codes.cu, whole chunks of a row: f16 as lg_beside_at says (split, for Q6_K: four numbers of each half of a group after the other), where codes have
+ * alternate places a sixteenth of every second pair; their sums by sixteen columns, [chunk][row][8]; and the largest of each row (of some of its sixteens in each place). Nothing is scaled: a row whose largest
+ * number is not LG_HALF_LEAST to LG_HALF_MOST or 0 is made anew by the product itself. */
+#define LG_HALF_LEAST 0.0009765625f
+#define LG_HALF_MOST 65472.0f
+static __host__ __device__ __forceinline__ constexpr int64_t lg_sixteen_at(int beside, int n, int k) { return ((int64_t)(k >> 7) * beside + n) * 8 + ((k >> 4) & 7); }
+/* Where column k of a group lies. */
+static __host__ __device__ __forceinline__ constexpr int lg_split_at(bool split, int k) { return split ? (k & 12) * 2 + (k & 16) / 4 + (k & 3) : k; }
+static __device__ __forceinline__ bool lg_half_fits(uint32_t most) { return most == 0 || (__uint_as_float(most) >= LG_HALF_LEAST && __uint_as_float(most) <= LG_HALF_MOST); }
+/* A sixteen of row n by sixteen lanes side by side (and whole warps of them): number k by the lane. live: whether there is such a row. */
+static __device__ __forceinline__ void lg_put_sixteen(const lg_halves &to, int n, int k, float v, bool live) {
+    const float h = __half2float(__float2half_rn(v));
+    float sum = h;
+    uint32_t most = __float_as_uint(fabsf(v));
+#pragma unroll
+    for (int m = 8; m; m >>= 1) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, m);
+        most = max(most, __shfl_xor_sync(0xffffffffu, most, m));
+    }
+    if (!live) return;
+    to.x[lg_beside_at(to.beside, n, (k & ~31) + lg_split_at(to.split, k & 31))] = __half_as_ushort(__float2half_rn(to.sixteenth && (k & 2) ? h * 0.0625f : h));
+    if (k & 15) return;
+    to.sums[lg_sixteen_at(to.beside, n, k)] = sum;
+    atomicMax(to.most + n * LG_CODES_MOST + (k >> 4) % LG_CODES_MOST, most); /* (few of them meet in a place) */
+}
+/* The same of eight numbers from k on, a half of a sixteen, but for the largest, which is returned: the lane beside this one has the other half. */
+static __device__ __forceinline__ uint32_t lg_put_eight(const lg_halves &to, int n, int k, const float (&v)[8], bool live) {
+    uint32_t most = 0, out[4];
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const __half2 h = __floats2half2_rn(v[2 * i], v[2 * i + 1]);
+        const __half2 y = to.sixteenth && (i & 1) ? __hmul2(h, __float2half2_rn(0.0625f)) : h;
+        out[i] = *(const uint32_t *)&y;
+        sum += __low2float(h) + __high2float(h);
+        most = max(most, max(__float_as_uint(fabsf(v[2 * i])), __float_as_uint(fabsf(v[2 * i + 1]))));
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    if (!live) return most;
+    uint16_t *x = to.x + lg_beside_at(to.beside, n, k & ~31);
+    *(uint2 *)(x + lg_split_at(to.split, k & 31)) = make_uint2(out[0], out[1]);
+    *(uint2 *)(x + lg_split_at(to.split, (k & 31) + 4)) = make_uint2(out[2], out[3]);
+    if ((k & 15) == 0) to.sums[lg_sixteen_at(to.beside, n, k)] = sum;
+    return most;
+}
 
 /* ---- weights ---- */
 typedef struct lg_part { const uint8_t *codes, *high, *scale, *super; float *out; int32_t n_out, tile_end; } lg_part; /* a weight of a launch; tile_end: of all parts so far */

@@ -1,7 +1,7 @@
 /* A product of 2 to 16 rows of input with large quantised weights: the weights stream through rings in shared memory as in stream.cu (stream_packed.cuh).
  *
- * The inputs (f16 in the form of stream.cuh, made by k_parts) stay in shared memory for the whole launch: beside 4-bit codes they would be twice the
- * weights' bytes if they came along. Where all columns do not fit, they are cut into parts and each block takes one part of the tiles it is dealt; the blocks
+ * The inputs (lg_halves, made by k_inputs or left by the product before) stay in shared memory for the whole launch: beside 4-bit codes they would be twice the
+ * weights' bytes if they came along. Rows that do not fit into f16 as they are a block makes from f32 itself, times a power of two. Where all columns do not fit, they are cut into parts and each block takes one part of the tiles it is dealt; the blocks
  * of a group take the same tiles, leave their sums in memory, and the one that arrives last adds them up in the order of the parts. So results depend on
  * the grid, never on timing. */
 #include "ops/cuda/stream_packed.cuh"
@@ -19,23 +19,30 @@ enum { WARPS = 8, THREADS = WARPS * 32, MOST_ROWS = 16, MOST_PARTS = 16, LEAST =
 template <int T, int NT> struct shape {
     typedef lg_fmt<T> F;
     typedef lg_record<T> R;
-    static constexpr int M = F::byte ? 1 : 2, cols = NT * 8, pitch = cols + 2, pairs = NT * 4, size = lg_wide_floats(F::q6);
+    static constexpr int M = F::byte ? 1 : 2, cols = NT * 8, pitch = cols + 2, pairs = NT * 4;
+    static constexpr int size = F::q6 ? 16 : 8; /* of what stands beside a chunk of a pair of inputs: sums of its groups (Q6_K: of halves) */
     static constexpr int sums = 16 * pitch; /* floats of a tile's sums of a unit */
     static constexpr int high = M * R::codes, scale = high + M * R::high, super = scale + M * R::scale, stage = super + M * R::super; /* where they stand; bytes */
     static __host__ __device__ __forceinline__ int row(int chunks) { return chunks * LG_CHUNK + 32; } /* from a row of inputs to the next; the pad keeps 8 rows on different banks */
 };
 
 struct codes_args : lg_deal {           /* run: a stage is a chunk */
-    int32_t n_tok, pairs, part, parts, groups; /* part: chunks of a part */
+    int32_t n_tok, part, parts, groups; /* part: chunks of a part */
     int32_t wait, n_wait;               /* items whose sums wait in shared memory, and sums of tiles' units; 0: a unit is a set, whose sums are results at once */
     int32_t depth;                      /* stages of a ring */
     bool add;
     const uint16_t *x;
-    const float *side, *squares;
-    int32_t n_in, n_square, stride;     /* stride: of x */
+    const float *sums, *squares, *from, *norm; /* from, norm: what x was made of */
+    const int32_t *row;
+    const uint32_t *most;
+    uint32_t *clear;
+    int32_t n_in, n_square, n_most;
     float eps;
     uint32_t *count;                    /* [group], 0 where there are parts */
     float *partial;                     /* [part][item][span][cols][16] */
+    lg_halves twin;                     /* the result as an input; x NULL: not */
+    const float *twin_norm;
+    float *twin_squares;
 };
 
 /* What a block takes: of every item of its group (its `tiles`, items * span; M of them together are a set) the chunks from `first` on. A unit is a run of them, of a set. */
@@ -148,12 +155,44 @@ template <int T, typename X> static __device__ __forceinline__ void hold_of(lg_h
     }
 }
 
+/* What stands beside a group's sum: that times minus the zero point where codes have one, in units of products' sums (stream.cuh). */
+template <int T> static constexpr float beside_factor = (lg_fmt<T>::zero ? -(float)lg_fmt<T>::zero : 1.0f) / 16777216.0f;
+
+/* The block's part of all rows from f32, by the block: each times the power of two that lays its largest number in [512, 1024), which factor then undoes. */
+template <int T, int NT>
+static __device__ LG_NOINLINE void make_anew(const codes_args &a, uint16_t *xs, int stride, float *side, float *factor, const uint32_t *most, int first, int n) {
+    typedef lg_fmt<T> F;
+    constexpr int SIZE = shape<T, NT>::size, STEP = shape<T, NT>::pairs * SIZE;
+    const int lane = threadIdx.x & 31, warp = (int)threadIdx.x >> 5;
+    for (int i = warp; i < n * a.n_tok; i += WARPS) { /* a chunk of a row by a warp, four numbers a lane */
+        const int r = i % a.n_tok, chunk = i / a.n_tok, k = (first + chunk) * LG_CHUNK + lane * 4, group = lane >> 3;
+        const float s = lg_group_scale(__uint_as_float(most[r]));
+        float4 x = make_float4(0, 0, 0, 0);
+        if (k < a.n_in) {
+            x = __ldcg((const float4 *)(a.from + (a.row ? a.row[r] : r) * (int64_t)a.n_in + k));
+            if (a.norm) {
+                const float4 w = __ldcg((const float4 *)(a.norm + k));
+                x = make_float4(x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w);
+            }
+        }
+        const __half2 lo = __floats2half2_rn(x.x * s, x.y * s), high = __floats2half2_rn(x.z * s, x.w * s), hi = lg_form_of<T>().sixteenth ? __hmul2(high, __float2half2_rn(0.0625f)) : high;
+        *(uint2 *)(xs + r * stride + chunk * LG_CHUNK + group * 32 + lg_split_at(F::q6, (lane & 7) * 4)) = make_uint2(*(const uint32_t *)&lo, *(const uint32_t *)&hi);
+        float sum = __low2float(lo) + __high2float(lo) + __low2float(high) + __high2float(high);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        if (!F::q6) sum += __shfl_xor_sync(0xffffffffu, sum, 4);
+        float *to = side + chunk * STEP + (r >> 1) * SIZE + (r & 1) + (F::q6 ? lane >> 2 : group) * 2;
+        if ((lane & (F::q6 ? 3 : 7)) == 0) *to = sum * beside_factor<T>;
+    }
+    const int r = threadIdx.x;
+    if (r < a.n_tok) factor[r] *= lg_reciprocal_of_power(lg_group_scale(__uint_as_float(most[r])));
+}
+
 /* acc += a chunk of M tiles times NT * 8 inputs. xs, row8: the lane's part of the first input, elements to the eighth after it. side: of the chunk; pair: where the lane's
- * pairs of inputs stand there. Scales of weights are applied to the sums of groups, those of inputs to the sum of the chunk. */
+ * pairs of inputs stand there. */
 template <int T, int NT> static __device__ __forceinline__ void multiply(float (*acc)[NT][4], const lg_hold<T> *o, const uint16_t *xs, int row8, const float *side, const int *pair) {
     typedef lg_fmt<T> F;
-    constexpr int M = shape<T, NT>::M, SIZE = shape<T, NT>::size;
-    float sum[M][NT][4];
+    constexpr int M = shape<T, NT>::M;
     float4 beside[NT]; /* sums of inputs: of two groups, or of a group's halves */
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -183,50 +222,57 @@ template <int T, int NT> static __device__ __forceinline__ void multiply(float (
                 else lg_mma<false>(c, a0[0], a1[0], a0[1], a1[1], b[nt].x, b[nt].y, 0, 0, 0, 0);
                 if (!F::q6) mma<false>(c, a0[2], a1[2], a0[3], a1[3], b[nt].z, b[nt].w);
 #pragma unroll
-                for (int i = 0; i < 4; i++) sum[m][nt][i] = j ? fmaf(d[i >> 1], c[i], sum[m][nt][i]) : d[i >> 1] * c[i];
+                for (int i = 0; i < 4; i++) acc[m][nt][i] = fmaf(d[i >> 1], c[i], acc[m][nt][i]);
                 if (F::q6) {
                     const float2 s_e = make_float2(beside[nt].z, beside[nt].w);
                     lg_mma<false>(c, a0[2], a1[2], a0[3], a1[3], b[nt].z, b[nt].w, s_e.x, s_e.y, s_e.x, s_e.y);
 #pragma unroll
-                    for (int i = 0; i < 4; i++) sum[m][nt][i] = fmaf(e[i >> 1], c[i], sum[m][nt][i]);
+                    for (int i = 0; i < 4; i++) acc[m][nt][i] = fmaf(e[i >> 1], c[i], acc[m][nt][i]);
                 }
                 if (!F::zero)
 #pragma unroll
-                    for (int i = 0; i < 4; i++) sum[m][nt][i] = fmaf(low[i >> 1], i & 1 ? s.y : s.x, sum[m][nt][i]);
+                    for (int i = 0; i < 4; i++) acc[m][nt][i] = fmaf(low[i >> 1], i & 1 ? s.y : s.x, acc[m][nt][i]);
             }
         }
-    }
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        const float2 undo = *(const float2 *)(side + pair[nt] + SIZE - 4);
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) acc[m][nt][i] = fmaf(i & 1 ? undo.y : undo.x, sum[m][nt][i], acc[m][nt][i]);
     }
 }
 
 /* Where an item's sums go, [input][row]: results, or (parts) what is put together at the end, gate's before up's. */
-typedef struct place { float *to; int32_t next, n_row, n_col; } place; /* next: from an input to the next; n_row, n_col: those that exist */
+typedef struct place { float *to; int32_t next, n_row, n_col, first; } place; /* next: from an input to the next; n_row, n_col: those that exist; first: row of the weight */
 static __device__ __forceinline__ place result_of(const codes_args &a, int item) {
     const lg_spot s = lg_spot_of(a, item);
     const int n_out = a.p[s.part].n_out;
-    return place{ a.p[s.part].out + s.tile * 16, n_out, n_out - s.tile * 16, a.n_tok };
+    return place{ a.p[s.part].out + s.tile * 16, n_out, n_out - s.tile * 16, a.n_tok, s.tile * 16 };
 }
 static __device__ __forceinline__ place sum_of(const codes_args &a, int which, int item, int cols) {
-    return place{ a.partial + ((int64_t)which * a.n_item + item) * a.span * 16 * cols, 16, 16, cols };
+    return place{ a.partial + ((int64_t)which * a.n_item + item) * a.span * 16 * cols, 16, 16, cols, 0 };
 }
 static __device__ __forceinline__ bool is_there(const place &p, int row, int col) { return row < p.n_row && col < p.n_col; }
-/* What a result is added to; to be asked for before others are written. */
-static __device__ __forceinline__ float old_of(const codes_args &a, const place &p, int row, int col) {
-    return a.add && is_there(p, row, col) ? __ldcg(p.to + (int64_t)col * p.next + row) : 0.0f;
+/* What a result is added to, and multiplied by where it is left as an input: to be asked for before others are written. */
+typedef struct beside { float old, by; } beside;
+static __device__ __forceinline__ beside beside_of(const codes_args &a, const place &p, int row, int col) {
+    beside b = { 0.0f, 1.0f };
+    if (!is_there(p, row, col)) return b;
+    if (a.add) b.old = __ldcg(p.to + (int64_t)col * p.next + row);
+    if (a.twin_norm) b.by = __ldcg(a.twin_norm + p.first + row);
+    return b;
 }
-/* up: of span 2. factor: of the inputs, and of what codes are (stream.cuh). */
-static __device__ __forceinline__ void put_result(const codes_args &a, const place &p, int row, int col, float v, float up, float old, const float *factor) {
-    if (!is_there(p, row, col)) return;
+/* up: of span 2. factor: of the inputs, and of what codes are (stream.cuh). LEAVES: whole warps call it, sixteen lanes side by side for the rows of an input. */
+template <int NT, bool LEAVES>
+static __device__ __forceinline__ void put_result(const codes_args &a, const place &p, int row, int col, float v, float up, beside b, const float *factor) {
+    const bool there = is_there(p, row, col);
+    if (!LEAVES && !there) return;
     v *= factor[col];
     if (a.span == 2) v = __fdividef(v, 1.0f + __expf(-v)) * (up * factor[col]);
-    p.to[(int64_t)col * p.next + row] = v + old;
+    v = there ? v + b.old : 0.0f;
+    if (there) p.to[(int64_t)col * p.next + row] = v;
+    if (!LEAVES || !a.twin.x) return;
+    lg_put_sixteen(a.twin, col, p.first + row, v * b.by, col < p.n_col);
+    if (!a.twin_norm) return;
+    float square = v * v;
+#pragma unroll
+    for (int m = 8; m; m >>= 1) square += __shfl_xor_sync(0xffffffffu, square, m);
+    if (row == 0 && col < p.n_col) a.twin_squares[(int64_t)col * a.n_item + (p.first >> 4)] = square;
 }
 static __device__ __forceinline__ void put_sum(const codes_args &a, const place &p, int row, int col, float v, float up) {
     p.to[col * 16 + row] = v;
@@ -240,7 +286,8 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
     float *red = (float *)(ring_s + WARPS * a.depth * X::stage); /* [n_wait: units, M][16][PITCH] */
     float *factor_s = red + a.n_wait * X::sums;                  /* [16] */
     float *side = factor_s + 16;                                 /* [part][pairs][size] */
-    uint16_t *xs = (uint16_t *)(side + a.part * a.pairs * X::size); /* [COLS][row] */
+    uint32_t *most_s = (uint32_t *)(side + a.part * X::pairs * X::size); /* [16] */
+    uint16_t *xs = (uint16_t *)(most_s + 16);                    /* [COLS][row] */
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5, g = lane >> 2, t = lane & 3;
     const int which = a.parts > 1 ? (int)blockIdx.x % a.parts : 0, group = a.parts > 1 ? (int)blockIdx.x / a.parts : (int)blockIdx.x;
     const int first = which * a.part, n = min(a.part, a.n_chunk - first), all = (a.n_item - group + a.groups - 1) / a.groups; /* all: items of the block */
@@ -254,23 +301,65 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 
-    const int row = X::row(a.part), step = a.pairs * X::size;
-    for (int p = tid; p < n * (LG_CHUNK / 8); p += THREADS) /* (inputs that do not exist: whatever lies there) */
-        for (int i = 0; i < a.n_tok; i++) lg_copy16_shared(lg_smem_of(xs + i * row + p * 8), a.x + (int64_t)i * a.stride + first * LG_CHUNK + p * 8, 16);
-    for (int p = tid; p < n * step / 4; p += THREADS) lg_copy16_shared(lg_smem_of(side) + (lg_smem)(p * 16), a.side + (int64_t)first * step + p * 4, 16);
-    lg_cp_commit();
-    if (tid < a.n_tok) {
-        float ss = 0.0f;
-        for (int i = 0; i < a.n_square; i++) ss += __ldcg(a.squares + tid * a.n_square + i);
-        factor_s[tid] = 16777216.0f * (a.n_square ? lg_factor_of(ss, a.eps, a.n_in) : 1.0f);
+    const int row = X::row(a.part);
+    constexpr int STEP = X::pairs * X::size;
+    /* What there is little of is asked for first: it would stand behind the inputs. Sums of a chunk of a row a thread; squares and the largest number of a row a warp. */
+    const float *sums_from = a.sums + lg_sixteen_at(COLS, 0, first * LG_CHUNK);
+    auto put_sums = [&](int p, const float4 &lo, const float4 &hi) {
+        const float v[8] = { lo.x, lo.y, lo.z, lo.w, hi.x, hi.y, hi.z, hi.w };
+        float *to = side + p / COLS * STEP + (p % COLS >> 1) * X::size + (p & 1);
+#pragma unroll
+        for (int j = 0; j < X::size / 2; j++) to[j * 2] = (X::F::q6 ? v[j] : v[2 * j % 8] + v[(2 * j + 1) % 8]) * beside_factor<T>;
+    };
+    float4 sums[NT][2];
+    float ss[NT];
+    uint32_t most[NT];
+#pragma unroll
+    for (int q = 0; q < NT; q++) {
+        const int p = tid + q * THREADS, r = warp + q * WARPS;
+        const bool live = p < n * COLS, there = r < a.n_tok;
+#pragma unroll
+        for (int h = 0; h < 2; h++) sums[q][h] = live ? __ldcg((const float4 *)(sums_from + p * 8) + h) : make_float4(0, 0, 0, 0);
+        most[q] = there && lane < a.n_most ? __ldcg(a.most + r * a.n_most + lane) : 0;
+        ss[q] = 0.0f;
+#pragma unroll 8
+        for (int k = lane; k < a.n_square; k += 32) ss[q] += there ? __ldcg(a.squares + r * a.n_square + k) : 0.0f;
     }
+    const uint16_t *x_from = a.x + lg_beside_at(COLS, 0, first * LG_CHUNK);
+#pragma unroll 8
+    for (int p = tid; p < n * (LG_CHUNK / 8) * COLS; p += THREADS) { /* eight numbers of a row (rows that do not exist: whatever lies there) */
+        const int i = (p >> 2) % COLS;
+        if (i < a.n_tok) lg_copy16_shared(lg_smem_of(xs + i * row + p / (4 * COLS) * 32 + (p & 3) * 8), x_from + p * 8, 16);
+    }
+    lg_cp_commit();
+    if (blockIdx.x == 0)
+        for (int i = tid; i < LG_CODES_ROWS * LG_CODES_MOST; i += THREADS) a.clear[i] = 0; /* what the next product leaves its largest numbers in */
+#pragma unroll
+    for (int q = 0; q < NT; q++) {
+        const int p = tid + q * THREADS, r = warp + q * WARPS;
+        if (p < n * COLS) put_sums(p, sums[q][0], sums[q][1]);
+#pragma unroll
+        for (int m = 16; m; m >>= 1) {
+            ss[q] += __shfl_xor_sync(0xffffffffu, ss[q], m);
+            most[q] = max(most[q], __shfl_xor_sync(0xffffffffu, most[q], m));
+        }
+        if (lane || r >= a.n_tok) continue;
+        factor_s[r] = 16777216.0f * (a.n_square ? lg_factor_of(ss[q], a.eps, a.n_in) : 1.0f);
+        most_s[r] = most[q];
+    }
+#pragma unroll 1
+    for (int p = tid + NT * THREADS; p < n * COLS; p += THREADS) put_sums(p, __ldcg((const float4 *)(sums_from + p * 8)), __ldcg((const float4 *)(sums_from + p * 8) + 1));
     lg_copy_wait<0>(); /* (what was asked for before is there before) */
     __syncthreads();
+    if (__any_sync(0xffffffffu, lane < a.n_tok && !lg_half_fits(most_s[lane]))) { /* (the same for all warps) */
+        make_anew<T, NT>(a, xs, row, side, factor_s, most_s, first, n);
+        __syncthreads();
+    }
 
     const uint16_t *x_lane = xs + g * row + t * 8;
     int pair[NT];
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) pair[nt] = (nt * 4 + t < a.pairs ? nt * 4 + t : 0) * X::size;
+    for (int nt = 0; nt < NT; nt++) pair[nt] = (nt * 4 + t) * X::size;
     const int n_unit = take.n_unit;
     const bool direct = a.n_wait == 0;
     int unit = warp, stage = 0; /* unit: of the sets whose sums wait */
@@ -293,7 +382,7 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
                 lg_hold<T> o[M];
 #pragma unroll
                 for (int m = 0; m < M; m++) hold_of<T, X>(o[m], from, m); /* (of a tile that does not exist: whatever lies there; nobody reads its sums) */
-                multiply<T, NT>(acc, o, x_lane + at * LG_CHUNK, 8 * row, side + at * step, pair);
+                multiply<T, NT>(acc, o, x_lane + at * LG_CHUNK, 8 * row, side + at * STEP, pair);
                 __syncwarp();
                 ahead.fetch(a, take, mine_at + (lg_smem)(stage * X::stage));
                 stage = stage + 1 == a.depth ? 0 : stage + 1;
@@ -304,18 +393,18 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
                     const int tile = unit * M + m, item = item_of(a, take, tile);
                     if (tile >= take.tiles || (a.span == 2 && m)) break;
                     const place to = a.parts > 1 ? sum_of(a, which, item, COLS) : result_of(a, item);
-                    float old[NT][4];
+                    beside b[NT][4];
 #pragma unroll
                     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
-                        for (int i = 0; i < 4; i++) old[nt][i] = a.parts == 1 ? old_of(a, to, g + (i >> 1) * 8, nt * 8 + 2 * t + (i & 1)) : 0.0f;
+                        for (int i = 0; i < 4; i++) b[nt][i] = a.parts == 1 ? beside_of(a, to, g + (i >> 1) * 8, nt * 8 + 2 * t + (i & 1)) : beside{ 0.0f, 1.0f };
 #pragma unroll
                     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
                         for (int i = 0; i < 4; i++) {
                             const int r = g + (i >> 1) * 8, c = nt * 8 + 2 * t + (i & 1);
                             if (a.parts > 1) put_sum(a, to, r, c, acc[m][nt][i], acc[M - 1][nt][i]);
-                            else put_result(a, to, r, c, acc[m][nt][i], acc[M - 1][nt][i], old[nt][i], factor_s);
+                            else put_result<NT, false>(a, to, r, c, acc[m][nt][i], acc[M - 1][nt][i], b[nt][i], factor_s);
                         }
                 }
                 continue;
@@ -338,7 +427,7 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
             const int at = i % (16 * COLS), tile = i / (16 * COLS) * a.span, item = group + (begun + i / (16 * COLS)) * a.groups;
             const float *of = red + (tile / M * n_unit * M + tile % M) * X::sums + (at & 15) * PITCH + (at >> 4);
             const place to = a.parts > 1 ? sum_of(a, which, item, COLS) : result_of(a, item);
-            const float old = a.parts == 1 ? old_of(a, to, at & 15, at >> 4) : 0.0f;
+            const beside b = a.parts == 1 ? beside_of(a, to, at & 15, at >> 4) : beside{ 0.0f, 1.0f };
             const int up_at = M == 2 ? X::sums : n_unit * X::sums; /* from a tile's sums to the next one's of the same item */
             float v = 0.0f, up = 0.0f;
             for (int u = 0; u < n_unit; u++) {
@@ -346,14 +435,17 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
                 if (a.span == 2) up += of[u * M * X::sums + up_at];
             }
             if (a.parts > 1) put_sum(a, to, at & 15, at >> 4, v, up);
-            else put_result(a, to, at & 15, at >> 4, v, up, old, factor_s);
+            else put_result<NT, true>(a, to, at & 15, at >> 4, v, up, b, factor_s);
         }
         __syncthreads(); /* red may be written again */
     }
     if (a.parts == 1) return;
     uint32_t *last = (uint32_t *)(void *)ring_s;
     __syncthreads();
-    if (tid == 0) *last = lg_arrive(a.count + group) == (uint32_t)a.parts - 1; /* (behind a barrier of the block) */
+    if (tid == 0) {
+        *last = lg_arrive(a.count + group) == (uint32_t)a.parts - 1; /* (behind a barrier of the block) */
+        if (*last) a.count[group] = 0; /* for the next launch */
+    }
     __syncthreads();
     if (!*last) return;
     constexpr int EACH = 16 * COLS, AHEAD = 4; /* results of an item; those that a thread asks for at once */
@@ -362,13 +454,14 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
     for (int begun = tid; begun < all * EACH; begun += AHEAD * THREADS) {
         place to[AHEAD];
         const float *from[AHEAD];
-        float v[AHEAD], up[AHEAD], old[AHEAD];
+        float v[AHEAD], up[AHEAD];
+        beside b[AHEAD];
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
             const int i = min(begun + k * THREADS, all * EACH - 1), item = group + i / EACH * a.groups, at = i % EACH; /* (past the last one: the last one once more) */
             to[k] = result_of(a, item);
             from[k] = a.partial + (int64_t)item * a.span * EACH + at;
-            old[k] = old_of(a, to[k], at & 15, at >> 4);
+            b[k] = beside_of(a, to[k], at & 15, at >> 4);
             v[k] = up[k] = 0.0f;
         }
 #pragma unroll 4
@@ -378,10 +471,16 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
                 v[k] += __ldcg(from[k] + q * next);
                 if (a.span == 2) up[k] += __ldcg(from[k] + q * next + EACH);
             }
+#pragma unroll 1 /* short code: it comes from L2 */
+        for (int i = begun, k = 0; k < AHEAD && i < all * EACH; i += THREADS, k++) {
+            put_result<NT, true>(a, to[0], i & 15, i % EACH >> 4, v[0], up[0], b[0], factor_s);
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-            const int i = begun + k * THREADS;
-            if (i < all * EACH) put_result(a, to[k], i & 15, i % EACH >> 4, v[k], up[k], old[k], factor_s);
+            for (int j = 0; j + 1 < AHEAD; j++) {
+                to[j] = to[j + 1];
+                v[j] = v[j + 1];
+                up[j] = up[j + 1];
+                b[j] = b[j + 1];
+            }
         }
     }
 }
@@ -395,7 +494,7 @@ template <int T, int NT> static cut cut_of(const lg_cuda_env *e, int n_chunk) {
     for (int least = LEAST_DEEP + 1; least >= LEAST_DEEP; least--)
         for (int parts = 1; parts <= MOST_PARTS && parts <= e->n_sm; parts++) {
             const int part = (n_chunk + parts - 1) / parts;
-            const int64_t rest = (16 + (int64_t)part * X::pairs * X::size) * 4 + (int64_t)X::cols * X::row(part) * 2, room = e->smem_max - rest;
+            const int64_t rest = (32 + (int64_t)part * X::pairs * X::size) * 4 + (int64_t)X::cols * X::row(part) * 2, room = e->smem_max - rest;
             if ((int64_t)part * (parts - 1) >= n_chunk) continue; /* a part without columns */
             if (room >= WARPS * (parts == 1 ? LEAST_DEEP : least) * X::stage + MOST_WAIT * X::sums * 4) return cut{ parts, part, room, rest };
         }
@@ -416,7 +515,7 @@ static void deal(codes_args *a, int sets, int M) {
     int best = INT32_MAX;
     for (int n = 1; n <= WARPS && n <= a->part; n++) {
         const int run = (a->part + n - 1) / n, units = (a->part + run - 1) / run;
-        const bool direct = units == 1 && M >= a->span;
+        const bool direct = units == 1 && M >= a->span && !a->twin.x;
         int round = direct ? sets : MOST_WAIT / (M * units); /* sets */
         if (M < a->span) round &= ~1;
         if (round > sets) round = sets;
@@ -455,6 +554,7 @@ int64_t lg_cuda_codes_partial(const lg_cuda_env *e, const lg_weight *w, int64_t 
 bool lg_cuda_streams_codes(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add) {
     const int64_t bytes = lg_bytes_alike(w, n);
     return e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && e->n_sm <= 2 * LG_CODES_GROUPS && !(add && n > 1) &&
+           lg_cuda_packed(w[0])->n_chunk <= 16 * LG_CODES_MOST &&
            cut_for(e, w[0]->dtype, lg_cuda_packed(w[0])->n_chunk, n_tok).parts > 0;
 }
 
@@ -466,17 +566,24 @@ void lg_cuda_stream_codes(const lg_cuda_env *e, const lg_cuda_codes *in, const l
     a.n_item = lg_parts(a.p, w, y, n, gate_up, LG_TILE);
     a.n_chunk = lg_cuda_packed(w[0])->n_chunk;
     a.n_tok = in->n_tok;
-    a.pairs = (in->n_tok + 1) / 2;
     a.add = add;
     a.x = in->x;
-    a.stride = in->stride;
-    a.side = in->side;
+    a.sums = in->sums;
+    a.most = in->most;
+    a.n_most = in->n_most;
+    a.clear = in->clear;
+    a.from = in->from;
+    a.norm = in->norm;
+    a.row = in->row;
     a.squares = in->squares;
     a.n_square = in->n_square;
     a.n_in = lg_cuda_packed(w[0])->n_in;
     a.eps = in->eps;
     a.count = in->count;
-    a.partial = (float *)(void *)(in->count + LG_CODES_GROUPS);
+    a.partial = in->partial;
+    a.twin = in->twin;
+    a.twin_norm = in->twin.x ? in->twin_norm : NULL;
+    a.twin_squares = in->twin_squares;
     switch (w[0]->dtype) {
 #define X(T) case T: in->n_tok <= 8 ? launch<T, 1>(e, &a) : launch<T, 2>(e, &a); break;
         LG_EACH_QUANT(X)
