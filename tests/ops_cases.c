@@ -24,6 +24,7 @@ typedef struct cas {
     int64_t n_in, n_out, n_tok; /* layer: width of the model and of its feed-forward part */
     int64_t vocab;         /* layer: ends with logits; 0: with the next layer's q, k and v */
     int32_t rank;          /* low-rank addition */
+    float odd;             /* product, logits, layer: what inputs (the residual) of odd rows are multiplied by; 0: 1 */
     bool bias, qk_norm, interleaved;
     lg_dtype kv;
     int32_t n_kv, group, d;
@@ -55,6 +56,7 @@ static void named(visit_fn f, void *u, cas c) {
     if (c.n_latest) ADD(" latest %d", c.n_latest);
     if (c.vocab) ADD(" logits %lld", (long long)c.vocab);
     if (c.rank) ADD(" lora %d", c.rank);
+    if (c.odd != 0) ADD(" odd rows %g", (double)c.odd);
     if (c.bias) ADD(" bias");
     if (c.qk_norm) ADD(" qk_norm");
     if (c.interleaved) ADD(" interleaved");
@@ -102,6 +104,8 @@ static void product_cases(visit_fn f, void *u) {
         for (int k = 0; k < 2; k++) named(f, u, (cas){ .k = k ? GATE_UP : PRODUCT, .w = weights[w], .n_out = 600, .n_in = 14336, .n_tok = k ? 16 : 8 }); /* columns in parts */
         named(f, u, (cas){ .k = LOGITS, .w = weights[w], .n_out = 8003, .n_in = 1280, .n_tok = w % 2 ? 16 : 17 }); /* in one turn, in two */
         if (weights[w] < LG_DTYPE_Q4_K) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 9001, .n_in = 1056, .n_tok = 5 });
+        if (w % 2) named(f, u, (cas){ .k = LOGITS, .w = weights[w], .n_out = 8003, .n_in = 1280, .n_tok = 8, .odd = 1e-5f }); /* rows that f16 does not hold as they are */
+        named(f, u, (cas){ .k = w % 2 ? PRODUCT : LOGITS, .w = weights[w], .n_out = 8003, .n_in = 1280, .n_tok = w % 2 ? 9 : 16, .odd = 1e6f });
     }
     for (int w = 0; w < N_WEIGHT; w++) { /* odd sizes where rows need not be whole blocks, low rank */
         if (weights[w] <= LG_DTYPE_BF16) named(f, u, (cas){ .k = PRODUCT, .w = weights[w], .n_out = 17, .n_in = 37, .n_tok = 3 });
@@ -154,9 +158,9 @@ static void layer_cases(visit_fn f, void *u) {
         if (w <= 4) named(f, u, (c.n_tok = 1, c.n_in = 4096, c.n_out = 14336, c.d = 128, c.n_kv = 8, c.group = 4, c));
         if (w == 2) named(f, u, (c.n_tok = 8, c.n_in = 2048, c.n_out = 8000, c.d = 128, c.n_kv = 4, c));
     }
-    static const struct { lg_dtype w; int64_t n_tok; } several[] = { { LG_DTYPE_Q8_0, 16 }, { LG_DTYPE_Q4_0, 8 }, { LG_DTYPE_Q5_1, 2 }, { LG_DTYPE_Q4_K, 9 }, { LG_DTYPE_Q6_K, 3 } };
-    for (int i = 0; i < 5; i++) /* results that the next product takes as they are left (CUDA: 4 MB) */
-        named(f, u, (cas){ .k = LAYER, .w = several[i].w, .n_in = 2816, .n_out = 5632, .n_tok = several[i].n_tok, .kv = LG_DTYPE_BF16, .d = 128, .n_kv = 4, .group = 6 });
+    static const struct { lg_dtype w; int64_t n_tok; float odd; } several[] = { { LG_DTYPE_Q8_0, 16, 0 }, { LG_DTYPE_Q4_0, 8, 0 }, { LG_DTYPE_Q5_1, 2, 1e6f }, { LG_DTYPE_Q4_K, 9, 0 }, { LG_DTYPE_Q4_0, 16, 1e6f }, { LG_DTYPE_Q6_K, 3, 0 } };
+    for (int i = 0; i < 6; i++) /* results that the next product takes as they are left (CUDA: 4 MB) */
+        named(f, u, (cas){ .k = LAYER, .w = several[i].w, .n_in = 2816, .n_out = 5632, .n_tok = several[i].n_tok, .kv = LG_DTYPE_BF16, .d = 128, .n_kv = 4, .group = 6, .odd = several[i].odd });
 }
 
 /* The attention part: extended with the kernels. */
@@ -422,6 +426,7 @@ static void test_product(bench *b, const cas *c) {
     check(b->o->reserve(b->c, c->n_tok, 1, LG_PAGE, 1, &(lg_kv_geom){ LG_DTYPE_F32, 1, 64, 256 }, c->n_in, c->n_out, &e), &e);
     const int64_t n_x = c->k == LOGITS ? c->n_tok + 3 : c->n_tok, n_y = c->n_tok * c->n_out;
     float *x = floats(b, n_x * c->n_in, -1, 1), *norm = floats(b, c->n_in, 0.5f, 1.5f), *want = floats(b, n_y, -1, 1);
+    for (int64_t i = c->n_in; i < n_x * c->n_in && c->odd != 0; i++) x[i] *= i / c->n_in % 2 ? c->odd : 1.0f;
     float *dx = device(b, x, n_x * c->n_in * 4), *dn = device(b, norm, c->n_in * 4);
     float *dy = device(b, c->k == PRODUCT ? want : NULL, n_y * 4);
     if (c->k == PRODUCT) {
@@ -677,6 +682,7 @@ static void test_layer(bench *b, const cas *c) {
     }
     if (c->rank) la = make_lora(b, c->rank, dm, ff, &dl);
     float *x = floats(b, n * dm, -1, 1), *att = floats(b, n * nq, -1, 1), *norm = floats(b, dm, 0.5f, 1.5f), *cs = floats(b, n * d / 2, -1, 1), *sn = floats(b, n * d / 2, -1, 1);
+    for (int64_t i = dm; i < n * dm && c->odd != 0; i++) x[i] *= i / dm % 2 ? c->odd : 1.0f;
     float *bias[3] = { 0 }, *qn = c->qk_norm ? floats(b, d, 0.5f, 1.5f) : NULL, *kn = c->qk_norm ? floats(b, d, 0.5f, 1.5f) : NULL;
     for (int i = 0; i < 3 && c->bias; i++) bias[i] = floats(b, i ? nkv : nq, -1, 1);
     int32_t *page = host(b, n * 4), *slot = host(b, n * 4), *row = host(b, n * 4);

@@ -227,7 +227,8 @@ static __global__ void __launch_bounds__(THREADS) k_prepare(uint16_t *xs, float 
 }
 /* Inputs of stream_codes.cu, by blocks (row, PARTS chunks): squares and the largest of each, [row][blocks of a row]. clear: LG_CODES_ROWS * LG_CODES_MOST numbers, made 0. */
 enum { PARTS = THREADS * 8 / LG_CHUNK };
-static __global__ void __launch_bounds__(THREADS) k_inputs(const __grid_constant__ lg_halves to, float *squares, uint32_t *clear, const float *x, const int32_t *row, const float *norm, int n_in, int n_chunk) {
+static __global__ void __launch_bounds__(THREADS) k_inputs(const __grid_constant__ lg_halves to, float *squares, uint32_t *clear, const float *x, const int32_t *row, const float *norm,
+                                                           int n_in, int n_chunk) {
     __shared__ float tmp[WARPS];
     __shared__ uint32_t top[WARPS];
     lg_pdl_go(); /* as k_prepare */
@@ -862,8 +863,9 @@ static void decode_codes(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in
     uint32_t *head = (uint32_t *)(void *)k->partial, *slots = head + LG_CODES_GROUPS;
     const int slot = twin ? (k->twin.slot + 1) % LG_CODES_SLOTS : 0; /* of the result; the one after it is made 0 for the next result, and is that which the last product read */
     const lg_halves x = halves_at(twin ? k->twin.at : k->x, beside, n_chunk, made);
-    lg_cuda_codes codes = { x.x, x.sums, twin ? slots + k->twin.slot * LG_CODES_ROWS * LG_CODES_MOST : x.most, LG_CODES_MOST, n_tok, in->x, in->norm, in->row, k->sums, in->norm ? (int)(n_in / 16) : 0, in->eps,
-                            slots + (slot + 1) % LG_CODES_SLOTS * (LG_CODES_ROWS * LG_CODES_MOST), head, (float *)(void *)(head + LG_CODES_HEAD), lg_halves{}, norm, k->sums };
+    enum { SLOT = LG_CODES_ROWS * LG_CODES_MOST };
+    lg_cuda_codes codes = { x.x, x.sums, twin ? slots + k->twin.slot * SLOT : x.most, LG_CODES_MOST, n_tok, in->x, in->norm, in->row, k->sums, in->norm ? (int)(n_in / 16) : 0, in->eps,
+                            slots + (slot + 1) % LG_CODES_SLOTS * SLOT, head, (float *)(void *)(head + LG_CODES_HEAD), lg_halves{}, norm, k->sums };
     if (!twin) {
         const int parts = (int)((n_chunk + PARTS - 1) / PARTS);
         k->twin.of = NULL; /* (it may lie there) */
@@ -874,7 +876,7 @@ static void decode_codes(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in
     if (leaves) {
         uint8_t *to = twin && k->twin.at == k->ready ? k->x : k->ready;
         codes.twin = halves_at(to, beside, n_out / LG_CHUNK, made_for(next->dtype));
-        codes.twin.most = slots + slot * LG_CODES_ROWS * LG_CODES_MOST;
+        codes.twin.most = slots + slot * SLOT;
         k->left = lg_cuda_twin{ y[0], norm, n_tok, to, false, made_for(next->dtype), slot };
     }
     lg_cuda_stream_codes(e, &codes, w, y, n, nw == 2, add);
@@ -940,6 +942,7 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
     bool low = false;
     if (in->n_tok < 1) return;
     for (int i = 0; i < n; i++) low = low || has_lora(out[i].lora);
+    const bool lone = n == 1 && !low;
     uint8_t done[3] = { 0, 0, 0 };
     for (int i = 0; i < n; i++) {
         if (done[i]) continue;
@@ -954,7 +957,7 @@ void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in
                     y[m++] = out[j].y;
                     done[j] = 1;
                 }
-            for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, m, 1, add, n == 1 && !low ? out->norm : NULL, n == 1 && !low ? out->next : NULL);
+            for (int64_t t = 0; t < in->n_tok; t += MAX_COLS) decode(e, k, in, t, (int)min64(MAX_COLS, in->n_tok - t), w, y, m, 1, add, lone ? out->norm : NULL, lone ? out->next : NULL);
             plain = NULL; /* k->x was overwritten */
             half = NULL;
             continue;

@@ -170,26 +170,34 @@ static __host__ __device__ __forceinline__ constexpr int lg_beside(int n_tok) { 
 static __host__ __device__ __forceinline__ constexpr int64_t lg_beside_at(int beside, int n, int k) { return ((int64_t)(k >> 5) * beside + n) * 32 + (k & 31); }
 
 /* Inputs of stream_codes.cu, whole chunks of a row: f16 as lg_beside_at says (split, for Q6_K: four numbers of each half of a group after the other), where codes have
- * alternate places a sixteenth of every second pair; their sums by sixteen columns, [chunk][row][8]; and the largest of each row (of some of its sixteens in each place). Nothing is scaled: a row whose largest
- * number is not LG_HALF_LEAST to LG_HALF_MOST or 0 is made anew by the product itself. */
+ * alternate places a sixteenth of every second pair; their sums by sixteen columns, [chunk][row][8]; and the largest of each row (of some of its sixteens in each place).
+ * Nothing is scaled: a row whose largest number is not LG_HALF_LEAST to LG_HALF_MOST or 0 is made anew by the product itself. */
 #define LG_HALF_LEAST 0.0009765625f
 #define LG_HALF_MOST 65472.0f
 static __host__ __device__ __forceinline__ constexpr int64_t lg_sixteen_at(int beside, int n, int k) { return ((int64_t)(k >> 7) * beside + n) * 8 + ((k >> 4) & 7); }
 /* Where column k of a group lies. */
 static __host__ __device__ __forceinline__ constexpr int lg_split_at(bool split, int k) { return split ? (k & 12) * 2 + (k & 16) / 4 + (k & 3) : k; }
 static __device__ __forceinline__ bool lg_half_fits(uint32_t most) { return most == 0 || (__uint_as_float(most) >= LG_HALF_LEAST && __uint_as_float(most) <= LG_HALF_MOST); }
-/* A sixteen of row n by sixteen lanes side by side (and whole warps of them): number k by the lane. live: whether there is such a row. */
-static __device__ __forceinline__ void lg_put_sixteen(const lg_halves &to, int n, int k, float v, bool live) {
-    const float h = __half2float(__float2half_rn(v));
-    float sum = h;
-    uint32_t most = __float_as_uint(fabsf(v));
+/* A sixteen of row n, by whole warps: number k by each of sixteen lanes side by side (N 1), or k and k + 8 by each of the eight lanes that are as many beyond a multiple of
+ * four (N 2). live: whether there is such a row. */
+template <int N> static __device__ __forceinline__ void lg_put_sixteen(const lg_halves &to, int n, int k, const float (&v)[N], bool live) {
+    float h[N], sum = 0.0f;
+    uint32_t most = 0;
 #pragma unroll
-    for (int m = 8; m; m >>= 1) {
+    for (int i = 0; i < N; i++) {
+        h[i] = __half2float(__float2half_rn(v[i]));
+        sum += h[i];
+        most = max(most, __float_as_uint(fabsf(v[i])));
+    }
+#pragma unroll
+    for (int m = N == 1 ? 1 : 4; m < (N == 1 ? 16 : 32); m *= 2) {
         sum += __shfl_xor_sync(0xffffffffu, sum, m);
         most = max(most, __shfl_xor_sync(0xffffffffu, most, m));
     }
     if (!live) return;
-    to.x[lg_beside_at(to.beside, n, (k & ~31) + lg_split_at(to.split, k & 31))] = __half_as_ushort(__float2half_rn(to.sixteenth && (k & 2) ? h * 0.0625f : h));
+    uint16_t *x = to.x + lg_beside_at(to.beside, n, k & ~31);
+#pragma unroll
+    for (int i = 0; i < N; i++) x[lg_split_at(to.split, (k & 31) + i * 8)] = __half_as_ushort(__float2half_rn(to.sixteenth && (k & 2) ? h[i] * 0.0625f : h[i]));
     if (k & 15) return;
     to.sums[lg_sixteen_at(to.beside, n, k)] = sum;
     atomicMax(to.most + n * LG_CODES_MOST + (k >> 4) % LG_CODES_MOST, most); /* (few of them meet in a place) */

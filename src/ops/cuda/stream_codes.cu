@@ -1,9 +1,9 @@
 /* A product of 2 to 16 rows of input with large quantised weights: the weights stream through rings in shared memory as in stream.cu (stream_packed.cuh).
  *
  * The inputs (lg_halves, made by k_inputs or left by the product before) stay in shared memory for the whole launch: beside 4-bit codes they would be twice the
- * weights' bytes if they came along. Rows that do not fit into f16 as they are a block makes from f32 itself, times a power of two. Where all columns do not fit, they are cut into parts and each block takes one part of the tiles it is dealt; the blocks
- * of a group take the same tiles, leave their sums in memory, and the one that arrives last adds them up in the order of the parts. So results depend on
- * the grid, never on timing. */
+ * weights' bytes if they came along. Rows that do not fit into f16 as they are each block makes from f32 itself, times a power of two. Where all columns do not fit,
+ * they are cut into parts and each block takes one part of the tiles it is dealt; the blocks of a group take the same tiles, leave their sums in memory, and the one that
+ * arrives last adds them up in the order of the parts. So results depend on the grid, never on timing. */
 #include "ops/cuda/stream_packed.cuh"
 #include <string.h>
 
@@ -257,21 +257,26 @@ static __device__ __forceinline__ beside beside_of(const codes_args &a, const pl
     if (a.twin_norm) b.by = __ldcg(a.twin_norm + p.first + row);
     return b;
 }
-/* up: of span 2. factor: of the inputs, and of what codes are (stream.cuh). LEAVES: whole warps call it, sixteen lanes side by side for the rows of an input. */
-template <int NT, bool LEAVES>
-static __device__ __forceinline__ void put_result(const codes_args &a, const place &p, int row, int col, float v, float up, beside b, const float *factor) {
-    const bool there = is_there(p, row, col);
-    if (!LEAVES && !there) return;
-    v *= factor[col];
-    if (a.span == 2) v = __fdividef(v, 1.0f + __expf(-v)) * (up * factor[col]);
-    v = there ? v + b.old : 0.0f;
-    if (there) p.to[(int64_t)col * p.next + row] = v;
-    if (!LEAVES || !a.twin.x) return;
-    lg_put_sixteen(a.twin, col, p.first + row, v * b.by, col < p.n_col);
-    if (!a.twin_norm) return;
-    float square = v * v;
+/* Results of an input: of row `row` (N 1: by sixteen lanes side by side for sixteen rows), or also of the eighth after it (N 2: by the lanes that lg_put_sixteen says); whole
+ * warps call it. up: of span 2. factor: of the inputs, and of what codes are (stream.cuh). */
+template <int N>
+static __device__ __forceinline__ void put_result(const codes_args &a, const place &p, int row, int col, float (&v)[N], const float (&up)[N], const beside (&b)[N], const float *factor) {
+    float x[N], square = 0.0f;
 #pragma unroll
-    for (int m = 8; m; m >>= 1) square += __shfl_xor_sync(0xffffffffu, square, m);
+    for (int h = 0; h < N; h++) {
+        const bool there = is_there(p, row + h * 8, col);
+        v[h] *= factor[col];
+        if (a.span == 2) v[h] = __fdividef(v[h], 1.0f + __expf(-v[h])) * (up[h] * factor[col]);
+        v[h] = there ? v[h] + b[h].old : 0.0f;
+        if (there) p.to[(int64_t)col * p.next + row + h * 8] = v[h];
+        x[h] = v[h] * b[h].by;
+        square += v[h] * v[h];
+    }
+    if (!a.twin.x) return;
+    lg_put_sixteen<N>(a.twin, col, p.first + row, x, col < p.n_col);
+    if (!a.twin_norm) return;
+#pragma unroll
+    for (int m = N == 1 ? 1 : 4; m < (N == 1 ? 16 : 32); m *= 2) square += __shfl_xor_sync(0xffffffffu, square, m);
     if (row == 0 && col < p.n_col) a.twin_squares[(int64_t)col * a.n_item + (p.first >> 4)] = square;
 }
 static __device__ __forceinline__ void put_sum(const codes_args &a, const place &p, int row, int col, float v, float up) {
@@ -298,6 +303,7 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
     ahead.begin(a, take);
 #pragma unroll 1
     for (int i = 0; i < a.depth; i++) ahead.fetch(a, take, mine_at + (lg_smem)(i * X::stage));
+    if (a.twin_norm && tid < all) lg_prefetch(a.twin_norm + (group + tid * a.groups) * 16); /* (one weight: items are tiles) */
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
 
@@ -393,19 +399,19 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
                     const int tile = unit * M + m, item = item_of(a, take, tile);
                     if (tile >= take.tiles || (a.span == 2 && m)) break;
                     const place to = a.parts > 1 ? sum_of(a, which, item, COLS) : result_of(a, item);
-                    beside b[NT][4];
+                    beside b[NT][2][2]; /* [eight inputs][which of two][which of two rows] */
 #pragma unroll
-                    for (int nt = 0; nt < NT; nt++)
+                    for (int i = 0; i < NT * 4; i++) b[i >> 2][i & 1][i >> 1 & 1] = a.parts == 1 ? beside_of(a, to, g + (i >> 1 & 1) * 8, (i >> 2) * 8 + 2 * t + (i & 1)) : beside{ 0.0f, 1.0f };
 #pragma unroll
-                        for (int i = 0; i < 4; i++) b[nt][i] = a.parts == 1 ? beside_of(a, to, g + (i >> 1) * 8, nt * 8 + 2 * t + (i & 1)) : beside{ 0.0f, 1.0f };
-#pragma unroll
-                    for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-                        for (int i = 0; i < 4; i++) {
-                            const int r = g + (i >> 1) * 8, c = nt * 8 + 2 * t + (i & 1);
-                            if (a.parts > 1) put_sum(a, to, r, c, acc[m][nt][i], acc[M - 1][nt][i]);
-                            else put_result<NT, false>(a, to, r, c, acc[m][nt][i], acc[M - 1][nt][i], b[nt][i], factor_s);
-                        }
+                    for (int i = 0; i < NT * 2; i++) {
+                        const int nt = i >> 1, c = nt * 8 + 2 * t + (i & 1);
+                        float v[2] = { acc[m][nt][i & 1], acc[m][nt][(i & 1) + 2] };
+                        const float up[2] = { acc[M - 1][nt][i & 1], acc[M - 1][nt][(i & 1) + 2] };
+                        if (a.parts > 1) {
+                            put_sum(a, to, g, c, v[0], up[0]);
+                            put_sum(a, to, g + 8, c, v[1], up[1]);
+                        } else put_result<2>(a, to, g, c, v, up, b[nt][i & 1], factor_s);
+                    }
                 }
                 continue;
             }
@@ -435,7 +441,12 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
                 if (a.span == 2) up += of[u * M * X::sums + up_at];
             }
             if (a.parts > 1) put_sum(a, to, at & 15, at >> 4, v, up);
-            else put_result<NT, true>(a, to, at & 15, at >> 4, v, up, b, factor_s);
+            else {
+                float now[1] = { v };
+                const float now_up[1] = { up };
+                const beside now_b[1] = { b };
+                put_result<1>(a, to, at & 15, at >> 4, now, now_up, now_b, factor_s);
+            }
         }
         __syncthreads(); /* red may be written again */
     }
@@ -473,7 +484,10 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
             }
 #pragma unroll 1 /* short code: it comes from L2 */
         for (int i = begun, k = 0; k < AHEAD && i < all * EACH; i += THREADS, k++) {
-            put_result<NT, true>(a, to[0], i & 15, i % EACH >> 4, v[0], up[0], b[0], factor_s);
+            float now[1] = { v[0] };
+            const float now_up[1] = { up[0] };
+            const beside now_b[1] = { b[0] };
+            put_result<1>(a, to[0], i & 15, i % EACH >> 4, now, now_up, now_b, factor_s);
 #pragma unroll
             for (int j = 0; j + 1 < AHEAD; j++) {
                 to[j] = to[j + 1];
@@ -515,7 +529,7 @@ static void deal(codes_args *a, int sets, int M) {
     int best = INT32_MAX;
     for (int n = 1; n <= WARPS && n <= a->part; n++) {
         const int run = (a->part + n - 1) / n, units = (a->part + run - 1) / run;
-        const bool direct = units == 1 && M >= a->span && !a->twin.x;
+        const bool direct = units == 1 && M >= a->span;
         int round = direct ? sets : MOST_WAIT / (M * units); /* sets */
         if (M < a->span) round &= ~1;
         if (round > sets) round = sets;
