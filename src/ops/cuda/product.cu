@@ -841,7 +841,7 @@ static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in 
     k->left = lg_cuda_twin{ y[0], norm, a->n_tok, to, false, LG_MADE_BF16, 0 };
 }
 
-/* 2 to 16 rows of input, large quantised weights. whole: the op has no others; norm, next: as in lg_cuda_out. */
+/* The form in which stream_codes.cu takes inputs for weights of a format. */
 static lg_cuda_made made_for(lg_dtype t) {
     switch (t) {
 #define X(T) case T: return lg_form_of<T>().half_groups ? LG_MADE_SPLIT : lg_form_of<T>().sixteenth ? LG_MADE_SIXTEENTH : LG_MADE_HALVES;
@@ -850,16 +850,19 @@ static lg_cuda_made made_for(lg_dtype t) {
     default: return LG_MADE_BF16;
     }
 }
-static lg_halves halves_at(uint8_t *at, int beside, int64_t n_chunk, lg_cuda_made made) { /* most: those of k_inputs */
+/* ... and where it lies: x, sums, largest numbers of k_inputs' blocks. */
+static lg_halves halves_at(uint8_t *at, int beside, int64_t n_chunk, lg_cuda_made made) {
     uint8_t *sums = at + n_chunk * beside * (LG_CHUNK * 2);
     return lg_halves{ (uint16_t *)(void *)at, (float *)(void *)sums, (uint32_t *)(void *)(sums + n_chunk * beside * 32), beside, made != LG_MADE_HALVES, made == LG_MADE_SPLIT };
 }
+/* 2 to 16 rows of input, large quantised weights, which take and leave such inputs. whole: the op has no other rows; norm, next: as in lg_cuda_out. */
 static void decode_codes(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, int nw, bool add, bool whole, const float *norm,
                          const lg_weight *next) {
     const int n_tok = (int)in->n_tok, beside = lg_beside(n_tok);
     const int64_t n_in = w[0]->n_in, n_out = w[0]->n_out, n_chunk = lg_cuda_packed(w[0])->n_chunk;
     const lg_cuda_made made = made_for(w[0]->dtype);
-    const bool twin = whole && has_twin(k, in, made), leaves = whole && next && !row_major(next->dtype) && next->n_in == n_out && n_out % LG_CHUNK == 0 && (nw == 2 || (n == 1 && !in->norm));
+    const bool twin = whole && has_twin(k, in, made);
+    const bool leaves = whole && next && !row_major(next->dtype) && next->n_in == n_out && n_out % LG_CHUNK == 0 && (nw == 2 || (n == 1 && !in->norm)); /* (squares are read or written) */
     uint32_t *head = (uint32_t *)(void *)k->partial, *slots = head + LG_CODES_GROUPS;
     const int slot = twin ? (k->twin.slot + 1) % LG_CODES_SLOTS : 0; /* of the result; the one after it is made 0 for the next result, and is that which the last product read */
     const lg_halves x = halves_at(twin ? k->twin.at : k->x, beside, n_chunk, made);
