@@ -195,8 +195,7 @@ lg_status lg_session_sync(lg_session *s, int64_t seq, const int32_t *ids, int64_
 lg_status lg_session_step(lg_session *s, const int32_t *seqs, const int32_t *ids, int64_t n, lg_error *err);
 /* The same, and ids[i] becomes the id that follows in sequence seqs[i]: of the greatest logit, ties: the lowest. more: the caller means to go on with
  * these ids. A device that draws them itself then begins that step at once, while the caller looks at this one (lg_generate and lg_generate_batch do so,
- * too); a call that is another one waits for it and forgets it. On failure ids
- * stay. */
+ * too); a call that is another one waits for it and forgets it. On failure ids stay. */
 lg_status lg_session_greedy(lg_session *s, const int32_t *seqs, int32_t *ids, int64_t n, bool more, lg_error *err);
 /* Next-token logits of a sequence, float [n_vocab]; valid until the next sync or step. */
 const float *lg_session_logits(lg_session *s, int64_t seq);

@@ -776,7 +776,11 @@ static way way_of(const lg_cuda_env *e, const lg_weight *w, int64_t n_tok) {
 }
 static bool blas_f32(const lg_cuda_env *e, const lg_weight *w) { return e->compute == LG_COMPUTE_F32 || w->dtype == LG_DTYPE_F32 || w->n_in % 8; }
 
-/* Of what halves_at lays out. */
+/* An input of stream_codes.cu at `at`: x, sums, largest numbers of k_inputs' blocks; and its bytes. */
+static lg_halves halves_at(uint8_t *at, int beside, int64_t n_chunk, lg_cuda_made made) {
+    uint8_t *sums = at + n_chunk * beside * (LG_CHUNK * 2);
+    return lg_halves{ (uint16_t *)(void *)at, (float *)(void *)sums, (uint32_t *)(void *)(sums + n_chunk * beside * 32), beside, made != LG_MADE_HALVES, made == LG_MADE_SPLIT };
+}
 static int64_t halves_bytes(int beside, int64_t n_chunk) { return n_chunk * (beside * (LG_CHUNK * 2 + 32) + MAX_COLS * 4); }
 
 void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w, int64_t n_tok) {
@@ -804,6 +808,9 @@ void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *n, const lg_weight *w
 static bool has_twin(const lg_cuda_work *k, const lg_cuda_in *in, lg_cuda_made made) {
     return k->twin.at && k->twin.of == in->x && k->twin.norm == in->norm && k->twin.rows == in->n_tok && k->twin.made == made && !in->row;
 }
+
+/* Where a result is left as an input, while the op's own may still be read. */
+static uint8_t *place_beside(const lg_cuda_work *k, bool twin) { return twin && k->twin.at == k->ready ? k->x : k->ready; }
 
 /* One row of input; whole: the op has no other. Gate and up leave f16 for down; o and down leaving it for what follows lost more than that won. */
 static bool decode_one(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, int nw, bool add, bool whole) {
@@ -834,7 +841,7 @@ static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in 
         lg_cuda_launch(k_halves, dim3((unsigned)a->n_tok), dim3(THREADS), 0, e->stream, true, (uint16_t *)k->x, k->sums, a->x, a->row, a->norm, a->eps, (int)a->n_in, lg_beside(a->n_tok));
     }
     const bool leaves = bf16 && (nw == 2 || (norm && !rows.squares));
-    uint8_t *to = twin && k->twin.at == k->ready ? k->x : k->ready;
+    uint8_t *to = place_beside(k, twin);
     if (leaves) rows.twin = (uint16_t *)to;
     lg_cuda_stream_rows(e, &rows, w, y, n, nw == 2, a->add);
     if (!leaves) return;
@@ -850,12 +857,7 @@ static lg_cuda_made made_for(lg_dtype t) {
     default: return LG_MADE_BF16;
     }
 }
-/* ... and where it lies: x, sums, largest numbers of k_inputs' blocks. */
-static lg_halves halves_at(uint8_t *at, int beside, int64_t n_chunk, lg_cuda_made made) {
-    uint8_t *sums = at + n_chunk * beside * (LG_CHUNK * 2);
-    return lg_halves{ (uint16_t *)(void *)at, (float *)(void *)sums, (uint32_t *)(void *)(sums + n_chunk * beside * 32), beside, made != LG_MADE_HALVES, made == LG_MADE_SPLIT };
-}
-/* 2 to 16 rows of input, large quantised weights, which take and leave such inputs. whole: the op has no other rows; norm, next: as in lg_cuda_out. */
+/* 2 to 16 rows of input, large quantised weights, which take and leave inputs in such forms. whole: the op has no other rows; norm, next: as in lg_cuda_out. */
 static void decode_codes(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_weight *const *w, float *const *y, int n, int nw, bool add, bool whole, const float *norm,
                          const lg_weight *next) {
     const int n_tok = (int)in->n_tok, beside = lg_beside(n_tok);
@@ -877,7 +879,7 @@ static void decode_codes(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in
         codes.n_most = parts;
     }
     if (leaves) {
-        uint8_t *to = twin && k->twin.at == k->ready ? k->x : k->ready;
+        uint8_t *to = place_beside(k, twin);
         codes.twin = halves_at(to, beside, n_out / LG_CHUNK, made_for(next->dtype));
         codes.twin.most = slots + slot * SLOT;
         k->left = lg_cuda_twin{ y[0], norm, n_tok, to, false, made_for(next->dtype), slot };

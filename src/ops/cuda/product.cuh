@@ -44,7 +44,7 @@ typedef struct lg_cuda_work {
     uint8_t *x;      /* the input in the form its product takes */
     float *sums;     /* of decode inputs: factors of the norm [16], scales and sums of groups */
     uint8_t *y0, *y1; /* gate and up */
-    uint8_t *ready;  /* bf16 rows that an op leaves for the next one (twin) */
+    uint8_t *ready;  /* rows that an op leaves for the next one (twin); x, where that one's input is here */
     uint8_t *wide;   /* a slice of an expanded weight */
     uint8_t *lora;   /* A x */
     uint8_t *partial; /* of stream_codes.cu: LG_CODES_GROUPS counts, largest numbers of rows in LG_CODES_SLOTS slots, then sums of parts */
@@ -93,12 +93,12 @@ bool lg_cuda_streams_rows(const lg_cuda_env *e, const lg_weight *const *w, int n
 void lg_cuda_stream_rows(const lg_cuda_env *e, const lg_cuda_rows *in, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
 /* stream_codes.cu: the same for 2 to 16 rows of input and quantised weights of one format. The input, whole chunks of each row, in the form of the weights' format
- * (lg_halves, stream.cuh): x, sums, most [n_tok][n_most] (n_most to LG_CODES_MOST); from, norm and row: what it was made of. squares [n_tok][n_square]: the norm of a row has their sum; n_square
- * 0: no norm. clear: LG_CODES_ROWS * LG_CODES_MOST numbers, made 0. count: LG_CODES_GROUPS zeros (and zeros again when it is done), partial: room for what
+ * (lg_halves, stream.cuh): x, sums, most [n_tok][n_most] (n_most to LG_CODES_MOST); from, norm and row: what it was made of. squares [n_tok][n_square]: the norm of a
+ * row has their sum; n_square 0: no norm. clear: LG_CODES_ROWS * LG_CODES_MOST numbers, made 0. count: LG_CODES_GROUPS zeros (and zeros again when it is done), partial: room for what
  * lg_cuda_codes_partial says, the sum over the weights; where that is 0 they are not read. Where twin.x is given (results of whole chunks) the result goes there as
  * an input (most: zeros before): as it is, or (one weight, no gate_up) times norm [n_out], with its sums of squares over 16 columns, [n_tok][n_out / 16]. */
 enum { LG_CODES_GROUPS = 1024, LG_CODES_ROWS = 16, LG_CODES_MOST = 32, LG_CODES_SLOTS = 3, LG_CODES_HEAD = LG_CODES_GROUPS + LG_CODES_SLOTS * LG_CODES_ROWS * LG_CODES_MOST };
-typedef struct lg_halves { uint16_t *x; float *sums; uint32_t *most; int32_t beside; bool sixteenth, split; } lg_halves; /* most: [row][LG_CODES_MOST], bits of numbers without their sign */
+typedef struct lg_halves { uint16_t *x; float *sums; uint32_t *most; int32_t beside; bool sixteenth, split; } lg_halves; /* most: [row][LG_CODES_MOST] (k_inputs: [row][block]), bits of numbers without their sign */
 typedef struct lg_cuda_codes {
     const uint16_t *x; const float *sums; const uint32_t *most; int32_t n_most, n_tok;
     const float *from, *norm; const int32_t *row;

@@ -25,6 +25,7 @@ template <int T> static __host__ __device__ __forceinline__ constexpr lg_form lg
     return lg_form{ T == LG_DTYPE_BF16, !lg_fmt<T>::rows && !lg_fmt<T>::byte, lg_fmt<T>::q6, lg_folds<T> ? (float)lg_fmt<T>::zero : 0.0f, 32 };
 }
 static __host__ __device__ __forceinline__ constexpr int lg_side_floats(bool half_groups) { return half_groups ? 8 : 4; }
+
 /* 2^(9 - exponent of the largest) */
 static __device__ __forceinline__ float lg_group_scale(float top) {
     const int e = 263 - (int)((__float_as_uint(top) >> 23) & 255);

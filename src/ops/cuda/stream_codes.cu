@@ -10,7 +10,7 @@
 #ifndef STREAM_LEAST
 #define STREAM_LEAST (4 << 20)
 #endif
-enum { WARPS = 8, THREADS = WARPS * 32, MOST_ROWS = 16, MOST_PARTS = 16, LEAST = STREAM_LEAST,
+enum { WARPS = 8, THREADS = WARPS * 32, MOST_PARTS = 16, LEAST = STREAM_LEAST,
        ROOM = 96 << 10, DEEP = 5, LEAST_DEEP = 2, /* of rings: bytes at most, so that a block of selection fits beside 8 inputs of 4096; stages of a ring */
        MOST_WAIT = 16 };                          /* tiles' sums of units that wait in shared memory, at most: a unit of two tiles a warp */
 
@@ -465,35 +465,32 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
     for (int begun = tid; begun < all * EACH; begun += AHEAD * THREADS) {
         place to[AHEAD];
         const float *from[AHEAD];
-        float v[AHEAD], up[AHEAD];
-        beside b[AHEAD];
+        float v[AHEAD][1], up[AHEAD][1];
+        beside b[AHEAD][1];
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
             const int i = min(begun + k * THREADS, all * EACH - 1), item = group + i / EACH * a.groups, at = i % EACH; /* (past the last one: the last one once more) */
             to[k] = result_of(a, item);
             from[k] = a.partial + (int64_t)item * a.span * EACH + at;
-            b[k] = beside_of(a, to[k], at & 15, at >> 4);
-            v[k] = up[k] = 0.0f;
+            b[k][0] = beside_of(a, to[k], at & 15, at >> 4);
+            v[k][0] = up[k][0] = 0.0f;
         }
 #pragma unroll 4
         for (int q = 0; q < a.parts; q++)
 #pragma unroll
             for (int k = 0; k < AHEAD; k++) {
-                v[k] += __ldcg(from[k] + q * next);
-                if (a.span == 2) up[k] += __ldcg(from[k] + q * next + EACH);
+                v[k][0] += __ldcg(from[k] + q * next);
+                if (a.span == 2) up[k][0] += __ldcg(from[k] + q * next + EACH);
             }
 #pragma unroll 1 /* short code: it comes from L2 */
         for (int i = begun, k = 0; k < AHEAD && i < all * EACH; i += THREADS, k++) {
-            float now[1] = { v[0] };
-            const float now_up[1] = { up[0] };
-            const beside now_b[1] = { b[0] };
-            put_result<1>(a, to[0], i & 15, i % EACH >> 4, now, now_up, now_b, factor_s);
+            put_result<1>(a, to[0], i & 15, i % EACH >> 4, v[0], up[0], b[0], factor_s);
 #pragma unroll
             for (int j = 0; j + 1 < AHEAD; j++) {
                 to[j] = to[j + 1];
-                v[j] = v[j + 1];
-                up[j] = up[j + 1];
-                b[j] = b[j + 1];
+                v[j][0] = v[j + 1][0];
+                up[j][0] = up[j + 1][0];
+                b[j][0] = b[j + 1][0];
             }
         }
     }
@@ -567,7 +564,7 @@ int64_t lg_cuda_codes_partial(const lg_cuda_env *e, const lg_weight *w, int64_t 
 
 bool lg_cuda_streams_codes(const lg_cuda_env *e, const lg_weight *const *w, int n, int64_t n_tok, bool add) {
     const int64_t bytes = lg_bytes_alike(w, n);
-    return e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= MOST_ROWS && bytes >= LEAST && e->n_sm <= 2 * LG_CODES_GROUPS && !(add && n > 1) &&
+    return e->compute != LG_COMPUTE_F32 && n_tok > 1 && n_tok <= LG_CODES_ROWS && bytes >= LEAST && e->n_sm <= 2 * LG_CODES_GROUPS && !(add && n > 1) &&
            lg_cuda_packed(w[0])->n_chunk <= 16 * LG_CODES_MOST &&
            cut_for(e, w[0]->dtype, lg_cuda_packed(w[0])->n_chunk, n_tok).parts > 0;
 }
