@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds decode_check from the repository root: `sh tests/cuda/decode_check.sh gpu` (nvcc, CUDA_ARCH=90a), `ways` (that, and blocks count which
-# ways they go: not for timing) or `emu` (g++ with ASan, the kernels on the CPU, segments merged by helpers from 12 blocks on, selection with
+# ways they go: not for timing) or `emu` (g++ with ASan, the kernels on the CPU, segments merged by helpers from 12 blocks on, of little weight to begin, selection with
 # small blocks and samples that often fail; CUDA_HOME for the headers). The result is build/check-KIND/decode_check.
 set -e
 kind=${1:-emu}
@@ -25,7 +25,7 @@ for f in src/ops/cuda/decode.cu src/ops/cuda/decode_select.cu src/ops/cuda/obser
         # shellcheck disable=SC2086 # options
         nvcc $ways -O3 -lineinfo -std=c++17 -gencode "arch=compute_$a,code=sm_$a" -Iinclude -Isrc -Itests/cuda -c "$f" -o "$o" &
     else
-        g++ -std=c++17 -O1 -g ${SAN--fsanitize=address} -DLG_CUDA_EMU -include emu.h -DDEC_MANY=12 -DSEL_SHARE=512 -DSEL_THREADS=128 -DSEL_SAMPLE_BITS=9 -DSEL_LONGER=3000 -DSEL_SIGMAS=1 -DSEL_ROOM=1024 -Iinclude -Isrc -Itests/cuda "-I${CUDA_HOME:-/usr/local/cuda}/include" \
+        g++ -std=c++17 -O1 -g ${SAN--fsanitize=address} -DLG_CUDA_EMU -include emu.h -DDEC_MANY=12 -DDEC_BEGIN_BYTES=12000 -DSEL_SHARE=512 -DSEL_THREADS=128 -DSEL_SAMPLE_BITS=9 -DSEL_LONGER=3000 -DSEL_SIGMAS=1 -DSEL_ROOM=1024 -Iinclude -Isrc -Itests/cuda "-I${CUDA_HOME:-/usr/local/cuda}/include" \
             -x c++ -c "$f" -o "$o" &
     fi
     pids="$pids $!"

@@ -1022,6 +1022,7 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     d.n_slot = s.n_slot;
     d.row_room = c.room;
     d.row_chunks = c.chunks;
+    d.begin = (uint32_t)(DEC_WEIGHT_ROW * DEC_BEGIN_BYTES / (2 * DEC_UNIT * a->geom.row_bytes));
     d.whole = a->geom.dtype == LG_DTYPE_KV8 || (c.stages && a->geom.row_bytes == 2 * d.hd && lg_box_map_of(&d.box[0], d.k, d.hd) && lg_box_map_of(&d.box[1], d.v, d.hd));
     d.partial = (float *)(void *)e->scratch;
     d.counter = dec_counter_row(e->scratch, n_seg);

@@ -43,6 +43,7 @@ typedef struct dec_args {
     lg_cuda_raw raw;
     lg_cuda_count made;               /* of lg_cuda_decode; only with raw */
     int64_t set_cap, max_len, row_bytes;
+    uint32_t begin;                   /* what it weighs to begin a segment; at most half a share */
     int32_t sinks, recents, least;    /* least -1: a window has the whole budget */
     float scale2;                     /* scale * log2(e) */
     float group_rate;                 /* 1 / group */
@@ -141,6 +142,10 @@ static __device__ LG_NOINLINE void dec_seg_load(dec_seg *g, const dec_args &a, i
 }
 /* Units and what one of them weighs. ALONE: of a set in blocks that read nothing else (few). */
 enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3, DEC_WEIGHT_ALONE = 4 };
+/* To finish a segment and go on with the next takes a block some 7 us, in which others read so many bytes. */
+#ifndef DEC_BEGIN_BYTES
+#define DEC_BEGIN_BYTES (200 << 10)
+#endif
 typedef struct dec_size { uint32_t units, weight; } dec_size;
 static __device__ __forceinline__ dec_size dec_size_of(const dec_seg &g, uint32_t set = DEC_WEIGHT_SET) {
     return dec_size{ (uint32_t)(g.end - g.begin), g.ids ? set : (uint32_t)DEC_WEIGHT_ROW };
@@ -157,6 +162,7 @@ static __device__ __forceinline__ dec_sums dec_sums_of(const dec_size &g) { retu
 /* How the list is cut where segments share blocks, the same in all blocks. */
 typedef struct dec_plan {
     int32_t blocks;           /* that have a stretch */
+    uint32_t begin;           /* of a segment: in `all` and in sums over segments */
     dec_sums all;
 } dec_plan;
 /* The blocks that leave partial results of a segment; late: the first of them begins with another segment. */
@@ -186,7 +192,8 @@ static __device__ __forceinline__ int32_t dec_block_of(const dec_plan &p, uint32
 
 /* Where segments share blocks. before: of the segments before g. One helper: who helps waits, and may have another segment to go on with. */
 static __device__ __forceinline__ dec_join dec_join_of(const dec_plan &p, const dec_size &g, const dec_sums &before) {
-    const int32_t first = dec_block_of(p, before.weight + g.weight - 1), last = dec_block_of(p, before.weight + g.units * g.weight - 1);
+    const uint32_t w = before.weight + p.begin;
+    const int32_t first = dec_block_of(p, w + g.weight - 1), last = dec_block_of(p, w + g.units * g.weight - 1);
     return dec_join{ first, last - first + 1, dec_share(p.all.weight, (uint32_t)p.blocks, (uint32_t)first) < before.weight, 1 };
 }
 
@@ -277,22 +284,26 @@ static __device__ LG_NOINLINE bool dec_cut_many(const dec_args &a, dec_shared *s
     dec_sums at = dec_scan(mine, &p.all, sh->scan, used);
     p.blocks = (int32_t)(p.all.weight / DEC_WEIGHT_SET); /* every share holds a unit */
     p.blocks = p.blocks > n_block ? n_block : p.blocks < 1 ? 1 : p.blocks;
+    const uint32_t share = p.all.weight / (uint32_t)p.blocks;
+    p.begin = share < 16 ? 0 : a.begin < share / 2 ? a.begin : share / 2; /* (so every share still holds a unit) */
+    p.all.weight += (uint32_t)n_seg * p.begin;
+    at.weight += (uint32_t)i0 * p.begin;
     if ((int32_t)blockIdx.x >= p.blocks) return false; /* the whole block */
     if (threadIdx.x == 0) sh->plan = p;
     const uint32_t from = dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x), to = dec_share(p.all.weight, (uint32_t)p.blocks, blockIdx.x + 1);
     for (int32_t i = i0; i < i1; i++) { /* whoever looks after the segment where the stretch begins, and after that where it ends */
         const dec_size g = i > i0 ? dec_size_of(a, i) : first;
         const int32_t begin = (int32_t)at.units;
-        const dec_sums own = dec_sums_of(g);
-        const uint32_t w = at.weight, end = w + own.weight;
+        const dec_sums own = { g.units, p.begin + g.units * g.weight };
+        const uint32_t w = at.weight, first_unit = w + p.begin, end = w + own.weight; /* a unit is in whose share it ends */
         if (w <= from && from < end) {
             sh->at.index = i;
             sh->at.begin = begin;
-            sh->at.lo = begin + (int32_t)((from - w) / g.weight);
+            sh->at.lo = begin + (int32_t)(from < first_unit ? 0 : (from - first_unit) / g.weight);
             sh->after = dec_add(at, own);
             sh->join = dec_join_of(p, g, at);
         }
-        if (w < to && to <= end) sh->at.hi = begin + (int32_t)(to == end ? own.units : (to - w) / g.weight);
+        if (w < to && to <= end) sh->at.hi = begin + (int32_t)(to == end ? own.units : to < first_unit ? 0 : (to - first_unit) / g.weight);
         at = dec_add(at, own);
     }
     __syncthreads();
@@ -302,7 +313,7 @@ static __device__ LG_NOINLINE bool dec_cut_many(const dec_args &a, dec_shared *s
 static __device__ LG_NOINLINE void dec_follow(dec_shared *sh, const dec_seg &g) {
     const dec_size size = dec_size_of(g);
     sh->join = dec_join_of(sh->plan, size, sh->after);
-    sh->after = dec_add(sh->after, dec_sums_of(size));
+    sh->after = dec_add(sh->after, dec_sums{ size.units, sh->plan.begin + size.units * size.weight });
 }
 
 /* Until the counter says so. Every thread of the block calls it. */
