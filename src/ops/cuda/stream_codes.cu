@@ -12,6 +12,7 @@
 #endif
 enum { WARPS = 8, THREADS = WARPS * 32, MOST_PARTS = 16, LEAST = STREAM_LEAST,
        ROOM = 96 << 10, DEEP = 5, LEAST_DEEP = 2, /* of rings: bytes at most, so that a block of selection fits beside 8 inputs of 4096; stages of a ring */
+       BEFORE = 3, /* of them, asked for before up to 8 rows of input, which come behind what was asked for before (docs/speed-cuda.md, 99) */
        MOST_WAIT = 16 };                          /* tiles' sums of units that wait in shared memory, at most: a unit of two tiles a warp */
 
 /* NT: inputs / 8. M: tiles that a warp multiplies at once, with inputs that it loads once: what shared memory gives bounds it (docs/speed-cuda.md, 81), but for bytes, of
@@ -301,8 +302,9 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
     const lg_smem mine_at = lg_smem_of(mine);
     walk<T, NT> ahead;
     ahead.begin(a, take);
+    const int before = NT == 1 ? min(a.depth, (int)BEFORE) : a.depth; /* (16 rows of input take so long to come that all of the ring stands before them) */
 #pragma unroll 1
-    for (int i = 0; i < a.depth; i++) ahead.fetch(a, take, mine_at + (lg_smem)(i * X::stage));
+    for (int i = 0; i < before; i++) ahead.fetch(a, take, mine_at + (lg_smem)(i * X::stage));
     if (a.twin_norm && tid < all) lg_prefetch(a.twin_norm + (group + tid * a.groups) * 16); /* (one weight: items are tiles) */
     lg_pdl_wait();
     lg_pdl_go(); /* only now: who starts then may read what was staged for this step */
@@ -338,6 +340,9 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
         if (i < a.n_tok) lg_copy16_shared(lg_smem_of(xs + i * row + p / (4 * COLS) * 32 + (p & 3) * 8), x_from + p * 8, 16);
     }
     lg_cp_commit();
+    if constexpr (NT == 1)
+#pragma unroll 1
+        for (int i = before; i < a.depth; i++) ahead.fetch(a, take, mine_at + (lg_smem)(i * X::stage));
     if (blockIdx.x == 0)
         for (int i = tid; i < LG_CODES_ROWS * LG_CODES_MOST; i += THREADS) a.clear[i] = 0; /* what the next product leaves its largest numbers in */
 #pragma unroll
@@ -355,7 +360,8 @@ template <int T, int NT> static __global__ void __launch_bounds__(THREADS, 2) k_
     }
 #pragma unroll 1
     for (int p = tid + NT * THREADS; p < n * COLS; p += THREADS) put_sums(p, __ldcg((const float4 *)(sums_from + p * 8)), __ldcg((const float4 *)(sums_from + p * 8) + 1));
-    lg_copy_wait<0>(); /* (what was asked for before is there before) */
+    if constexpr (NT == 1) lg_cp_wait(a.depth - before);
+    else lg_copy_wait<0>();
     __syncthreads();
     if (__any_sync(0xffffffffu, lane < a.n_tok && !lg_half_fits(most_s[lane]))) { /* (the same for all warps) */
         make_anew<T, NT>(a, xs, row, side, factor_s, most_s, first, n);
