@@ -23,6 +23,7 @@ typedef struct cas {
     lg_dtype w;            /* weights */
     int64_t n_in, n_out, n_tok; /* layer: width of the model and of its feed-forward part */
     int64_t vocab;         /* layer: ends with logits; 0: with the next layer's q, k and v */
+    int64_t deep;          /* layer: then attention of each row over a sequence of its own, of at most so many tokens, and the next o; 0: not */
     int32_t rank;          /* low-rank addition */
     float odd;             /* product, logits, layer: what inputs (the residual) of odd rows are multiplied by; 0: 1 */
     bool bias, qk_norm, interleaved;
@@ -55,6 +56,7 @@ static void named(visit_fn f, void *u, cas c) {
     if (c.keep) ADD(" keep %d/1024", c.keep);
     if (c.n_latest) ADD(" latest %d", c.n_latest);
     if (c.vocab) ADD(" logits %lld", (long long)c.vocab);
+    if (c.deep) ADD(" attention %lld", (long long)c.deep);
     if (c.rank) ADD(" lora %d", c.rank);
     if (c.odd != 0) ADD(" odd rows %g", (double)c.odd);
     if (c.bias) ADD(" bias");
@@ -161,6 +163,12 @@ static void layer_cases(visit_fn f, void *u) {
     static const struct { lg_dtype w; int64_t n_tok; float odd; } several[] = { { LG_DTYPE_Q8_0, 16, 0 }, { LG_DTYPE_Q4_0, 8, 0 }, { LG_DTYPE_Q5_1, 2, 1e6f }, { LG_DTYPE_Q4_K, 9, 0 }, { LG_DTYPE_Q4_0, 16, 1e6f }, { LG_DTYPE_Q6_K, 3, 0 } };
     for (int i = 0; i < 6; i++) /* results that the next product takes as they are left (CUDA: 4 MB) */
         named(f, u, (cas){ .k = LAYER, .w = several[i].w, .n_in = 2816, .n_out = 5632, .n_tok = several[i].n_tok, .kv = LG_DTYPE_BF16, .d = 128, .n_kv = 4, .group = 6, .odd = several[i].odd });
+    static const struct { lg_dtype w; int64_t n_tok, deep; int32_t d, n_kv, group; lg_dtype kv; } on[] = { /* (CUDA: for bf16 weights attention leaves the input of o) */
+        { LG_DTYPE_Q4_0, 8, 40, 128, 8, 4, LG_DTYPE_BF16 }, { LG_DTYPE_Q4_0, 5, 700, 128, 8, 4, LG_DTYPE_BF16 }, { LG_DTYPE_Q8_0, 16, 1500, 64, 8, 8, LG_DTYPE_F16 }, { LG_DTYPE_Q6_K, 3, 900, 128, 8, 4, LG_DTYPE_KV8 },
+        { LG_DTYPE_Q4_K, 2, 4000, 128, 4, 8, LG_DTYPE_BF16 }, { LG_DTYPE_Q5_1, 2, 6000, 256, 4, 4, LG_DTYPE_BF16 }, { LG_DTYPE_BF16, 8, 700, 128, 8, 4, LG_DTYPE_BF16 }, { LG_DTYPE_BF16, 2, 5000, 64, 8, 8, LG_DTYPE_F32 },
+        { LG_DTYPE_Q4_0, 4, 300, 80, 8, 5, LG_DTYPE_F16 }, { LG_DTYPE_Q4_0, 3, 300, 128, 3, 11, LG_DTYPE_F16 } };
+    for (size_t i = 0; i < sizeof on / sizeof *on; i++)
+        named(f, u, (cas){ .k = LAYER, .w = on[i].w, .n_in = 2048, .n_out = 512, .n_tok = on[i].n_tok, .deep = on[i].deep, .kv = on[i].kv, .d = on[i].d, .n_kv = on[i].n_kv, .group = on[i].group });
 }
 
 /* The attention part: extended with the kernels. */
@@ -661,7 +669,7 @@ static void test_qkv(bench *b, const cas *c) {
     for (int i = 0; i < 3 && c->rank; i++) drop_lora(b, &dl[i]);
 }
 
-typedef struct layer { lg_op_product_add o, down; lg_op_gate_up gate_up; lg_op_qkv qkv; lg_op_logits logits; bool ends; } layer; /* ends: with logits */
+typedef struct layer { lg_op_product_add o, down; lg_op_gate_up gate_up; lg_op_qkv qkv; lg_op_logits logits; lg_op_attend attend; bool ends; } layer; /* ends: with logits */
 /* Outputs of a layer, on the host. */
 enum { OUT_X, OUT_H, OUT_Q, OUT_K, OUT_V, N_OUT };
 typedef struct layer_out { float *p[N_OUT]; int64_t n[N_OUT]; } layer_out;
@@ -678,6 +686,7 @@ static void test_layer(bench *b, const cas *c) {
     cas room = *c;
     room.n_seq = 1;
     room.len[0] = (n + 7) * 2;
+    for (int64_t t = 0; t < n && c->deep; t++) room.len[0] += c->deep + LG_PAGE; /* (pages are not shared) */
     make_cache(b, &k, &room, false);
     for (int i = 0; i < n_w; i++) {
         make_weight(b, &w[i], c->w, shape[i][0], shape[i][1]);
@@ -694,19 +703,32 @@ static void test_layer(bench *b, const cas *c) {
         slot[t] = (int32_t)((t + 5) % LG_PAGE);
         row[t] = (int32_t)t;
     }
+    lg_kv_seq *seqs = host(b, n * (int64_t)sizeof *seqs);
+    int64_t *idx = host(b, n * 8);
+    const int32_t *next_page = k.seqs[0].page;
+    for (int64_t t = 0; t < n && c->deep; t++) {
+        const int64_t len = c->deep - (c->deep / 2 - 1) * ((t * 5) % 7) / 6;
+        seqs[t] = (lg_kv_seq){ next_page, len, NULL };
+        idx[t] = len - 1;
+        page[t] = next_page[idx[t] / LG_PAGE];
+        slot[t] = (int32_t)(idx[t] % LG_PAGE);
+        next_page += (len + LG_PAGE - 1) / LG_PAGE;
+    }
     const int64_t n_q = n * (ends ? c->vocab : nq), size[N_OUT] = { n * dm, n * ff, n_q, ends ? 0 : n * nkv, ends ? 0 : n * nkv };
     layer_out out[3]; /* the specification's; in one sync; a sync after every op */
     lg_status st = LG_OK;
     const int64_t widest = dm > ff ? dm : ff, longest_out = widest > c->vocab ? widest : c->vocab;
-    reserve(b, &room, n, 1, widest > nq ? widest : nq, longest_out > nq ? longest_out : nq);
-    check(lg_ops_ref.reserve(b->ref, n, 1, LG_PAGE, (int32_t)n_head, &k.g, widest > nq ? widest : nq, longest_out > nq ? longest_out : nq, &e), &e);
+    const int32_t n_seq = c->deep ? (int32_t)n : 1;
+    reserve(b, &room, n, n_seq, widest > nq ? widest : nq, longest_out > nq ? longest_out : nq);
+    check(lg_ops_ref.reserve(b->ref, n, n_seq, (c->deep + LG_PAGE) / LG_PAGE * LG_PAGE, (int32_t)n_head, &k.g, widest > nq ? widest : nq, longest_out > nq ? longest_out : nq, &e), &e);
     for (int run = 0; run < 3 && st == LG_OK; run++) {
         const bool ref = run == 0;
         const lg_ops *o = ref ? &lg_ops_ref : b->o;
         lg_ops_ctx *ctx = ref ? b->ref : b->c;
         const lg_weight *ww = ref ? w : dw;
-        float *rx = host(b, n * dm * 4), *rh = host(b, n * ff * 4), *rq = host(b, n_q * 4), *ratt = att, *rnorm = norm, *rbias[3] = { bias[0], bias[1], bias[2] }, *rqn = qn, *rkn = kn;
+        float *rx = host(b, n * dm * 4), *rh = host(b, n * ff * 4), *rq = host(b, n_q * 4), *ratt = host(b, n * nq * 4), *rnorm = norm, *rbias[3] = { bias[0], bias[1], bias[2] }, *rqn = qn, *rkn = kn;
         memcpy(rx, x, (size_t)(n * dm) * 4);
+        memcpy(ratt, att, (size_t)(n * nq) * 4);
         if (!ref) {
             rx = device(b, x, n * dm * 4);
             rh = device(b, NULL, n * ff * 4);
@@ -723,13 +745,18 @@ static void test_layer(bench *b, const cas *c) {
             l.qkv = (lg_op_qkv){ .q = rq, .x = rx, .norm = rnorm, .eps = eps, .wq = &ww[4], .wk = &ww[5], .wv = &ww[6], .bq = rbias[0], .bk = rbias[1], .bv = rbias[2], .q_norm = rqn,
                                  .k_norm = rkn, .rope_cos = cs, .rope_sin = sn, .rope_interleaved = c->interleaved, .kv = ref ? k.host : k.dev, .geom = k.g, .dst_page = page,
                                  .dst_slot = slot, .n_tok = n, .n_head = (int32_t)n_head };
-        for (int i = 0; i < 4 && st == LG_OK; i++) {
+        l.attend = (lg_op_attend){ .out = ratt, .q = rq, .kv = ref ? k.host : k.dev, .geom = k.g, .seqs = seqs, .n_seq = n_seq, .seq = row, .idx = idx, .n_tok = n, .n_head = (int32_t)n_head,
+                                   .scale = 1.0f / sqrtf((float)d) };
+        const int last = c->deep ? 5 : 3;
+        for (int i = 0; i <= last && st == LG_OK; i++) {
             if (i == 0) o->product_add(ctx, &l.o);
             if (i == 1) o->gate_up(ctx, &l.gate_up);
             if (i == 2) o->product_add(ctx, &l.down);
             if (i == 3 && ends) o->logits(ctx, &l.logits);
             if (i == 3 && !ends) o->qkv(ctx, &l.qkv);
-            if (run != 1 || i == 3) st = o->sync(ctx, &e);
+            if (i == 4) o->attend(ctx, &l.attend);
+            if (i == 5) o->product_add(ctx, &l.o);
+            if (run != 1 || i == last) st = o->sync(ctx, &e);
             if (ref && i == 2 && c->rank) add_lora(rx, rh, &la, dm, ff, n);
         }
         float *from[3] = { rx, rh, rq };

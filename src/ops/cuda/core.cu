@@ -815,9 +815,6 @@ template <typename O> static lg_cuda_decode decode_of(const lg_ops_ctx *c, const
     d.max_len = c->max_len;
     d.early = t->early;
     d.sized = t->sized;
-    const task *next = t + 1 < c->tasks + c->n_task ? t + 1 : NULL;
-    const lg_op_product_add *p = next && next->k == K_PRODUCT ? &next->u.product : NULL;
-    d.release = p && p->n_tok == a->n_seq && (p->n_tok == 1 ? lg_cuda_streams(&c->env, p->w) : lg_cuda_streams_rows(&c->env, &p->w, 1, p->n_tok, true));
     return d;
 }
 
@@ -839,11 +836,22 @@ static lg_cuda_decode hybrid_of(const lg_ops_ctx *c, const task *t) {
     return d;
 }
 
+/* Where the product that takes the result of decode attention t comes next, its input is left for it and its blocks may start. */
+template <typename O> static void hand_on(lg_ops_ctx *c, const task *t, const O *a, lg_cuda_decode *d) {
+    const task *next = t + 1 < c->tasks + c->n_task ? t + 1 : NULL;
+    const lg_op_product_add *p = next && next->k == K_PRODUCT ? &next->u.product : NULL;
+    const int group = a->n_head / a->geom.n_head_kv;
+    if (!p || p->x != a->out || p->n_tok != a->n_seq) return;
+    if (group <= 8 && group * a->geom.head_dim % 128 == 0) d->rows = lg_cuda_leave(&c->env, &c->work, p->w, a->out, a->n_seq);
+    d->release = p->n_tok == 1 ? lg_cuda_streams(&c->env, p->w) : lg_cuda_streams_rows(&c->env, &p->w, 1, p->n_tok, true);
+}
+
 static void run_hybrid(lg_ops_ctx *c, task *t, const lg_cuda_raw &raw) {
     const lg_op_attend_hybrid *a = &t->u.hybrid;
     bool makes = a->spread.n_latest > 0;
     lg_cuda_decode d = hybrid_of(c, t);
     d.raw = raw;
+    hand_on(c, t, a, &d);
     for (int h = 0; h < a->geom.n_head_kv; h++) makes = makes || t->make_host[h] >= 0;
     join_side(c); /* sets and scores of the layer before */
     lg_cuda_decode_attend(&c->env, &d);
@@ -866,6 +874,7 @@ static void run_attend(lg_ops_ctx *c, const task *t, const lg_cuda_raw &raw) {
     if (t->decode) {
         lg_cuda_decode d = decode_of(c, t, a);
         d.raw = raw;
+        hand_on(c, t, a, &d);
         lg_cuda_decode_attend(&c->env, &d);
         return;
     }

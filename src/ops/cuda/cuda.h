@@ -42,6 +42,7 @@ typedef struct lg_cuda_count { uint32_t *at; uint32_t n; } lg_cuda_count;
  * Dense: read, make NULL. Hybrid: fields as in lg_op_attend_hybrid. */
 typedef struct lg_cuda_decode {
     float *out; const float *q;
+    uint16_t *rows;                      /* where out goes, too, as bf16 (lg_beside_at of product.cuh), or NULL; only with at most 8 query heads of a KV head, of a multiple of 128 numbers */
     lg_kv_layer kv; lg_kv_geom geom;
     const lg_cuda_seq *seqs; int32_t n_seq, n_head;
     float scale;

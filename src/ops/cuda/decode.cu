@@ -979,7 +979,7 @@ void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     const int32_t group = a->n_head / a->geom.n_head_kv;
     bool makes = a->read != NULL && a->make_host == NULL;
     for (int32_t h = 0; a->read && a->make_host && h < a->geom.n_head_kv; h++) makes = makes || a->make_host[h] >= 0;
-    d.out = a->out; d.q = a->q;
+    d.out = a->out; d.rows = a->rows; d.q = a->q;
     d.k = a->kv.k; d.v = a->kv.v;
     d.seqs = a->seqs;
     d.row_bytes = a->geom.row_bytes;

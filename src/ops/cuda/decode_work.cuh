@@ -20,6 +20,7 @@
 #define LG_CUDA_DECODE_WORK_CUH
 #include "ops/cuda/decode_ptx.cuh"
 #include "ops/cuda/kv.cuh"
+#include "ops/cuda/product.cuh"
 
 enum { DEC_UNIT = 16, DEC_HEADS = 8, DEC_ROLES = LG_CUDA_SPREAD, DEC_WARPS = 12, DEC_HELPERS = 8 }; /* warps, helpers: at most */
 #ifndef DEC_MANY
@@ -30,6 +31,7 @@ enum { DEC_NO_WHOLE, DEC_ONE_COPY, DEC_BOXES }; /* WHOLE */
 typedef struct dec_args {
     lg_box_map box[2];                /* of K, of V */
     float *out;
+    uint16_t *rows;                   /* as in lg_cuda_decode */
     const float *q;
     const uint8_t *k, *v;
     const lg_cuda_seq *seqs;
@@ -142,7 +144,7 @@ static __device__ LG_NOINLINE void dec_seg_load(dec_seg *g, const dec_args &a, i
 }
 /* Units and what one of them weighs. ALONE: of a set in blocks that read nothing else (few). */
 enum { DEC_WEIGHT_ROW = 2, DEC_WEIGHT_SET = 3, DEC_WEIGHT_ALONE = 4 };
-/* To finish a segment and go on with the next takes a block some 7 us, in which others read so many bytes. */
+/* To finish a segment and go on with the next takes a block some 7 us, in which others read so many bytes (docs/speed-cuda-attend.md, 68). */
 #ifndef DEC_BEGIN_BYTES
 #define DEC_BEGIN_BYTES (200 << 10)
 #endif
@@ -592,12 +594,23 @@ static __device__ LG_NOINLINE void dec_merge_apart(float *out, const float *part
     dec_merge<HD>(out, partial, j, head_dim, ng, part, room);
 }
 
+/* n numbers of a sequence's output from k on, which the block has written, to a.rows; k and n are multiples of 8. */
+static __device__ LG_NOINLINE void dec_leave(const dec_args &a, int32_t s, int32_t k, int32_t n) {
+    const float *out = a.out + (int64_t)s * a.n_head * a.hd;
+    for (int32_t i = k + 8 * (int32_t)threadIdx.x; i < k + n; i += 8 * (int32_t)blockDim.x) {
+        const float4 x = __ldcg((const float4 *)(const void *)(out + i)), y = __ldcg((const float4 *)(const void *)(out + i + 4));
+        const __align__(16) __nv_bfloat162 v[4] = { __floats2bfloat162_rn(x.x, x.y), __floats2bfloat162_rn(x.z, x.w), __floats2bfloat162_rn(y.x, y.y), __floats2bfloat162_rn(y.z, y.w) };
+        *(uint4 *)(void *)(a.rows + lg_beside_at(lg_beside(a.n_seq), s, i)) = *(const uint4 *)(const void *)v;
+    }
+}
+
 /* The slots of the block's warps -> the output, or a partial result. Every thread of the block calls it. APART: registers are scarce. */
 template <int HD, bool APART> /* HD 0: a.hd */
 static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared *sh, const dec_seg &g, float *slots) {
     const int32_t hd = HD ? HD : a.hd, size = dec_state_floats(DEC_HEADS, hd), slot = dec_state_floats(a.slot_heads, hd), tid = (int32_t)threadIdx.x, n_thread = (int32_t)blockDim.x;
     const int32_t ng = (int32_t)dec_min(a.per_chunk, a.group - g.c * a.per_chunk), mx = a.slot_heads * hd, tot = mx + a.slot_heads;
-    float *out = a.out + ((int64_t)g.s * a.n_head + (int64_t)g.h * a.group + g.c * a.per_chunk) * hd;
+    const int32_t first = (g.h * a.group + g.c * a.per_chunk) * hd;
+    float *out = a.out + (int64_t)g.s * a.n_head * hd + first;
     __syncthreads(); /* slots are written */
     const dec_join j = sh->join;
     const bool whole = j.blocks == 1;
@@ -633,6 +646,7 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
     __syncthreads(); /* partial is written, slots may be written again */
     if (whole) {
         LG_TOOK(LG_WAY_WHOLE);
+        if (a.rows) dec_leave(a, g.s, first, ng * hd);
         return;
     }
     if (tid == 0) { /* for the whole block */
@@ -648,6 +662,7 @@ static __device__ __forceinline__ void dec_finish(const dec_args &a, dec_shared 
     const float *partial = a.partial + (int64_t)2 * j.first * size;
     if (APART) dec_merge_apart<HD>(out, partial, j, hd, ng, sh->part, slots);
     else dec_merge<HD>(out, partial, j, hd, ng, sh->part, slots);
-    __syncthreads(); /* slots may be written again */
+    __syncthreads(); /* slots may be written again; the block's part of the output is written */
+    if (a.rows) dec_leave(a, g.s, first + sh->part * (ng * hd / j.helpers), ng * hd / j.helpers);
 }
 #endif

@@ -848,6 +848,12 @@ static void decode_rows(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in 
     k->left = lg_cuda_twin{ y[0], norm, a->n_tok, to, false, LG_MADE_BF16, 0 };
 }
 
+uint16_t *lg_cuda_leave(const lg_cuda_env *e, lg_cuda_work *k, const lg_weight *w, const float *of, int64_t n_tok) {
+    if (w->dtype != LG_DTYPE_BF16 || n_tok < 2 || n_tok > MAX_COLS || !lg_cuda_streams_rows(e, &w, 1, n_tok, true)) return NULL;
+    k->left = lg_cuda_twin{ of, NULL, n_tok, k->x, false, LG_MADE_BF16, 0 };
+    return (uint16_t *)k->x;
+}
+
 /* The form in which stream_codes.cu takes inputs for weights of a format. */
 static lg_cuda_made made_for(lg_dtype t) {
     switch (t) {

@@ -61,6 +61,8 @@ typedef struct lg_cuda_out { const lg_weight *w; float *y; const lg_lora *lora; 
 
 /* Bytes of each scratch field for products of n_tok rows of one weight; partial_bytes grow by what it takes beside the others of its op. */
 void lg_cuda_work_need(const lg_cuda_env *e, lg_cuda_work *need, const lg_weight *w, int64_t n_tok);
+/* Where the op that writes `of` [n_tok][w->n_in], which a product of w takes next, leaves it as bf16, too (lg_beside_at), or NULL. k->left says so. */
+uint16_t *lg_cuda_leave(const lg_cuda_env *e, lg_cuda_work *k, const lg_weight *w, const float *of, int64_t n_tok);
 /* y = W x (add: y += W x) for up to three weights that share an input. */
 void lg_cuda_product(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *out, int n, bool add);
 void lg_cuda_gate_up(const lg_cuda_env *e, lg_cuda_work *k, const lg_cuda_in *in, const lg_cuda_out *gate, const lg_cuda_out *up, float *h);
@@ -81,6 +83,9 @@ bool lg_cuda_stream(const lg_cuda_env *e, const lg_cuda_in *in, lg_cuda_chain *c
 /* stream_major.cu: its part for bf16 and f16 weights. */
 bool lg_cuda_stream_major(const lg_cuda_env *e, const lg_cuda_in *in, bool early, const lg_weight *const *w, float *const *y, int n, bool gate_up, bool add);
 
+/* Inputs of stream_rows.cu: groups of 32 columns one after the other, the rows of a group (8, or 16 where there are more than 8) side by side. */
+static __host__ __device__ __forceinline__ constexpr int lg_beside(int n_tok) { return n_tok <= 8 ? 8 : 16; }
+static __host__ __device__ __forceinline__ constexpr int64_t lg_beside_at(int beside, int n, int k) { return ((int64_t)(k >> 5) * beside + n) * 32 + (k & 31); }
 /* stream_rows.cu: the same for 2 to 16 rows of input and bf16 or f16 weights. x: in their format, lies as lg_beside_at says. The factor of a row's results is 1, or
  * factor [n_tok], or what the squares say: the norm of x, sums over 16 columns each. Where twin is given the result goes there as bf16, like x: as
  * it is, or (one weight, no gate_up) times norm [n_out], with its sums of squares over 16 columns. Squares: [n_tok][n / 16, rounded up]. */

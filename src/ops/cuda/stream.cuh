@@ -166,10 +166,6 @@ template <int N_WARP> static __device__ __forceinline__ float lg_norm_factor(con
     return lg_factor_of(ss, eps, n_in);
 }
 
-/* Inputs of stream_rows.cu: groups of 32 columns one after the other, the rows of a group (8, or 16 where there are more than 8) side by side. */
-static __host__ __device__ __forceinline__ constexpr int lg_beside(int n_tok) { return n_tok <= 8 ? 8 : 16; }
-static __host__ __device__ __forceinline__ constexpr int64_t lg_beside_at(int beside, int n, int k) { return ((int64_t)(k >> 5) * beside + n) * 32 + (k & 31); }
-
 /* Inputs of stream_codes.cu, whole chunks of a row: f16 as lg_beside_at says (split, for Q6_K: four numbers of each half of a group after the other), where codes have
  * alternate places a sixteenth of every second pair; their sums by sixteen columns, [chunk][row][8]; and the largest of each row (of some of its sixteens in each place).
  * Nothing is scaled: a row whose largest number is not LG_HALF_LEAST to LG_HALF_MOST or 0 is made anew by the product itself. */
