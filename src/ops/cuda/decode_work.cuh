@@ -2,7 +2,7 @@
  *
  * A segment is (sequence, KV head, chunk of its query heads); the positions it reads are cut into units of 16, and the units of all
  * segments, one after the other, are the list. A block takes a stretch of it, all of equal weight: rows gathered for a set take
- * longer than rows that lie side by side. Where segments are few, each has blocks of its own instead, for to finish a second segment
+ * longer than rows that lie side by side, and a segment takes time to begin. Where segments are few, each has blocks of its own instead, for to finish a second segment
  * takes a block longer than the last units of its share.
  * The warps of a block take its units in turn; each has its own ring of stages (16 rows of K, 16 of V), fed from wherever the rows lie,
  * and its own running softmax, so warps meet only where a segment ends. Rows are copied in pieces of 16 bytes (cp.async), or (BULK) by bulk
@@ -160,7 +160,7 @@ static __device__ __forceinline__ int32_t dec_full(const dec_args &a, const dec_
 /* Sums over segments: units, their weight. */
 typedef struct dec_sums { uint32_t units, weight; } dec_sums;
 static __device__ __forceinline__ dec_sums dec_add(const dec_sums &a, const dec_sums &b) { return dec_sums{ a.units + b.units, a.weight + b.weight }; }
-static __device__ __forceinline__ dec_sums dec_sums_of(const dec_size &g) { return dec_sums{ g.units, g.units * g.weight }; }
+static __device__ __forceinline__ dec_sums dec_sums_of(const dec_size &g, uint32_t begin = 0) { return dec_sums{ g.units, begin + g.units * g.weight }; }
 /* How the list is cut where segments share blocks, the same in all blocks. */
 typedef struct dec_plan {
     int32_t blocks;           /* that have a stretch */
@@ -296,7 +296,7 @@ static __device__ LG_NOINLINE bool dec_cut_many(const dec_args &a, dec_shared *s
     for (int32_t i = i0; i < i1; i++) { /* whoever looks after the segment where the stretch begins, and after that where it ends */
         const dec_size g = i > i0 ? dec_size_of(a, i) : first;
         const int32_t begin = (int32_t)at.units;
-        const dec_sums own = { g.units, p.begin + g.units * g.weight };
+        const dec_sums own = dec_sums_of(g, p.begin);
         const uint32_t w = at.weight, first_unit = w + p.begin, end = w + own.weight; /* a unit is in whose share it ends */
         if (w <= from && from < end) {
             sh->at.index = i;
@@ -315,7 +315,7 @@ static __device__ LG_NOINLINE bool dec_cut_many(const dec_args &a, dec_shared *s
 static __device__ LG_NOINLINE void dec_follow(dec_shared *sh, const dec_seg &g) {
     const dec_size size = dec_size_of(g);
     sh->join = dec_join_of(sh->plan, size, sh->after);
-    sh->after = dec_add(sh->after, dec_sums{ size.units, sh->plan.begin + size.units * size.weight });
+    sh->after = dec_add(sh->after, dec_sums_of(size, sh->plan.begin));
 }
 
 /* Until the counter says so. Every thread of the block calls it. */
