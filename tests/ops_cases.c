@@ -685,8 +685,7 @@ static void test_layer(bench *b, const cas *c) {
     cache k;
     cas room = *c;
     room.n_seq = 1;
-    room.len[0] = (n + 7) * 2;
-    for (int64_t t = 0; t < n && c->deep; t++) room.len[0] += c->deep + LG_PAGE; /* (pages are not shared) */
+    room.len[0] = (n + 7) * 2 + (c->deep ? n * (c->deep + LG_PAGE) : 0); /* (pages are not shared) */
     make_cache(b, &k, &room, false);
     for (int i = 0; i < n_w; i++) {
         make_weight(b, &w[i], c->w, shape[i][0], shape[i][1]);

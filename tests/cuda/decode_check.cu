@@ -308,7 +308,7 @@ static bool run(const test_case *c, lg_cuda_env e) {
         heads = lg_cuda_raw{ late.raw, late.raw + nq, late.raw + nq + c->n_kv * c->hd, b, b ? b + nq : NULL, b ? b + nq + c->n_kv * c->hd : NULL, dev + n_raw, dev + n_raw + c->hd / 2,
                              (float *)up(bias, n_clear * 4), (int32_t)n_clear, interleaved };
     }
-    const bool leaves = c->group <= 8 && c->group * c->hd % 128 == 0; /* the same as bf16, too */
+    const bool leaves = lg_cuda_decode_leaves(&a); /* the same as bf16, too */
     const int64_t n_left = leaves ? n_head * c->hd * lg_beside(c->n_seq) : 0;
     uint16_t *left = (uint16_t *)lg_base_calloc(n_left + 1, 2);
     a.rows = leaves ? (uint16_t *)room(n_left * 2) : NULL;

@@ -840,9 +840,8 @@ static lg_cuda_decode hybrid_of(const lg_ops_ctx *c, const task *t) {
 template <typename O> static void hand_on(lg_ops_ctx *c, const task *t, const O *a, lg_cuda_decode *d) {
     const task *next = t + 1 < c->tasks + c->n_task ? t + 1 : NULL;
     const lg_op_product_add *p = next && next->k == K_PRODUCT ? &next->u.product : NULL;
-    const int group = a->n_head / a->geom.n_head_kv;
     if (!p || p->x != a->out || p->n_tok != a->n_seq) return;
-    if (group <= 8 && group * a->geom.head_dim % 128 == 0) d->rows = lg_cuda_leave(&c->env, &c->work, p->w, a->out, a->n_seq);
+    if (lg_cuda_decode_leaves(d)) d->rows = lg_cuda_leave(&c->env, &c->work, p->w, a->out, a->n_seq);
     d->release = p->n_tok == 1 ? lg_cuda_streams(&c->env, p->w) : lg_cuda_streams_rows(&c->env, &p->w, 1, p->n_tok, true);
 }
 

@@ -42,7 +42,7 @@ typedef struct lg_cuda_count { uint32_t *at; uint32_t n; } lg_cuda_count;
  * Dense: read, make NULL. Hybrid: fields as in lg_op_attend_hybrid. */
 typedef struct lg_cuda_decode {
     float *out; const float *q;
-    uint16_t *rows;                      /* where out goes, too, as bf16 (lg_beside_at of product.cuh), or NULL; only with at most 8 query heads of a KV head, of a multiple of 128 numbers */
+    uint16_t *rows;                      /* where out goes, too, as bf16 (lg_beside_at of product.cuh), or NULL; only where lg_cuda_decode_leaves says so */
     lg_kv_layer kv; lg_kv_geom geom;
     const lg_cuda_seq *seqs; int32_t n_seq, n_head;
     float scale;
@@ -67,6 +67,7 @@ typedef struct lg_cuda_decode {
 int64_t lg_cuda_decode_scratch(const lg_cuda_env *e, int64_t n_seq, int32_t n_head, const lg_kv_geom *g); /* bytes of env.scratch */
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a);
 bool lg_cuda_decode_raw(const lg_cuda_env *e, const lg_cuda_decode *a); /* whether it would take raw heads; a->raw is not looked at */
+bool lg_cuda_decode_leaves(const lg_cuda_decode *a); /* whether it can leave rows, which is not looked at: blocks share the numbers of a KV head in whole sixteens */
 enum { LG_CUDA_SPREAD = 128, LG_CUDA_SETS = 256 }; /* of a layer */
 /* lg_ops_share in a kernel; least -1: no shares. The second: of numbers that fit, for code that runs once and must be short. */
 static __device__ __forceinline__ int64_t lg_cuda_share(int64_t budget, int64_t least, int32_t share) {

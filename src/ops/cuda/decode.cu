@@ -973,6 +973,11 @@ bool lg_cuda_decode_raw(const lg_cuda_env *e, const lg_cuda_decode *a) {
     return dec_choose(e, &a->geom, group).raw && dec_counter_row(e->scratch, n_kv);
 }
 
+bool lg_cuda_decode_leaves(const lg_cuda_decode *a) {
+    const int32_t group = a->n_head / a->geom.n_head_kv;
+    return group <= DEC_HEADS && group * a->geom.head_dim % (16 * DEC_HELPERS) == 0;
+}
+
 void lg_cuda_decode_attend(const lg_cuda_env *e, const lg_cuda_decode *a) {
     dec_args d = {};
     if (a->n_seq < 1) return;
