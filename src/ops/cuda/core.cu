@@ -147,14 +147,16 @@ static void record_free(record *r) {
     memset(r, 0, sizeof *r);
 }
 static bool under_way(const lg_ops_ctx *c) { return c->turns[0].ticket || c->turns[1].ticket; }
+static void drop_graph(lg_ops_ctx *c, graph *g) {
+    if (g->exec && under_way(c)) cudaStreamSynchronize(c->stream);
+    if (g->exec) cudaGraphExecDestroy(g->exec);
+    g->exec = NULL;
+    g->key_bytes = 0;
+    g->used = 0;
+}
 static void drop_graphs(lg_ops_ctx *c) {
     if (under_way(c)) cudaStreamSynchronize(c->stream);
-    for (int i = 0; i < N_GRAPH; i++) {
-        if (c->graphs[i].exec) cudaGraphExecDestroy(c->graphs[i].exec);
-        c->graphs[i].exec = NULL;
-        c->graphs[i].key_bytes = 0;
-        c->graphs[i].used = 0;
-    }
+    for (int i = 0; i < N_GRAPH; i++) drop_graph(c, &c->graphs[i]);
 }
 
 /* Scratch grows between lists, never inside; graphs hold its address. Zero-filled, so that what a kernel reads in passing is defined. */
@@ -1192,9 +1194,7 @@ static graph *graph_of(lg_ops_ctx *c, uint64_t h) {
         }
         if (g->used < oldest->used) oldest = g;
     }
-    if (oldest->exec && under_way(c)) cudaStreamSynchronize(c->stream);
-    if (oldest->exec) cudaGraphExecDestroy(oldest->exec);
-    oldest->exec = NULL;
+    drop_graph(c, oldest);
     cudaGraph_t made = NULL;
     cudaError_t e = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeRelaxed);
     if (e == cudaSuccess) {
@@ -1205,8 +1205,7 @@ static graph *graph_of(lg_ops_ctx *c, uint64_t h) {
     if (made) cudaGraphDestroy(made);
     stick(c, e, "capturing a decode step");
     if (c->failed != LG_OK) {
-        if (oldest->exec) cudaGraphExecDestroy(oldest->exec);
-        oldest->exec = NULL;
+        drop_graph(c, oldest);
         return NULL;
     }
     memcpy(oldest->key, c->key, (size_t)c->key_bytes);

@@ -101,13 +101,10 @@ static __device__ __forceinline__ uint32_t sel_at(const sel_row &r, int64_t u) {
 static __device__ __forceinline__ void sel_meet(sel_row *r) {
     r->phase++;
     if (r->active > 1) {
-        __threadfence();
         __syncthreads();
         if (threadIdx.x == 0) {
-            const uint32_t want = (uint32_t)(r->phase * r->active);
-            atomicAdd(&r->zero->arrived, 1u);
-            while (*(volatile uint32_t *)&r->zero->arrived < want) LG_SPIN();
-            __threadfence();
+            lg_arrive(&r->zero->arrived);
+            while (lg_look(&r->zero->arrived) < (uint32_t)(r->phase * r->active)) LG_SPIN();
         }
     }
     __syncthreads();
