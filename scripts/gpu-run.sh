@@ -11,6 +11,7 @@
 # check   op cases on the device (f32 and auto), decode_check, prefill_check, sample_check
 # parity  tests/gpu.sh: every command, CPU against CUDA
 # sanitize  compute-sanitizer memcheck, racecheck, initcheck: small cases of every op and dtype, the small cases of the checks, short generations
+# all       the same tools on the whole op table
 # perf    ops perf, decode_check time, prefill_check time
 # bench   bench/vs_torch.py (BENCH_ARGS: more options for it)
 # quality tools/quality-run.sh on the processor's cores
@@ -112,16 +113,14 @@ check() {
     part check 60 decode_check "$(prog decode_check)" check
     part check 120 prefill_check "$(prog prefill_check)" check; show 'runs, ' 1
     part check 60 sample_check "$(prog sample_check)"
-    part check 150 "ops f32" "$(prog ops)" test --device cuda --compute f32
-    part check 150 "ops auto" "$(prog ops)" test --device cuda --compute auto
+    for mode in f32 auto; do part check 150 "ops $mode" sh tests/ops-parts.sh "${JOBS:-8}" "$(prog ops)" test --device cuda --compute $mode; show 'passed, ' 1; done
 }
 parity() {
     export LONGAN JOBS=${JOBS:-8}
     LONGAN=$(prog longan)
     part parity 300 parity sh tests/gpu.sh; show '^FAIL|passed, ' 20
 }
-# The whole op table takes hours under racecheck: small cases of every op, every dtype of weights and cache, every kind of kernel stand
-# for it. SAN_TOOLS: fewer tools, when one call is too short.
+# Programs, the small cases of the checks, and small cases of every op, every dtype of weights and cache, every kind of kernel. SAN_TOOLS: fewer tools, when one call is too short.
 sanitize() {
     command -v compute-sanitizer >/dev/null || PATH=$PATH:/usr/local/cuda/bin
     products='33x256 n1|33x256 n5|33x256 n8|33x256 n40|17x37|200x256 n3 lora|gate_up q4_1 200x256 n20 lora|gate_up bf16 200x256 n20 lora'
@@ -139,6 +138,17 @@ sanitize() {
         for cases in "$products" "$others" "$attention"; do
             san "ops ${cases%%|*} ..." 200 "$(prog ops)" test --device cuda "$cases"
         done
+    done
+}
+# The whole op table, JOBS processes beside each other, SAN_LIMIT seconds each tool (50 s with 15 are enough for memcheck and initcheck). Kernels of cuBLAS are not ours.
+all() {
+    command -v compute-sanitizer >/dev/null || PATH=$PATH:/usr/local/cuda/bin
+    OMP_NUM_THREADS=1 OPS_LIMIT=${SAN_LIMIT:-150}
+    export OMP_NUM_THREADS OPS_LIMIT
+    for tool in ${SAN_TOOLS:-memcheck racecheck initcheck}; do
+        part all $((OPS_LIMIT + 20)) "$tool, whole table" sh tests/ops-parts.sh "${JOBS:-8}" compute-sanitizer --tool "$tool" --kernel-name-exclude kns=nvjet --error-exitcode 77 \
+            --print-limit 20 "$(prog ops)" test --device cuda
+        show 'passed, ' 1
     done
 }
 perf() {
@@ -163,7 +173,7 @@ note "gpu-run $*: $(cat "$(prog commit)" 2>/dev/null || git rev-parse --short=12
 note "model: ${LONGAN_SMOLLM2:-none}; program: $(prog longan)"
 for stage in "$@"; do
     case $stage in
-    build | check | parity | sanitize | perf | bench | quality) note "--- $stage ($(now) s)"; $stage ;;
+    build | check | parity | sanitize | all | perf | bench | quality) note "--- $stage ($(now) s)"; $stage ;;
     *) usage ;;
     esac
 done

@@ -1,9 +1,10 @@
 /* ops: every op of a back end against the plain C specification (lg_ops_ref), and its speed, from one table of cases.
  *
- *     ops list [FILTER]
- *     ops test [--device cpu|cuda[:i]] [--compute auto|f32] [FILTER]     TAP on stdout; exit 1 when a case failed
- *     ops perf [--device ..] [--compute ..] [FILTER]                     GB/s and TFLOP/s from the bytes and operations a case must move and do
+ *     ops list [--part K/N] [FILTER]
+ *     ops test [--device cpu|cuda[:i]] [--compute auto|f32] [--part K/N] [FILTER]     TAP on stdout; exit 1 when a case failed
+ *     ops perf [--device ..] [--compute ..] [--part K/N] [FILTER]                     GB/s and TFLOP/s from the bytes and operations a case must move and do
  *
+ * --part K/N: of these cases each N'th, from the K'th on (tests/ops-parts.sh runs all N beside each other).
  * FILTER: cases whose name holds this text, or one of several with | between them. A case's error is ||got - want|| / ||want||; NaN never passes; outputs are poisoned first.
  * A layer (several ops in one sync) must also equal the same ops with a sync after each.
  * Bounds: compute f32 2e-5; auto: inputs rounded to 8 bits or bf16, 1.5e-2. Attention of one row per sequence and prefill: f32 2e-5, auto 6e-3; attention mass: 2e-5.
@@ -260,6 +261,8 @@ typedef struct bench {
     const lg_ops *o; lg_ops_ctx *c;
     lg_ops_ctx *ref;
     const char *filter;
+    int part, parts; /* 0: all */
+    int64_t seen;    /* cases that the filter lets through */
     lg_compute compute;
     int64_t index, failed, skipped;
     uint64_t counter;
@@ -267,7 +270,7 @@ typedef struct bench {
     void *dev[256]; int n_dev;
 } bench;
 
-static bool wanted(const bench *b, const cas *c) {
+static bool named_so(const bench *b, const cas *c) {
     char part[sizeof c->name];
     for (const char *p = b->filter; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL) {
         const size_t n = strcspn(p, "|");
@@ -278,6 +281,7 @@ static bool wanted(const bench *b, const cas *c) {
     }
     return !b->filter;
 }
+static bool wanted(bench *b, const cas *c) { return named_so(b, c) && (!b->parts || b->seen++ % b->parts == b->part - 1); }
 
 static void die(const char *why) {
     fprintf(stderr, "ops: %s\n", why);
@@ -1225,7 +1229,7 @@ static void list_case(void *user, const cas *c) {
 }
 
 static int usage(void) {
-    fputs("usage: ops list|test|perf [--device D] [--compute auto|f32] [FILTER]\n", stderr);
+    fputs("usage: ops list|test|perf [--device D] [--compute auto|f32] [--part K/N] [FILTER]\n", stderr);
     return 2;
 }
 
@@ -1233,10 +1237,14 @@ int main(int argc, char **argv) {
     bench b = { .compute = LG_COMPUTE_AUTO };
     lg_error e = { 0 };
     const char *mode = argc > 1 ? argv[1] : "", *device_name = "cpu";
+    setvbuf(stdout, NULL, _IOLBF, 0); /* what has passed is seen, whatever comes after it */
     for (int i = 2; i < argc; i++) {
         if (!strcmp(argv[i], "--device") && i + 1 < argc) device_name = argv[++i];
         else if (!strcmp(argv[i], "--compute") && i + 1 < argc) b.compute = !strcmp(argv[++i], "f32") ? LG_COMPUTE_F32 : LG_COMPUTE_AUTO;
-        else if (argv[i][0] != '-' && !b.filter) b.filter = argv[i];
+        else if (!strcmp(argv[i], "--part") && i + 1 < argc) {
+            char end;
+            if (sscanf(argv[++i], "%d/%d%c", &b.part, &b.parts, &end) != 2 || b.part < 1 || b.part > b.parts) return usage();
+        } else if (argv[i][0] != '-' && !b.filter) b.filter = argv[i];
         else return usage();
     }
     if (!strcmp(mode, "list")) {
@@ -1263,5 +1271,5 @@ int main(int argc, char **argv) {
     }
     b.o->close(b.c);
     lg_ops_ref.close(b.ref);
-    return b.failed ? 1 : b.index ? 0 : usage();
+    return b.failed ? 1 : b.index || b.seen ? 0 : usage();
 }
