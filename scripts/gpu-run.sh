@@ -113,7 +113,7 @@ check() {
     part check 60 decode_check "$(prog decode_check)" check
     part check 120 prefill_check "$(prog prefill_check)" check; show 'runs, ' 1
     part check 60 sample_check "$(prog sample_check)"
-    for mode in f32 auto; do part check 150 "ops $mode" sh tests/ops-parts.sh "${JOBS:-8}" "$(prog ops)" test --device cuda --compute $mode; show 'passed, ' 1; done
+    for mode in f32 auto; do part check 150 "ops $mode" sh scripts/ops-parts.sh "${JOBS:-8}" "$(prog ops)" test --device cuda --compute $mode; show 'passed, ' 1; done
 }
 parity() {
     export LONGAN JOBS=${JOBS:-8}
@@ -147,7 +147,7 @@ all() {
     OMP_NUM_THREADS=1 OPS_LIMIT=${SAN_LIMIT:-150} OPS_FOREIGN='nvjet_'
     export OMP_NUM_THREADS OPS_LIMIT OPS_FOREIGN
     for tool in ${SAN_TOOLS:-memcheck racecheck initcheck}; do
-        part all $((OPS_LIMIT + 20)) "$tool, whole table" sh tests/ops-parts.sh "${JOBS:-8}" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 200 \
+        part all $((OPS_LIMIT + 20)) "$tool, whole table" sh scripts/ops-parts.sh "${JOBS:-8}" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 200 \
             "$(prog ops)" test --device cuda
         show 'passed, ' 1
     done

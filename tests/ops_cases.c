@@ -4,7 +4,7 @@
  *     ops test [--device cpu|cuda[:i]] [--compute auto|f32] [--part K/N] [FILTER]     TAP on stdout; exit 1 when a case failed
  *     ops perf [--device ..] [--compute ..] [--part K/N] [FILTER]                     GB/s and TFLOP/s from the bytes and operations a case must move and do
  *
- * --part K/N: of these cases each N'th, from the K'th on (tests/ops-parts.sh runs all N beside each other).
+ * --part K/N: of these cases each N'th, from the K'th on (scripts/ops-parts.sh runs all N beside each other).
  * FILTER: cases whose name holds this text, or one of several with | between them. A case's error is ||got - want|| / ||want||; NaN never passes; outputs are poisoned first.
  * A layer (several ops in one sync) must also equal the same ops with a sync after each.
  * Bounds: compute f32 2e-5; auto: inputs rounded to 8 bits or bf16, 1.5e-2. Attention of one row per sequence and prefill: f32 2e-5, auto 6e-3; attention mass: 2e-5.

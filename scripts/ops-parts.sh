@@ -1,5 +1,5 @@
 #!/bin/sh
-# The case table of tests/ops_cases.c in several processes: sh tests/ops-parts.sh N COMMAND ..., where COMMAND is `ops test ...` (or a tool that runs it). Prints cases that
+# The case table of tests/ops_cases.c in several processes: sh scripts/ops-parts.sh N COMMAND ..., where COMMAND is `ops test ...` (or a tool that runs it). Prints cases that
 # failed, what a tool reports (lines that begin with =========), and a line for all; exit 1 unless every process ended with 0. OPS_LIMIT: seconds that each may take.
 # OPS_FOREIGN: kernels of a library (a regular expression); a process that ends with 77 (the tool's --error-exitcode) for reports of these alone is as good as one that ends with 0.
 set -u
