@@ -11,7 +11,7 @@
 # check   op cases on the device (f32 and auto), decode_check, prefill_check, sample_check
 # parity  tests/gpu.sh: every command, CPU against CUDA
 # sanitize  compute-sanitizer memcheck, racecheck, initcheck: small cases of every op and dtype, the small cases of the checks, short generations
-# all       the same tools on the whole op table
+# all       the same tools on the whole op table, or on the cases that SAN_CASES lets through
 # perf    ops perf, decode_check time, prefill_check time
 # bench   bench/vs_torch.py (BENCH_ARGS: more options for it)
 # quality tools/quality-run.sh on the processor's cores
@@ -148,7 +148,7 @@ all() {
     export OMP_NUM_THREADS OPS_LIMIT OPS_FOREIGN
     for tool in ${SAN_TOOLS:-memcheck racecheck initcheck}; do
         part all $((OPS_LIMIT + 20)) "$tool, whole table" sh scripts/ops-parts.sh "${JOBS:-8}" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 200 \
-            "$(prog ops)" test --device cuda
+            "$(prog ops)" test --device cuda ${SAN_CASES:+"$SAN_CASES"}
         show 'passed, ' 1
     done
 }
