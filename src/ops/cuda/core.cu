@@ -147,8 +147,8 @@ static void record_free(record *r) {
     memset(r, 0, sizeof *r);
 }
 static bool under_way(const lg_ops_ctx *c) { return c->turns[0].ticket || c->turns[1].ticket; }
-static void drop_graph(lg_ops_ctx *c, graph *g) {
-    if (g->exec && under_way(c)) cudaStreamSynchronize(c->stream);
+/* It is not under way. */
+static void drop_graph(graph *g) {
     if (g->exec) cudaGraphExecDestroy(g->exec);
     g->exec = NULL;
     g->key_bytes = 0;
@@ -156,7 +156,7 @@ static void drop_graph(lg_ops_ctx *c, graph *g) {
 }
 static void drop_graphs(lg_ops_ctx *c) {
     if (under_way(c)) cudaStreamSynchronize(c->stream);
-    for (int i = 0; i < N_GRAPH; i++) drop_graph(c, &c->graphs[i]);
+    for (int i = 0; i < N_GRAPH; i++) drop_graph(&c->graphs[i]);
 }
 
 /* Scratch grows between lists, never inside; graphs hold its address. Zero-filled, so that what a kernel reads in passing is defined. */
@@ -1194,7 +1194,8 @@ static graph *graph_of(lg_ops_ctx *c, uint64_t h) {
         }
         if (g->used < oldest->used) oldest = g;
     }
-    drop_graph(c, oldest);
+    if (oldest->exec && under_way(c)) cudaStreamSynchronize(c->stream);
+    drop_graph(oldest);
     cudaGraph_t made = NULL;
     cudaError_t e = cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeRelaxed);
     if (e == cudaSuccess) {
@@ -1205,7 +1206,7 @@ static graph *graph_of(lg_ops_ctx *c, uint64_t h) {
     if (made) cudaGraphDestroy(made);
     stick(c, e, "capturing a decode step");
     if (c->failed != LG_OK) {
-        drop_graph(c, oldest);
+        drop_graph(oldest);
         return NULL;
     }
     memcpy(oldest->key, c->key, (size_t)c->key_bytes);
