@@ -79,6 +79,7 @@ if [ -z "${LONGAN_SMOLLM2:-}" ]; then
     for m in "$STORE/$model_name" ".cache/models/$model_name"; do [ -s "$m" ] && { LONGAN_SMOLLM2=$m; export LONGAN_SMOLLM2; break; }; done
 fi
 
+command -v compute-sanitizer >/dev/null || PATH=$PATH:/usr/local/cuda/bin
 began=$(date +%s)
 total=${TOTAL_LIMIT:-580}
 failed='' summary=$OUT/summary.txt
@@ -122,7 +123,6 @@ parity() {
 }
 # Programs, the small cases of the checks, and small cases of every op, every dtype of weights and cache, every kind of kernel. SAN_TOOLS: fewer tools, when one call is too short.
 sanitize() {
-    command -v compute-sanitizer >/dev/null || PATH=$PATH:/usr/local/cuda/bin
     products='33x256 n1|33x256 n5|33x256 n8|33x256 n40|17x37|200x256 n3 lora|gate_up q4_1 200x256 n20 lora|gate_up bf16 200x256 n20 lora'
     others='576x576 n3 kv|576x576 n33 kv|1024x576 n33 kv|kv_write|argmax 1001|sample 1001'
     attention='len 64,65|d64 kv3 g3 len 1500,700,2111 topk block 1|hybrid kv bf16 d64 kv3 g3|hybrid kv q8 d128 kv1 g8'
@@ -140,14 +140,13 @@ sanitize() {
         done
     done
 }
-# The whole op table, JOBS processes beside each other, SAN_LIMIT seconds each tool: with 15 on an H100 memcheck and initcheck take 50 s, racecheck comes to half of it in 205. It reports
+# The whole op table, JOBS processes beside each other, SAN_LIMIT seconds each tool: on an H100 memcheck and initcheck take 50 s with 15, racecheck comes to half of it in 205 with 16. It reports
 # kernels of cuBLAS (nvjet), whose barriers it does not follow; they cannot be left out, as the tool then fails in them.
 all() {
-    command -v compute-sanitizer >/dev/null || PATH=$PATH:/usr/local/cuda/bin
     OMP_NUM_THREADS=1 OPS_LIMIT=${SAN_LIMIT:-150} OPS_FOREIGN='nvjet_'
     export OMP_NUM_THREADS OPS_LIMIT OPS_FOREIGN
     for tool in ${SAN_TOOLS:-memcheck racecheck initcheck}; do
-        part all $((OPS_LIMIT + 20)) "$tool, whole table" sh scripts/ops-parts.sh "${JOBS:-8}" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 200 \
+        part all $((OPS_LIMIT + 20)) "$tool, ${SAN_CASES:-whole table}" sh scripts/ops-parts.sh "${JOBS:-8}" compute-sanitizer --tool "$tool" --error-exitcode 77 --print-limit 200 \
             "$(prog ops)" test --device cuda ${SAN_CASES:+"$SAN_CASES"}
         show 'passed, ' 1
     done
