@@ -2,21 +2,9 @@
  * rows in line, gathered by id, or (mix) one head in line and sets of seven gathered, in blocks of their own; K and V apart, as they lie, or side by side.
  *     nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a bench/gather.cu -o gather && ./gather     (sm_90 and later, 4 GB free)
  * us between events around the launch. */
-#include <cstdio>
-#include <cstdint>
-#include <cstdlib>
 #include <vector>
 #include <algorithm>
-#include <cuda_runtime.h>
-#define CK(x) do { cudaError_t e = (x); if (e) { printf("%s: %s\n", #x, cudaGetErrorString(e)); exit(1); } } while (0)
-static __device__ __forceinline__ uint32_t sm(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-static __device__ __forceinline__ void bulk(uint32_t to, const void *from, uint32_t n, uint32_t bar) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(n), "r"(bar) : "memory");
-}
-static __device__ __forceinline__ void wait(uint32_t bar, uint32_t parity) {
-    uint32_t ok;
-    do asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }" : "=r"(ok) : "r"(bar), "r"(parity) : "memory"); while (!ok);
-}
+#include "bulk.cuh"
 struct args { const uint8_t *k, *v; const int *ids; int inter, n_inline, n_gather, blocks_inline, stages; int64_t head_rows; };
 /* Units: 16 rows in line, or 16 ids of a head. */
 __global__ void __launch_bounds__(256, 1) run(args a) {
@@ -24,10 +12,7 @@ __global__ void __launch_bounds__(256, 1) run(args a) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, S = a.stages;
     uint8_t *ring = smem + warp * S * 8192;
     const uint32_t bar0 = sm(smem + 8 * S * 8192) + warp * S * 8;
-    if (lane == 0) for (int i = 0; i < S; i++) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(bar0 + 8 * i));
-    asm volatile("fence.mbarrier_init.release.cluster;");
-    asm volatile("fence.proxy.async;");
-    __syncwarp();
+    bars_begin(bar0, S);
     const bool in = (int)blockIdx.x < a.blocks_inline;
     const int nb = in ? a.blocks_inline : (int)gridDim.x - a.blocks_inline, b = in ? blockIdx.x : blockIdx.x - a.blocks_inline;
     const int64_t total = in ? a.n_inline : a.n_gather, lo = total * b / nb, hi = total * (b + 1) / nb;
@@ -38,7 +23,7 @@ __global__ void __launch_bounds__(256, 1) run(args a) {
     auto issue = [&]() {
         if (next < hi) {
             const uint32_t to = sm(ring + stage * 8192), bar = bar0 + 8 * stage;
-            if (lane == 0) asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "r"(8192));
+            if (lane == 0) expect(bar, 8192);
             __syncwarp();
             if (in) {
                 const int64_t row = next * 16;

@@ -2,41 +2,23 @@
  * side, K and V apart; 132 blocks of eight warps that ask for 16 rows of each at a time by bulk copies and do nothing else.
  *     nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a bench/pages.cu -o pages && ./pages     (sm_90 and later, 24 GB free)
  * us between events around the launch, mean and least of 20. */
-#include <cstdio>
-#include <cstdint>
-#include <cstdlib>
 #include <algorithm>
-#include <cuda_runtime.h>
-#define CK(x) do { cudaError_t e = (x); if (e) { printf("%s: %s\n", #x, cudaGetErrorString(e)); exit(1); } } while (0)
+#include "bulk.cuh"
 
 struct args { const uint8_t *k, *v; int64_t stride, n_unit; int bytes, stages; }; /* a unit: `bytes` of K and of V, four to a page, pages `stride` apart */
-
-static __device__ __forceinline__ uint32_t shared_at(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-static __device__ __forceinline__ void bulk(uint32_t to, const void *from, uint32_t n, uint32_t bar) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(n), "r"(bar) : "memory");
-}
-static __device__ __forceinline__ void wait(uint32_t bar, uint32_t parity) {
-    uint32_t done;
-    do asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }" : "=r"(done) : "r"(bar), "r"(parity) : "memory");
-    while (!done);
-}
 
 __global__ void __launch_bounds__(256, 1) read_only(args a) {
     extern __shared__ __align__(128) uint8_t smem[];
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, size = 2 * a.bytes;
-    const uint32_t ring = shared_at(smem) + warp * a.stages * size, bars = shared_at(smem) + 8 * a.stages * size + warp * a.stages * 8;
-    if (lane == 0)
-        for (int i = 0; i < a.stages; i++) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(bars + 8 * i));
-    asm volatile("fence.mbarrier_init.release.cluster;");
-    asm volatile("fence.proxy.async;");
-    __syncwarp();
+    const uint32_t ring = sm(smem) + warp * a.stages * size, bars = sm(smem) + 8 * a.stages * size + warp * a.stages * 8;
+    bars_begin(bars, a.stages);
     const int64_t lo = a.n_unit * blockIdx.x / gridDim.x, hi = a.n_unit * (blockIdx.x + 1) / gridDim.x;
     int64_t next = lo + warp;
     int to = 0;
     auto ask = [&]() {
         if (next < hi && lane == 0) {
             const int64_t at = next / 4 * a.stride + next % 4 * a.bytes;
-            asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bars + 8 * to), "r"(size));
+            expect(bars + 8 * to, size);
             bulk(ring + to * size, a.k + at, a.bytes, bars + 8 * to);
             bulk(ring + to * size + a.bytes, a.v + at, a.bytes, bars + 8 * to);
         }
