@@ -52,6 +52,7 @@ $(B)/longan: $(PROG_OBJ) $(B)/liblongan.a
 $(O)/src/ops/cpu/%.o: EXTRA = $(KERNEL_CFLAGS)
 $(O)/src/ops/cpu/%_avx2.o: EXTRA = $(KERNEL_CFLAGS) -mavx2 -mfma -mf16c
 $(O)/src/ops/cpu/%_avx512.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mavx2
+$(O)/src/ops/cpu/%_bf16.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma -mf16c -mavx2
 $(O)/src/ops/cpu/%_amx.o: EXTRA = $(KERNEL_CFLAGS) -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx512bf16 -mfma -mf16c -mavx2 -mamx-tile -mamx-int8 -mamx-bf16
 $(O)/programs/%.o: EXTRA = -DLG_COMMIT='"$(COMMIT)"'
 $(PROG_OBJ:$(B)/%=$(O)/%): $(O)/commit

@@ -21,21 +21,24 @@ static int64_t pad16(int64_t a) { return up(a, 16) * 16; }
 
 /* ---- kernels of this machine and shape ---- */
 typedef struct kernels {
-    const lg_attend_kernels *k;
+    const lg_attend_kernels *k, *many; /* tile; flash, peak and mass */
     void (*topk)(int32_t *out, const float *score, int64_t n, int64_t k, int32_t base, uint32_t *work);
 } kernels;
 
-static kernels kernels_for(const lg_gemm *g, int32_t d) {
+/* bf16 products only of caches that are rounded themselves. */
+static kernels kernels_for(const lg_gemm *g, const lg_kv_geom *kv) {
+    const int32_t d = kv->head_dim;
     const bool avx512 = g->isa >= LG_ISA_AVX512;
     kernels r = { .topk = avx512 ? lg_attend_topk_avx512 : g->isa == LG_ISA_AVX2 ? lg_attend_topk_avx2 : lg_attend_topk_scalar };
     if (avx512 && d % 16 == 0) r.k = &lg_attend_avx512;
     else if (g->isa >= LG_ISA_AVX2) r.k = &lg_attend_avx2;
     else r.k = &lg_attend_scalar;
+    r.many = g->isa >= LG_ISA_BF16 && g->compute == LG_COMPUTE_AUTO && kv->dtype != LG_DTYPE_F32 && d % 32 == 0 ? &lg_attend_bf16 : r.k;
     return r;
 }
 
-static int64_t flash_bytes(const lg_gemm *g, int32_t d) {
-    return up(kernels_for(g, d).k->flash_bytes(d), 64) * 64;
+static int64_t flash_bytes(const lg_gemm *g, const lg_kv_geom *kv) {
+    return up(kernels_for(g, kv).many->flash_bytes(kv->head_dim), 64) * 64;
 }
 
 /* ---- what one decode row reads in one KV head ---- */
@@ -76,7 +79,7 @@ static job job_of(const lg_gemm *g, const lg_op_attend *a, const lg_op_attend_hy
         j.group = h->n_head / h->geom.n_head_kv;
         j.scale2 = h->scale * 1.44269504f;
     }
-    j.k = kernels_for(g, j.geom->head_dim);
+    j.k = kernels_for(g, j.geom);
     j.partial = pad16((int64_t)j.group * (j.geom->head_dim + 2));
     return j;
 }
@@ -217,7 +220,7 @@ int64_t lg_attend_scratch_bytes(const lg_gemm *g, int64_t n_tok, int64_t n_seq, 
     const int64_t group = n_head / kv->n_head_kv, units = n_seq * kv->n_head_kv;
     const int64_t chunks = CHUNKS + 1 + up(max_len, LG_PAGE * CHUNK_PAGES_MAX);
     const int64_t partials = units * chunks * pad16(group * (kv->head_dim + 2)), scores = units * pad16(max_len);
-    const int64_t select = 2 * pad16(max_len) * (int64_t)sizeof(float), flash = flash_bytes(g, kv->head_dim);
+    const int64_t select = 2 * pad16(max_len) * (int64_t)sizeof(float), flash = flash_bytes(g, kv);
     return max64((partials + scores) * (int64_t)sizeof(float), peak_floats(LG_OBSERVE_ROWS, n_head, kv) * (int64_t)sizeof(float)) + nth * max64(select, flash);
 }
 
@@ -519,7 +522,7 @@ static void run_flash(const job *j, const lg_op_observe *o, float *peaks, void *
                 if (n && (!take || n == LG_FLASH_GROUP)) {
                     f.lane0 = (t - n) * LG_FLASH_LANES;
                     f.n_lane = min64(lanes, t * LG_FLASH_LANES) - f.lane0;
-                    j->k.k->flash(&f);
+                    j->k.many->flash(&f);
                     n = 0;
                 }
                 n += take;
@@ -549,7 +552,7 @@ void lg_attend_run(const lg_gemm *g, const lg_op_attend *a, const lg_op_observe 
         run_partials(&j, scratch, ith, nth);
         const layout l = layout_of(&j, scratch);
         float *peaks = scratch; /* there are no partials: one run */
-        run_flash(&j, o, peaks, o ? peaks + peak_floats(o->n_tok, o->n_head, &o->geom) : l.scores, ith, nth, flash_bytes(g, j.geom->head_dim));
+        run_flash(&j, o, peaks, o ? peaks + peak_floats(o->n_tok, o->n_head, &o->geom) : l.scores, ith, nth, flash_bytes(g, j.geom));
     } else {
         run_merge(&j, scratch, false, ith, nth);
     }
@@ -578,11 +581,11 @@ int lg_observe_phases(const lg_gemm *g, const lg_op_observe *a, int nth) {
 }
 
 void lg_observe_run(const lg_gemm *g, const lg_op_observe *a, int phase, void *scratch, int ith, int nth) {
-    const kernels k = kernels_for(g, a->geom.head_dim);
+    const kernels k = kernels_for(g, &a->geom);
     const int64_t d = a->geom.head_dim, group = a->n_head / a->geom.n_head_kv, lanes = a->n_tok * group, len = a->seq->len;
     const int64_t tiles = observe_tiles(a->n_tok, a->n_head, &a->geom), pages = up(len, LG_PAGE), runs = up(pages, OBSERVE_PAGES);
     float *peaks = scratch;
-    uint8_t *own = (uint8_t *)scratch + peak_floats(a->n_tok, a->n_head, &a->geom) * (int64_t)sizeof(float) + flash_bytes(g, a->geom.head_dim) * ith;
+    uint8_t *own = (uint8_t *)scratch + peak_floats(a->n_tok, a->n_head, &a->geom) * (int64_t)sizeof(float) + flash_bytes(g, &a->geom) * ith;
     for (int64_t u = ith; u < a->geom.n_head_kv * (phase ? runs : tiles); u += nth) {
         const int64_t h = u / (phase ? runs : tiles), part = u % (phase ? runs : tiles);
         lg_flash f = { .q = a->q + h * group * d, .ld = a->n_head * d, .idx = a->idx, .k = a->kv.k, .page = a->seq->page, .head = (int32_t)h,
@@ -592,12 +595,12 @@ void lg_observe_run(const lg_gemm *g, const lg_op_observe *a, int phase, void *s
         if (phase == 0) {
             f.lane0 = part * LG_FLASH_LANES;
             f.n_lane = min64(LG_FLASH_LANES, lanes - f.lane0);
-            k.k->peak(&f, peak + part * 2 * LG_FLASH_LANES);
+            k.many->peak(&f, peak + part * 2 * LG_FLASH_LANES);
             continue;
         }
         const int64_t first = part * OBSERVE_PAGES, end = min64(pages, first + OBSERVE_PAGES);
         float *mass = a->mass + h * a->ld;
         memset(mass + first * LG_PAGE, 0, (size_t)(min64(len, end * LG_PAGE) - first * LG_PAGE) * sizeof *mass);
-        k.k->mass(&f, peak, first, end, 1.0f / (float)lanes, mass);
+        k.many->mass(&f, peak, first, end, 1.0f / (float)lanes, mass);
     }
 }

@@ -54,7 +54,7 @@ typedef struct lg_attend_kernels {
                                                   * += weight * sum over lanes, for the tokens of pages [page, end) */
 } lg_attend_kernels;
 
-extern const lg_attend_kernels lg_attend_scalar, lg_attend_avx2, lg_attend_avx512;
+extern const lg_attend_kernels lg_attend_scalar, lg_attend_avx2, lg_attend_avx512, lg_attend_bf16; /* bf16: no tile */
 
 /* The k largest of n scores, equal ones by position: writes their positions + base ascending. 0 <= k <= n; -0 equals +0.
  * work: [n] words. */

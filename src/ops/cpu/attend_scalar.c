@@ -39,6 +39,9 @@ static inline void v_hsum4(float *dst, vf a, vf b, vf c, vf d) {
 static inline void v_fma(vf *a, vf x, vf y) { *a += x * y; }
 
 #include "ops/cpu/attend_simd.h"
+#include "ops/cpu/attend_tile.h"
+#include "ops/cpu/attend_f32.h"
+#include "ops/cpu/attend_flash.h"
 
 const lg_attend_kernels lg_attend_scalar = { .tile = tile_run, .flash = flash_run, .flash_bytes = flash_bytes_run, .peak = peak_run, .mass = mass_run };
 

@@ -15,7 +15,7 @@
 enum { AMX_MIN_TOK = 17 }; /* from here AMX over bf16 panels beats VNNI (docs/speed-gemm.md) */
 
 
-static const char *const isa_names[] = { "scalar", "avx2", "avx512", "amx" };
+static const char *const isa_names[] = { "scalar", "avx2", "avx512", "avx512_bf16", "amx" };
 const char *lg_isa_name(lg_isa isa) { return isa_names[isa]; }
 
 #if defined(__x86_64__)
@@ -36,8 +36,8 @@ static lg_isa best_isa(void) {
     if ((lo & 0xe6) != 0xe6 || (b7 & f512) != f512 || !(c7 & bit_AVX512VNNI)) return LG_ISA_AVX2;
     const unsigned amx = 1u << 24 | 1u << 22; /* AMX-TILE, AMX-BF16: gcc and clang name the bits differently */
     const bool bf16 = __get_cpuid_count(7, 1, &a71, &b, &c, &d) && (a71 & bit_AVX512BF16);
-    if ((lo & 0x60000) != 0x60000 || (d7 & amx) != amx || !bf16 || !amx_allowed()) return LG_ISA_AVX512;
-    return LG_ISA_AMX;
+    if (!bf16) return LG_ISA_AVX512;
+    return (lo & 0x60000) == 0x60000 && (d7 & amx) == amx && amx_allowed() ? LG_ISA_AMX : LG_ISA_BF16;
 }
 #else
 static lg_isa best_isa(void) { return LG_ISA_SCALAR; }

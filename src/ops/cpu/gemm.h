@@ -6,8 +6,8 @@
 #include "ops/ops.h"
 
 /* Best instruction set of this machine (AMX permission asked from the kernel once), capped by the
- * environment variable LG_CPU_ISA = scalar | avx2 | avx512 | amx. Cached after the first call. */
-typedef enum lg_isa { LG_ISA_SCALAR, LG_ISA_AVX2, LG_ISA_AVX512, LG_ISA_AMX } lg_isa;
+ * environment variable LG_CPU_ISA = scalar | avx2 | avx512 | avx512_bf16 | amx. Cached after the first call. */
+typedef enum lg_isa { LG_ISA_SCALAR, LG_ISA_AVX2, LG_ISA_AVX512, LG_ISA_BF16, LG_ISA_AMX } lg_isa; /* BF16: AVX512 and AVX512_BF16 */
 lg_isa lg_cpu_isa(void);
 const char *lg_isa_name(lg_isa isa);
 void lg_cpu_isa_thread(lg_isa isa); /* once per thread before kernels run (AMX tile state); cheap to repeat */
