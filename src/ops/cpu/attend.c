@@ -168,22 +168,28 @@ static void offsets(int64_t *off, const job *j, const unit *u, int64_t first, in
     for (int64_t i = n; i % 4; i++) off[i] = off[n - 1];
 }
 
-static void run_chunk(const job *j, const unit *u, int64_t first, int64_t last, float *partial, float *score) {
-    int64_t off[2][LG_TILE];
-    lg_tile t = { .q = u->q, .max = partial, .sum = partial + j->group, .acc = partial + 2 * j->group, .k = j->kv->k,
+/* A chunk: positions [first, last) of a unit's list. */
+typedef struct chunk { unit u; int64_t first, last; float *partial, *score; } chunk;
+static int32_t tile_rows(const chunk *c, int64_t at) { return (int32_t)max64(0, min64(LG_TILE, c->last - at)); }
+
+/* off[*side]: of the first tile. Of the chunk that this thread runs next, NULL if none, the first tile's are left there, and its keys prefetched. */
+static void run_chunk(const job *j, const chunk *c, const chunk *next, int64_t (*off)[LG_TILE], int *side) {
+    const unit *u = &c->u;
+    lg_tile t = { .q = u->q, .max = c->partial, .sum = c->partial + j->group, .acc = c->partial + 2 * j->group, .k = j->kv->k,
                   .v = j->kv->v, .group = j->group, .head_dim = j->geom->head_dim, .row_bytes = j->geom->row_bytes,
                   .dtype = j->geom->dtype, .scale2 = j->scale2 };
-    memset(partial, 0, (size_t)j->partial * sizeof(float));
+    memset(c->partial, 0, (size_t)j->partial * sizeof(float));
     for (int32_t g = 0; g < j->group; g++) t.max[g] = -INFINITY;
-    t.next_n = (int32_t)min64(LG_TILE, last - first);
-    offsets(off[0], j, u, first, t.next_n);
-    for (int side = 0; first < last; first += LG_TILE, side = !side) {
-        t.n = t.next_n;
-        t.off = off[side];
-        t.next_n = (int32_t)max64(0, min64(LG_TILE, last - first - LG_TILE));
-        t.next = off[!side];
-        if (t.next_n) offsets(off[!side], j, u, first + LG_TILE, t.next_n);
-        t.score = score ? score + first : NULL;
+    for (int64_t at = c->first; at < c->last; at += LG_TILE, *side = !*side) {
+        const bool end = at + LG_TILE >= c->last;
+        const chunk *then = end ? next : c;
+        const int64_t from = end && next ? next->first : at + LG_TILE;
+        t.n = tile_rows(c, at);
+        t.off = off[*side];
+        t.next_n = then ? tile_rows(then, from) : 0;
+        t.next = off[!*side];
+        if (t.next_n) offsets(off[!*side], j, &then->u, from, t.next_n);
+        t.score = c->score ? c->score + at : NULL;
         j->k.k->tile(&t);
     }
 }
@@ -233,19 +239,34 @@ static bool mine(share *s, int64_t cost) { /* the piece whose middle lies in thi
     return middle >= s->lo && middle < s->hi;
 }
 
+/* The chunks of a thread, in order. Begins with partial, score and share set. */
+typedef struct chunks { walk w; unit u; int64_t at; float *partial, *score; share s; } chunks;
+static bool next_chunk(const job *j, chunks *w, chunk *c) {
+    for (;;) {
+        while (w->at >= w->u.n) {
+            if (w->w.begun && w->u.make >= 0) w->score += pad16(w->u.seq->len);
+            if (!next_unit(j, &w->w, &w->u)) return false;
+            w->at = 0;
+        }
+        *c = (chunk){ .u = w->u, .first = w->at, .last = min64(w->u.n, w->at + chunk_positions(w->u.n)), .partial = w->partial, .score = w->u.make >= 0 ? w->score : NULL };
+        w->at = c->last;
+        w->partial += j->partial;
+        if (mine(&w->s, c->last - c->first + CHUNK_COST)) return true;
+    }
+}
+
 static void run_partials(const job *j, void *scratch, int ith, int nth) {
     const layout l = layout_of(j, scratch);
-    share s = share_of(l.cost0, ith, nth);
-    float *partial = l.partials, *score = l.scores;
-    walk w = { 0 };
-    unit u;
-    while (next_unit(j, &w, &u)) {
-        const int64_t step = chunk_positions(u.n);
-        for (int64_t first = 0; first < u.n; first += step, partial += j->partial) {
-            const int64_t last = min64(u.n, first + step);
-            if (mine(&s, last - first + CHUNK_COST)) run_chunk(j, &u, first, last, partial, u.make >= 0 ? score : NULL);
-        }
-        if (u.make >= 0) score += pad16(u.seq->len);
+    chunks w = { .partial = l.partials, .score = l.scores, .s = share_of(l.cost0, ith, nth) };
+    chunk c, next;
+    int64_t off[2][LG_TILE];
+    int side = 0;
+    bool more = next_chunk(j, &w, &c);
+    if (more) offsets(off[0], j, &c.u, c.first, tile_rows(&c, c.first));
+    while (more) {
+        more = next_chunk(j, &w, &next);
+        run_chunk(j, &c, more ? &next : NULL, off, &side);
+        c = next;
     }
 }
 

@@ -4,7 +4,7 @@
 
 enum { VW = 16, NV = 4, MR = 8, MC = 2 };
 #define GH 4
-#define LG_PREFETCH 3
+#define LG_PREFETCH 2 /* into L2: sets of scattered rows 6% faster on a Zen 5 than into L1, dense reads as fast */
 typedef float vf __attribute__((vector_size(64)));
 typedef float vfu __attribute__((vector_size(64), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(64)));
