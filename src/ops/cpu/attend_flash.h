@@ -90,6 +90,13 @@ static void load(float *dst, const uint8_t *src, int64_t n, int64_t row_bytes, l
     }
 }
 
+/* Part number `part` of `parts` of this head's rows of the page at position `first`, which is read next. */
+INLINE void ahead(const lg_flash *f, const uint8_t *rows, int64_t first, int64_t part, int64_t parts) {
+    const int64_t bytes = LG_PAGE * f->row_bytes;
+    const uint8_t *p = rows + ((int64_t)f->page[first / LG_PAGE] * f->n_head_kv + f->head) * bytes;
+    for (int64_t b = bytes * part / parts; b < bytes * (part + 1) / parts; b += 64) __builtin_prefetch(p + b, 0, LG_PREFETCH);
+}
+
 /* dst[r][LANES] (+)= sum_j a[r*ra + j*rj] * b[j][LANES] over n words, for r < rows, a multiple of MR; MR x MC vectors at a time. */
 INLINE void outer(float *restrict dst, const float *restrict a, int64_t ra, int64_t rj, const float *restrict b, int64_t rows,
                   int64_t n, bool add) {
@@ -160,6 +167,10 @@ static void flash_run(const lg_flash *f) {
         load(v, f->v + at, n, f->row_bytes, f->dtype, d, true);
         for (int64_t t = 0; t < tiles; t++) {
             const flash_state s = state_of(f, f->scratch, t);
+            if (first + LG_PAGE < len) {
+                ahead(f, f->k, first + LG_PAGE, t, tiles);
+                ahead(f, f->v, first + LG_PAGE, t, tiles);
+            }
             if (f->idx[lane_of(f, t, LANES - 1) / f->group] >= first) flash_step(f, &s, t, first, n, k, v, w);
         }
     }
@@ -225,6 +236,7 @@ static void mass_run(const lg_flash *f, const float *peak, int64_t page, int64_t
             for (int64_t t = t0; t < t1; t++) {
                 const flash_state s = state_of(f, f->scratch, t - t0);
                 const float *max = peak + t * 2 * LANES, *scale = max + LANES;
+                if (p + 1 < end && (p + 1) * LG_PAGE < len) ahead(f, f->k, (p + 1) * LG_PAGE, t - t0, t1 - t0);
                 mass_scores(f, &s, t, p * LG_PAGE, n, k, w);
                 for (int64_t i = 0; i < n; i++) {
                     vf sum = v_set(0);
