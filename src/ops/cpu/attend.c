@@ -299,16 +299,6 @@ static uint32_t kept_word(const uint32_t *kept, int64_t w, int64_t lo, int64_t h
     if (hi - w * 32 < 32) bits &= ~(~0u << (hi - w * 32));
     return bits;
 }
-/* The first `most` kept units among [lo, hi), ascending; returns how many, most + 1 where there are more. */
-static int64_t list_kept(int32_t *out, int64_t most, const uint32_t *kept, int64_t lo, int64_t hi) {
-    int64_t n = 0;
-    for (int64_t w = lo / 32; w * 32 < hi; w++)
-        for (uint32_t bits = kept_word(kept, w, lo, hi); bits; bits &= bits - 1) {
-            if (n == most) return most + 1;
-            out[n++] = (int32_t)(w * 32 + __builtin_ctz(bits));
-        }
-    return n;
-}
 static int64_t count_kept(const uint32_t *kept, int64_t lo, int64_t hi) {
     int64_t n = 0;
     for (int64_t w = lo / 32; w * 32 < hi; w += 2) /* without an instruction for it 64 bits cost what 32 do */
@@ -320,18 +310,15 @@ static bool any_kept(const uint32_t *kept, int64_t lo, int64_t hi) {
         if (kept_word(kept, w, lo, hi)) return true;
     return false;
 }
-/* Two ascending lists without a common number; the second may be the end of `out`. */
-static void merge_lists(int32_t *out, const int32_t *a, int64_t n_a, const int32_t *b, int64_t n_b) {
-    int64_t i = 0, j = 0;
-    while (i < n_a && j < n_b) { /* which is next cannot be foreseen: no branch */
-        const int32_t x = a[i], y = b[j];
-        const bool first = x < y;
-        *out++ = first ? x : y;
-        i += first;
-        j += !first;
+/* Numbers of the bits that are set in words [lo, hi), ascending. work: [hi - lo]. */
+static void list_bits(int32_t *out, const uint32_t *bits, int64_t lo, int64_t hi, int32_t *work) {
+    int64_t n = 0;
+    for (int64_t w = lo; w < hi; w++) { /* most words are empty, and which cannot be foreseen: no branch */
+        work[n] = (int32_t)w;
+        n += bits[w] != 0;
     }
-    while (i < n_a) *out++ = a[i++];
-    while (j < n_b) *out++ = b[j++];
+    for (int64_t i = 0; i < n; i++)
+        for (uint32_t b = bits[work[i]]; b; b &= b - 1) *out++ = work[i] * 32 + __builtin_ctz(b);
 }
 
 /* What sets of one row are made of. */
@@ -347,20 +334,23 @@ typedef struct making {
 
 /* k units of [head, tail): kept ones before all. */
 static void choose_kept(const making *m, int32_t *out, const uint32_t *kept, int64_t k) {
-    const int64_t n_kept = list_kept(out, k, kept, m->head, m->tail);
+    const int64_t n_kept = count_kept(kept, m->head, m->tail), lo = m->head / 32, hi = up(m->tail, 32);
     const bool all = n_kept <= k; /* else only kept ones compete */
     const bool few = all && m->best && (m->n_best >= k || m->n_best == m->tail - m->head);
     const int64_t n = few ? m->n_best : m->tail - m->head, left = all ? k - n_kept : k;
-    int32_t *place = all ? m->work : out;
-    if (all) memmove(out + left, out, (size_t)n_kept * sizeof *out);
+    uint32_t *bits = (uint32_t *)(void *)m->gathered; /* of what is chosen, once nothing is gathered any more */
     for (int64_t i = 0; i < n; i++) {
         const int64_t u = few ? m->best[i] : m->head + i;
         const float either[2] = { m->score[u], -INFINITY };
         m->gathered[i] = either[lg_ops_kept(kept, u) == all];
     }
     m->j->k.topk(out, m->gathered, n, left, 0, (uint32_t *)m->work);
-    for (int64_t i = 0; i < left; i++) place[i] = (int32_t)(few ? m->best[out[i]] : m->head + out[i]);
-    if (all) merge_lists(out, place, left, out + left, n_kept);
+    for (int64_t w = lo; w < hi; w++) bits[w] = all ? kept_word(kept, w, m->head, m->tail) : 0;
+    for (int64_t i = 0; i < left; i++) {
+        const int64_t u = few ? m->best[out[i]] : m->head + out[i];
+        bits[u >> 5] |= 1u << (u & 31);
+    }
+    list_bits(out, bits, lo, hi, m->work);
 }
 
 /* A set that is to be made: what is forced, then k units to choose. */
