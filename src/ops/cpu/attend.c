@@ -258,7 +258,7 @@ static bool next_chunk(const job *j, chunks *w, chunk *c) {
 static void run_partials(const job *j, void *scratch, int ith, int nth) {
     const layout l = layout_of(j, scratch);
     chunks w = { .partial = l.partials, .score = l.scores, .s = share_of(l.cost0, ith, nth) };
-    chunk c, next;
+    chunk c = { 0 }, next = { 0 };
     int64_t off[2][LG_TILE];
     int side = 0;
     bool more = next_chunk(j, &w, &c);

@@ -90,11 +90,11 @@ static void load(float *dst, const uint8_t *src, int64_t n, int64_t row_bytes, l
     }
 }
 
-/* Part number `part` of `parts` of this head's rows of the page at position `first`, which is read next. */
+/* Part number `part` of `parts` of this head's rows of the page at position `first`, which is read next, into L2 (products fill L1). */
 INLINE void ahead(const lg_flash *f, const uint8_t *rows, int64_t first, int64_t part, int64_t parts) {
     const int64_t bytes = LG_PAGE * f->row_bytes;
     const uint8_t *p = rows + ((int64_t)f->page[first / LG_PAGE] * f->n_head_kv + f->head) * bytes;
-    for (int64_t b = bytes * part / parts; b < bytes * (part + 1) / parts; b += 64) __builtin_prefetch(p + b, 0, LG_PREFETCH);
+    for (int64_t b = bytes * part / parts; b < bytes * (part + 1) / parts; b += 64) __builtin_prefetch(p + b, 0, 2);
 }
 
 /* dst[r][LANES] (+)= sum_j a[r*ra + j*rj] * b[j][LANES] over n words, for r < rows, a multiple of MR; MR x MC vectors at a time. */
