@@ -90,10 +90,15 @@ static void load(float *dst, const uint8_t *src, int64_t n, int64_t row_bytes, l
     }
 }
 
+/* Of `rows`, K or V: this head's part of the page at position `first`. */
+INLINE const uint8_t *page_at(const lg_flash *f, const uint8_t *rows, int64_t first) {
+    return rows + ((int64_t)f->page[first / LG_PAGE] * f->n_head_kv + f->head) * LG_PAGE * f->row_bytes;
+}
+
 /* Part number `part` of `parts` of this head's rows of the page at position `first`, which is read next, into L2 (products fill L1). */
 INLINE void ahead(const lg_flash *f, const uint8_t *rows, int64_t first, int64_t part, int64_t parts) {
     const int64_t bytes = LG_PAGE * f->row_bytes;
-    const uint8_t *p = rows + ((int64_t)f->page[first / LG_PAGE] * f->n_head_kv + f->head) * bytes;
+    const uint8_t *p = page_at(f, rows, first);
     for (int64_t b = bytes * part / parts; b < bytes * (part + 1) / parts; b += 64) __builtin_prefetch(p + b, 0, 2);
 }
 
@@ -122,17 +127,22 @@ INLINE vf weights(vf *p, const float *w, vf m) {
     return sum;
 }
 
-/* One page against one tile: first is the page's first position, n its rows. */
-static void flash_step(const lg_flash *f, const flash_state *s, int64_t tile, int64_t first, int64_t n, const float *k,
-                       const float *v, float *w) {
-    const int64_t d = f->head_dim, rows = (n + MR - 1) / MR * MR;
-    outer(w, k, d / PACK, 1, s->q, rows, d / PACK, false);
-    if (first + rows - 1 > f->idx[lane_of(f, tile, 0) / f->group]) {
+/* Scores of a page's rows for a tile of lanes, -INFINITY where a lane does not see the row. Returns the rows, a multiple of MR. */
+INLINE int64_t page_scores(const lg_flash *f, const flash_state *s, int64_t tile, int64_t first, int64_t n, const float *k, float *w) {
+    const int64_t rows = (n + MR - 1) / MR * MR;
+    outer(w, k, f->head_dim / PACK, 1, s->q, rows, f->head_dim / PACK, false);
+    if (first + rows - 1 > f->idx[lane_of(f, tile, 0) / f->group])
         for (int64_t l = 0; l < LANES; l++) {
             const int64_t last = f->idx[lane_of(f, tile, l) / f->group];
             for (int64_t i = last + 1 > first ? last + 1 - first : 0; i < rows; i++) w[i * LANES + l] = -INFINITY;
         }
-    }
+    return rows;
+}
+
+/* One page against one tile: first is the page's first position, n its rows. */
+static void flash_step(const lg_flash *f, const flash_state *s, int64_t tile, int64_t first, int64_t n, const float *k,
+                       const float *v, float *w) {
+    const int64_t d = f->head_dim, rows = page_scores(f, s, tile, first, n, k, w);
     for (int64_t l = 0; l < LANES; l += VW) {
         const vf old = v_load(s->max + l);
         vf m = old, total = v_set(0);
@@ -162,9 +172,8 @@ static void flash_run(const lg_flash *f) {
     }
     for (int64_t first = 0; first < len; first += LG_PAGE) {
         const int64_t n = len - first < LG_PAGE ? len - first : LG_PAGE;
-        const int64_t at = ((int64_t)f->page[first / LG_PAGE] * f->n_head_kv + f->head) * LG_PAGE * f->row_bytes;
-        load(k, f->k + at, n, f->row_bytes, f->dtype, d, false);
-        load(v, f->v + at, n, f->row_bytes, f->dtype, d, true);
+        load(k, page_at(f, f->k, first), n, f->row_bytes, f->dtype, d, false);
+        load(v, page_at(f, f->v, first), n, f->row_bytes, f->dtype, d, true);
         for (int64_t t = 0; t < tiles; t++) {
             const flash_state s = state_of(f, f->scratch, t);
             if (first + LG_PAGE < len) {
@@ -184,21 +193,9 @@ static void flash_run(const lg_flash *f) {
 static const float *page_of(const lg_flash *f, int64_t page, int64_t len, float *k, int64_t *n) {
     const int64_t first = page * LG_PAGE;
     *n = len - first < LG_PAGE ? len - first : LG_PAGE;
-    load(k, f->k + ((int64_t)f->page[page] * f->n_head_kv + f->head) * LG_PAGE * f->row_bytes, *n, f->row_bytes, f->dtype, f->head_dim, false);
+    load(k, page_at(f, f->k, first), *n, f->row_bytes, f->dtype, f->head_dim, false);
     return k;
 }
-/* Scores of a page's rows for a tile of lanes, -INFINITY where a lane does not see the row. Returns the rows, a multiple of MR. */
-static int64_t mass_scores(const lg_flash *f, const flash_state *s, int64_t tile, int64_t first, int64_t n, const float *k, float *w) {
-    const int64_t rows = (n + MR - 1) / MR * MR;
-    outer(w, k, f->head_dim / PACK, 1, s->q, rows, f->head_dim / PACK, false);
-    if (first + rows - 1 > f->idx[lane_of(f, tile, 0) / f->group])
-        for (int64_t l = 0; l < LANES; l++) {
-            const int64_t last = f->idx[lane_of(f, tile, l) / f->group];
-            for (int64_t i = last + 1 > first ? last + 1 - first : 0; i < rows; i++) w[i * LANES + l] = -INFINITY;
-        }
-    return rows;
-}
-
 static void peak_run(const lg_flash *f, float *peak) {
     const flash_state s = state_of(f, f->scratch, 0);
     float *k = (float *)f->scratch + LG_FLASH_GROUP * state_floats(f->head_dim), *w = k + 2 * LG_PAGE * f->head_dim;
@@ -206,7 +203,7 @@ static void peak_run(const lg_flash *f, float *peak) {
     flash_begin(f, &s, 0);
     for (int64_t page = 0, n; page * LG_PAGE < len; page++) {
         page_of(f, page, len, k, &n);
-        const int64_t rows = mass_scores(f, &s, 0, page * LG_PAGE, n, k, w);
+        const int64_t rows = page_scores(f, &s, 0, page * LG_PAGE, n, k, w);
         for (int64_t l = 0; l < LANES; l += VW) {
             const vf old = v_load(s.max + l);
             vf m = old, total = v_set(0);
@@ -237,7 +234,7 @@ static void mass_run(const lg_flash *f, const float *peak, int64_t page, int64_t
                 const flash_state s = state_of(f, f->scratch, t - t0);
                 const float *max = peak + t * 2 * LANES, *scale = max + LANES;
                 if (p + 1 < end && (p + 1) * LG_PAGE < len) ahead(f, f->k, (p + 1) * LG_PAGE, t - t0, t1 - t0);
-                mass_scores(f, &s, t, p * LG_PAGE, n, k, w);
+                page_scores(f, &s, t, p * LG_PAGE, n, k, w);
                 for (int64_t i = 0; i < n; i++) {
                     vf sum = v_set(0);
                     for (int64_t l = 0; l < LANES; l += VW) sum += v_exp2(v_load(w + i * LANES + l) - v_load(max + l)) * v_load(scale + l);
